@@ -1,0 +1,36 @@
+"""WhatsApp addresses: what a caller may write and the one form in which the service keeps it."""
+
+import re
+from typing import Annotated
+
+from pydantic import AfterValidator
+
+from whatsapp_qr_contracts.message import Text
+
+_NUMBER = re.compile(r"[0-9]{7,15}")
+_JID = re.compile(r"(?P<user>[0-9A-Za-z._-]{1,64})(?::[0-9]{1,5})?@(?P<server>s\.whatsapp\.net|c\.us|lid|g\.us)")
+_PERSONAL = frozenset({"s.whatsapp.net", "c.us"})
+
+
+def normalize_address(text: str) -> str:
+    """Return the form under which an address is stored and compared.
+
+    A phone number loses a leading plus, spaces and dashes; a personal JID becomes its number; `@lid` and `@g.us` JIDs
+    are kept without the device part.
+
+    Raises:
+        ValueError: it is neither a number of 7 to 15 digits nor a WhatsApp JID.
+    """
+    text = text.strip()
+    if jid := _JID.fullmatch(text):
+        user, server = jid["user"], jid["server"]
+        return user if server in _PERSONAL else f"{user}@{server}"
+    number = text.removeprefix("+").replace(" ", "").replace("-", "")
+    if _NUMBER.fullmatch(number):
+        return number
+    message = "write a phone number of 7 to 15 digits with country code (5491112345678), or a WhatsApp JID"
+    raise ValueError(message)
+
+
+Address = Annotated[Text, AfterValidator(normalize_address)]
+"""A phone number of 7 to 15 digits (a leading plus, spaces and dashes are removed) or a WhatsApp JID."""

@@ -1,0 +1,105 @@
+"""Commands: what users of the service ask for. The public write interface, exchange `whatsapp-qr.commands`.
+
+A command is published persistent and mandatory, with a `message_id` that is unique per command. Publishing the same
+command again with the same id has one effect. Every command ends in one event with its id as `correlation_id`.
+"""
+
+import json
+from typing import Annotated, Any, ClassVar
+from uuid import UUID
+
+from pydantic import AfterValidator, Field, StringConstraints
+
+from whatsapp_qr_contracts.addresses import Address
+from whatsapp_qr_contracts.message import COMMANDS, Identifier, Instant, Message, Text
+
+MAX_MESSAGE_CHARACTERS = 65_536
+MAX_METADATA_BYTES = 16_384
+
+
+def _without_nul(value: Any) -> Any:
+    match value:
+        case str():
+            return value.replace("\x00", "")
+        case dict():
+            return {_without_nul(key): _without_nul(item) for key, item in value.items()}
+        case list():
+            return [_without_nul(item) for item in value]
+        case _:
+            return value
+
+
+def _small(value: dict[str, Any]) -> dict[str, Any]:
+    value = {_without_nul(key): _without_nul(item) for key, item in value.items()}
+    if len(json.dumps(value, ensure_ascii=False).encode()) > MAX_METADATA_BYTES:
+        message = f"metadata may have at most {MAX_METADATA_BYTES} bytes as JSON"
+        raise ValueError(message)
+    return value
+
+
+Metadata = Annotated[dict[str, Any], AfterValidator(_small)]
+"""A JSON object of the caller's own, at most 16 KiB; kept with the message and never changed."""
+
+
+class Command(Message):
+    """Base of all commands. Everything that is asked of one chatbot is done in the order in which it was asked."""
+
+    exchange: ClassVar[str] = COMMANDS
+
+    chatbot_id: UUID = Field(description="The chatbot it is about")
+
+
+class InitializeSession(Command):
+    """Link the chatbot to a WhatsApp account: make a session if there is none and ask the gateway for a QR code.
+
+    Ends in `session.connecting`; in `session.qr_ready` or `session.connected` where that is so already; in
+    `session.disconnected` with a reason where the gateway refused or was away; or in `command.rejected`
+    (`unknown_chatbot`, `gateway_unreachable`).
+    """
+
+    name: ClassVar[str] = "session.initialize"
+
+    requested_at: Instant | None = Field(
+        default=None, description="When it was asked for; its milliseconds become part of a new sessionId"
+    )
+
+
+class DisconnectSession(Command):
+    """End the link. Ends in `session.disconnected`, or in `command.rejected` (`no_session`)."""
+
+    name: ClassVar[str] = "session.disconnect"
+
+
+class RegisterChatbot(Command):
+    """Make a chatbot known; needed before the first `session.initialize` where CHATBOTS=strict. Idempotent.
+
+    Ends in `chatbot.registered`.
+    """
+
+    name: ClassVar[str] = "chatbot.register"
+
+
+class RemoveChatbot(Command):
+    """End the chatbot's link and forget the chatbot; its conversations are kept. Ends in `chatbot.removed`."""
+
+    name: ClassVar[str] = "chatbot.remove"
+
+
+class SendMessage(Command):
+    """Send a text to a customer. Messages of one chatbot go out in the order of their commands.
+
+    The message's id is `uuid5(chatbotId, messageId)`, with the AMQP `message_id` where `messageId` is left out. The
+    same id again with the same content has no second effect; with other content it is rejected (`id_reused`).
+    Ends in `message.sent` or `message.failed`, or in `command.rejected` (`no_session`, `id_reused`). While the
+    session is not connected the message waits.
+    """
+
+    name: ClassVar[str] = "message.send"
+
+    to: Address
+    message: Annotated[Text, StringConstraints(min_length=1, max_length=MAX_MESSAGE_CHARACTERS)]
+    metadata: Metadata = Field(default_factory=dict)
+    message_id: Identifier | None = Field(default=None, description="The caller's own id for this message")
+    expires_at: Instant | None = Field(
+        default=None, description="After this it is not sent any more; default: SEND_EXPIRY after it was accepted"
+    )

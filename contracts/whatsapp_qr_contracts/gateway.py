@@ -1,0 +1,133 @@
+"""What the WhatsApp gateway reports: the body of its callbacks, and of the message each callback becomes.
+
+The gateway posts the first four to `/whatsapp-qr/webhook` and the last to `/whatsapp-qr/incoming`; the ingress
+publishes the same body on `whatsapp-qr.gateway`. A report is a hint: it may come late, twice or out of order.
+"""
+
+from datetime import UTC, datetime
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import BeforeValidator, Field, StringConstraints, model_validator
+
+from whatsapp_qr_contracts.message import GATEWAY, Identifier, Message, Moment, Text, WireModel
+
+_MILLISECONDS_FROM = 100_000_000_000  # as seconds this is the year 5138
+
+
+def _whole_number(value: Any) -> Any:
+    try:
+        return int(float(value))
+    except (TypeError, ValueError, OverflowError):
+        message = "write Unix time in seconds or milliseconds, as a number or a numeric string"
+        raise ValueError(message) from None
+
+
+UnixTime = Annotated[int, BeforeValidator(_whole_number), Field(ge=0, le=99_999_999_999_999)]
+"""Unix time in seconds or milliseconds, a number or a numeric string; the unit stays as it was given."""
+
+
+def moment_of(unix_time: int) -> datetime:
+    """Return the point in time of a Unix time in seconds or milliseconds."""
+    seconds = unix_time / 1000 if unix_time >= _MILLISECONDS_FROM else unix_time
+    return datetime.fromtimestamp(seconds, UTC)
+
+
+class GatewayReport(Message):
+    """Base of what the gateway reports about a session."""
+
+    exchange: ClassVar[str] = GATEWAY
+
+    session_id: Identifier = Field(description="The session it is about")
+
+
+class QrData(WireModel):
+    """The content of a `qr` report."""
+
+    qr_code: Annotated[Text, StringConstraints(min_length=1, max_length=65_536)] = Field(
+        description="The QR code as a PNG data URL; whoever scans it links the account, so treat it as a secret"
+    )
+
+
+class GatewayQr(GatewayReport):
+    """A QR code is ready to be scanned. Sent again each time the code is renewed (about every 20 s)."""
+
+    name: ClassVar[str] = "gateway.qr"
+
+    type: Literal["qr"]
+    data: QrData
+
+
+class ConnectedData(WireModel):
+    """The content of a `connected` report."""
+
+    phone_number: Text | None = Field(default=None, description="The number of the linked account, where known")
+    connected_at: Moment | None = None
+
+
+class GatewayConnected(GatewayReport):
+    """The account is linked: messages can be sent and received."""
+
+    name: ClassVar[str] = "gateway.connected"
+
+    type: Literal["connected"]
+    data: ConnectedData = ConnectedData()
+
+
+class DisconnectedData(WireModel):
+    """The content of a `disconnected` report."""
+
+    disconnected_at: Moment | None = None
+    reason: Text | None = Field(default=None, max_length=64, description="`logged_out`, `replaced`, `qr_expired`, …")
+
+
+class GatewayDisconnected(GatewayReport):
+    """The link is gone: logged out on the phone, replaced, expired or lost."""
+
+    name: ClassVar[str] = "gateway.disconnected"
+
+    type: Literal["disconnected"]
+    data: DisconnectedData = DisconnectedData()
+
+
+class ReceiptData(WireModel):
+    """The content of a receipt."""
+
+    message_id: Identifier = Field(description="The WhatsApp id of the message")
+    status: Literal["delivered", "read", "failed"]
+    timestamp: UnixTime | None = None
+    error: Text | None = Field(default=None, max_length=1000, description="Why it failed")
+
+
+class GatewayReceipt(GatewayReport):
+    """WhatsApp reported the fate of a message that was sent. `delivered` may be left out where `read` comes."""
+
+    name: ClassVar[str] = "gateway.receipt"
+
+    type: Literal["receipt"]
+    data: ReceiptData
+
+
+class GatewayMessage(GatewayReport):
+    """A customer wrote to the linked account. May come again with the same `messageId`."""
+
+    name: ClassVar[str] = "gateway.message"
+
+    sender: Identifier = Field(alias="from", description="Phone number or JID of the customer")
+    message: Text = Field(max_length=65_536, description="The text; may be empty where `type` is not `text`")
+    message_id: Identifier = Field(description="The WhatsApp id of the message")
+    timestamp: UnixTime
+    push_name: Text | None = Field(default=None, max_length=200, description="The name the customer shows")
+    type: Text | None = Field(default=None, max_length=64, description="`text`, `image`, …")
+
+    @model_validator(mode="after")
+    def _text_or_type(self) -> "GatewayMessage":
+        if not self.message and self.type in {None, "text"}:
+            message = "message may be empty only where type says that it is not a text"
+            raise ValueError(message)
+        return self
+
+
+Webhook = Annotated[
+    GatewayQr | GatewayConnected | GatewayDisconnected | GatewayReceipt, Field(discriminator="type")
+]
+"""The body of POST /whatsapp-qr/webhook."""

@@ -1,0 +1,58 @@
+"""Every setting of every process: an environment variable each, with its default and unit.
+
+Only the composition roots (`apps`, `local`, `cli`) read it; everything else is given values.
+"""
+
+from typing import Annotated, Literal
+
+from pydantic import BeforeValidator, Field
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+
+def _async_driver(url: object) -> object:
+    """Accept the database URLs that platforms hand out and name the asynchronous driver."""
+    if not isinstance(url, str):
+        return url
+    scheme, separator, rest = url.partition("://")
+    drivers = {"postgres": "postgresql+asyncpg", "postgresql": "postgresql+asyncpg", "sqlite": "sqlite+aiosqlite"}
+    return f"{drivers.get(scheme, scheme)}{separator}{rest}"
+
+
+DatabaseUrl = Annotated[str, BeforeValidator(_async_driver)]
+Port = Annotated[int, Field(ge=0, le=65_535)]
+
+
+class Settings(BaseSettings):
+    """The settings. The name of the environment variable is the field's name in upper case."""
+
+    model_config = SettingsConfigDict(frozen=True, env_ignore_empty=True)
+
+    amqp_url: str = Field(default="amqp://guest:guest@127.0.0.1:5672/", description="RabbitMQ, 3.10 or later")
+    database_url: DatabaseUrl = Field(
+        default="sqlite+aiosqlite:///.local/whatsapp-qr.db", description="`postgresql://…` or `sqlite:///file`"
+    )
+    whatsapp_qr_service_url: str = Field(
+        default="http://whatsapp-qr-service:3001", description="Base URL of the WhatsApp gateway"
+    )
+    http_host: str = Field(default="127.0.0.1", description="Address the ingress and the health endpoints listen on")
+    http_port: Port = Field(default=8000, description="Port of the ingress")
+    health_port: Port = Field(default=8080, description="Port of a consumer's /livez and /readyz; 0 = any free one")
+    simulator_port: Port = Field(default=3001, description="Port of the gateway simulator")
+    callback_url: str = Field(
+        default="http://127.0.0.1:8000", description="Base URL of the ingress, where the simulator posts its callbacks"
+    )
+    partitions: int = Field(
+        default=4, ge=1, le=64, description="Partitions of each partitioned queue; fixed for the life of a deployment"
+    )
+    prefetch: int = Field(default=128, ge=1, le=1000, description="Unacknowledged messages per partition and process")
+    chatbots: Literal["open", "strict"] = Field(
+        default="open", description="`open`: the first /init registers a chatbot; `strict`: it must be registered before"
+    )
+    send_rate: float = Field(default=1, gt=0, description="Messages per second and session in the long run")
+    send_burst: int = Field(default=20, ge=1, description="Messages of a session that may go out at once")
+    send_expiry: float = Field(default=3600, gt=0, description="Seconds after which a message is no longer sent")
+    send_attempts: int = Field(default=3, ge=1, description="Attempts whose outcome is unknown before a message fails")
+    send_backoff: float = Field(default=2, gt=0, description="Seconds before the second attempt; doubles each time")
+    gateway_timeout: float = Field(default=10, gt=0, description="Seconds a send may take; /init 0.8 of it, others half")
+    log_format: Literal["text", "json"] = Field(default="text", description="`text` for people, `json` for machines")
+    log_level: Literal["debug", "info", "warning", "error"] = Field(default="info", description="Least level logged")
