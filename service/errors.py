@@ -1,16 +1,16 @@
 """All errors of the service, in one tree.
 
-    ServiceError                  has a stable `code` and a sentence that says what to do
-    ├── Unavailable               passes by itself: hold the message and try again
-    │   ├── DatabaseUnavailable
-    │   └── BrokerUnavailable     a publish was not confirmed (it may have arrived)
-    ├── GatewayError
-    │   ├── GatewayUnreachable    the gateway did not take the call: nothing has happened
-    │   ├── GatewayOutcomeUnknown it may or may not have happened
-    │   └── GatewayRefused        it said no, with a code where it gave one
-    ├── Undeliverable             a message that can never be processed: it goes to the dead letters
-    ├── Rejected                  a well-formed request that cannot be carried out
-    └── ConfigurationError        the service cannot start like this
+ServiceError                  has a stable `code` and a sentence that says what to do
+├── Unavailable               passes by itself: hold the message and try again
+│   ├── DatabaseUnavailable
+│   └── BrokerUnavailable     a publish was not confirmed (it may have arrived)
+├── GatewayError
+│   ├── GatewayUnreachable    the gateway did not take the call: nothing has happened
+│   ├── GatewayOutcomeUnknown it may or may not have happened
+│   └── GatewayRefused        it said no, with a code where it gave one
+├── Undeliverable             a message that can never be processed: it goes to the dead letters
+├── Rejected                  a well-formed request that cannot be carried out
+└── ConfigurationError        the service cannot start like this
 """
 
 

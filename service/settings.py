@@ -46,13 +46,16 @@ class Settings(BaseSettings):
     )
     prefetch: int = Field(default=128, ge=1, le=1000, description="Unacknowledged messages per partition and process")
     chatbots: Literal["open", "strict"] = Field(
-        default="open", description="`open`: the first /init registers a chatbot; `strict`: it must be registered before"
+        default="open",
+        description="`open`: the first /init registers a chatbot; `strict`: it must be registered before",
     )
     send_rate: float = Field(default=1, gt=0, description="Messages per second and session in the long run")
     send_burst: int = Field(default=20, ge=1, description="Messages of a session that may go out at once")
     send_expiry: float = Field(default=3600, gt=0, description="Seconds after which a message is no longer sent")
     send_attempts: int = Field(default=3, ge=1, description="Attempts whose outcome is unknown before a message fails")
     send_backoff: float = Field(default=2, gt=0, description="Seconds before the second attempt; doubles each time")
-    gateway_timeout: float = Field(default=10, gt=0, description="Seconds a send may take; /init 0.8 of it, others half")
+    gateway_timeout: float = Field(
+        default=10, gt=0, description="Seconds a send may take; /init 0.8 of it, others half"
+    )
     log_format: Literal["text", "json"] = Field(default="text", description="`text` for people, `json` for machines")
     log_level: Literal["debug", "info", "warning", "error"] = Field(default="info", description="Least level logged")

@@ -127,7 +127,5 @@ class GatewayMessage(GatewayReport):
         return self
 
 
-Webhook = Annotated[
-    GatewayQr | GatewayConnected | GatewayDisconnected | GatewayReceipt, Field(discriminator="type")
-]
+Webhook = Annotated[GatewayQr | GatewayConnected | GatewayDisconnected | GatewayReceipt, Field(discriminator="type")]
 """The body of POST /whatsapp-qr/webhook."""

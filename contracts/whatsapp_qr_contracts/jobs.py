@@ -48,4 +48,3 @@ class SendJob(Message):
     message: str
     message_id: UUID
     conversation_id: UUID
-

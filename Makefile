@@ -1,0 +1,66 @@
+.DEFAULT_GOAL := help
+.NOTPARALLEL:
+SHELL := /bin/sh
+
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+LOCK := uv pip compile pyproject.toml --quiet --universal --python-version 3.11 --generate-hashes --no-header \
+	--no-annotate --no-emit-index-url --no-emit-find-links --no-emit-package whatsapp-qr-contracts
+
+.PHONY: help setup run test check format lint types imports generated lock clean
+
+help: ## Print this help
+	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' Makefile | while IFS="	" read -r name text; do printf '  make %-10s %s\n' "$$name" "$$text"; done
+
+setup: $(READY) ## Create .venv with all dependencies (only when they changed)
+
+$(READY): requirements-dev.lock pyproject.toml contracts/pyproject.toml
+	deploy/local/setup.sh venv
+	@if command -v uv >/dev/null; then \
+		set -ex; \
+		[ -x $(BIN)/python ] || uv venv --quiet --clear --python '>=3.11' $(VENV); \
+		uv pip install --quiet --python $(BIN)/python --require-hashes -r requirements-dev.lock; \
+		uv pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation -e contracts -e .; \
+	else \
+		set -ex; \
+		$(BIN)/python -m pip --version >/dev/null 2>&1 || python3 -m venv --clear $(VENV); \
+		$(BIN)/python -m pip install --quiet --require-hashes -r requirements-dev.lock; \
+		$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation -e contracts -e .; \
+	fi
+	@touch $@
+
+run: setup ## Run everything on this machine: http://127.0.0.1:8000/docs
+	@[ -n "$$AMQP_URL" ] || deploy/local/setup.sh rabbitmq || true
+	@exec $(BIN)/whatsapp-qr up
+
+test: setup ## Run the tests on real RabbitMQ, PostgreSQL and SQLite
+	@docker version >/dev/null 2>&1 || deploy/local/setup.sh rabbitmq postgresql
+	$(BIN)/python -m pytest
+
+check: lint types imports generated test ## Run everything CI runs
+
+format: setup ## Format the code and repair what can be repaired
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+lint: setup ## Check style and format
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: setup ## Check types
+	$(BIN)/mypy
+
+imports: setup ## Check the dependency rules between modules
+	$(BIN)/lint-imports
+
+generated: setup ## Check that the generated files are up to date
+	$(BIN)/python schemas/generate.py --check
+
+lock: ## Pin the newest allowed dependencies, with hashes
+	$(LOCK) --upgrade -o requirements.lock
+	$(LOCK) --upgrade --group dev -c requirements.lock -o requirements-dev.lock
+
+clean: ## Remove what was built; the data in .local/ stays
+	rm -rf $(VENV) dist .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,205 @@
+"""The composition root: the one place that reads settings and names concrete classes. Each process is an ASGI app."""
+
+import logging
+import sys
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from importlib.metadata import version
+from pathlib import Path
+
+import structlog
+from fastapi import FastAPI
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import JSONResponse
+from starlette.routing import Route
+
+from service.consumers.announcing import Announcer
+from service.consumers.conversation import ConversationConsumer
+from service.consumers.outbound import OutboundConsumer
+from service.consumers.session import SessionConsumer
+from service.domain.sending import SendPolicy
+from service.errors import DatabaseUnavailable
+from service.gateway import Gateway, Timeouts
+from service.ingress.app import build_ingress
+from service.ingress.waiting import Waiters
+from service.messaging import topology
+from service.messaging.consuming import Consumer, Routes
+from service.messaging.holding import Hold
+from service.messaging.listening import Listener
+from service.messaging.publishing import Publisher
+from service.persistence import migrations
+from service.persistence.confirmations import Confirmations
+from service.persistence.database import Database
+from service.settings import Settings
+from service.simulator.app import simulator_app as build_simulator
+
+_QUIET = ("httpx", "httpcore", "aio_pika", "aiormq", "faststream", "aiosqlite", "asyncio")
+
+
+def configure_logging(settings: Settings) -> None:
+    """Log to standard error: text for people, or one JSON object per line."""
+    shared: list[structlog.typing.Processor] = [
+        structlog.contextvars.merge_contextvars,
+        structlog.stdlib.add_log_level,
+        structlog.stdlib.add_logger_name,
+        structlog.processors.TimeStamper(fmt="iso", utc=True),
+        structlog.processors.StackInfoRenderer(),
+    ]
+    as_json = settings.log_format == "json"
+    last: list[structlog.typing.Processor] = (
+        [structlog.processors.dict_tracebacks, structlog.processors.JSONRenderer()]
+        if as_json
+        else [structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())]
+    )
+    handler = logging.StreamHandler()
+    handler.setFormatter(
+        structlog.stdlib.ProcessorFormatter(
+            foreign_pre_chain=shared, processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *last]
+        )
+    )
+    logging.basicConfig(handlers=[handler], level=settings.log_level.upper(), force=True)
+    for name in _QUIET:
+        logging.getLogger(name).setLevel(logging.WARNING)
+    structlog.configure(
+        processors=[*shared, structlog.stdlib.ProcessorFormatter.wrap_for_formatter],
+        logger_factory=structlog.stdlib.LoggerFactory(),
+        wrapper_class=structlog.stdlib.BoundLogger,
+        cache_logger_on_first_use=True,
+    )
+
+
+def migrate(settings: Settings) -> None:
+    """Bring the database to the present schema."""
+    migrations.upgrade(settings.database_url)
+
+
+def ingress_app(settings: Settings) -> FastAPI:
+    """Return the door in."""
+    publisher = Publisher(settings.amqp_url, settings.partitions)
+    database = Database(settings.database_url)
+    waiters = Waiters(database)
+    listener = Listener(settings.amqp_url, settings.partitions, waiters.hear)
+    return build_ingress(publisher, database, listener, waiters, version=version("whatsapp-qr"))
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What every consumer process stands on."""
+
+    settings: Settings
+    database: Database
+    publisher: Publisher
+    confirmations: Confirmations
+    announcer: Announcer
+    gateway: Gateway
+    hold: Hold
+
+    @classmethod
+    def of(cls, settings: Settings) -> "Parts":
+        """Build the parts; nothing connects yet."""
+        database = Database(settings.database_url)
+        publisher = Publisher(settings.amqp_url, settings.partitions)
+        confirmations = Confirmations(database)
+        seconds = settings.gateway_timeout
+        return cls(
+            settings=settings,
+            database=database,
+            publisher=publisher,
+            confirmations=confirmations,
+            announcer=Announcer(database, publisher, confirmations),
+            gateway=Gateway(
+                settings.whatsapp_qr_service_url, Timeouts(send=seconds, init=seconds * 0.8, other=seconds / 2)
+            ),
+            hold=Hold(),
+        )
+
+    def consumer(self, queue: topology.PartitionedQueue, routes: Routes, *, ordered: bool = True) -> Consumer:
+        """Return the consumer of a queue."""
+        return Consumer(
+            self.settings.amqp_url,
+            queue,
+            routes,
+            publisher=self.publisher,
+            hold=self.hold,
+            partitions=self.settings.partitions,
+            prefetch=self.settings.prefetch,
+            ordered=ordered,
+        )
+
+    async def close(self) -> None:
+        """Close what connects; the publisher last, because closing the others may still publish."""
+        await self.confirmations.close()
+        await self.gateway.close()
+        await self.publisher.close()
+        await self.database.close()
+
+
+def session_consumer_app(settings: Settings) -> Starlette:
+    """Return the session consumer: the state machine."""
+    parts = Parts.of(settings)
+    handlers = SessionConsumer(parts.database, parts.gateway, parts.announcer, strict=settings.chatbots == "strict")
+    consumer = parts.consumer(topology.SESSIONS, handlers.routes())
+    return _consumer_app(parts, consumer, consumer.stop)
+
+
+def conversation_consumer_app(settings: Settings) -> Starlette:
+    """Return the conversation consumer: messages in both directions, receipts."""
+    parts = Parts.of(settings)
+    handlers = ConversationConsumer(parts.database, parts.announcer, timedelta(seconds=settings.send_expiry))
+    consumer = parts.consumer(topology.CONVERSATIONS, handlers.routes())
+    return _consumer_app(parts, consumer, consumer.stop)
+
+
+def outbound_consumer_app(settings: Settings) -> Starlette:
+    """Return the outbound consumer: sending."""
+    parts = Parts.of(settings)
+    policy = SendPolicy(
+        attempts=settings.send_attempts,
+        backoff=settings.send_backoff,
+        rate=settings.send_rate,
+        burst=settings.send_burst,
+        expiry=settings.send_expiry,
+        call_timeout=settings.gateway_timeout,
+    )
+    handlers = OutboundConsumer(parts.database, parts.gateway, parts.announcer, parts.hold, policy)
+    # The lane is in the database; a job is only its doorbell and must not wait behind the one that drains it.
+    consumer = parts.consumer(topology.SENDS, handlers.routes(), ordered=False)
+
+    async def stop() -> None:
+        handlers.stop()
+        await consumer.stop()
+        await handlers.stopped()
+
+    return _consumer_app(parts, consumer, stop)
+
+
+def _consumer_app(parts: Parts, consumer: Consumer, stop: Callable[[], Awaitable[None]]) -> Starlette:
+    @asynccontextmanager
+    async def lifespan(_app: Starlette) -> AsyncIterator[None]:
+        parts.confirmations.start()
+        consumer.start()
+        yield
+        await stop()
+        await parts.close()
+
+    async def livez(_request: Request) -> JSONResponse:
+        return JSONResponse({"success": True})
+
+    async def readyz(_request: Request) -> JSONResponse:
+        checks = {"consuming": consumer.ready, "broker": await parts.publisher.ping(), "database": True}
+        try:
+            await parts.database.ping()
+        except DatabaseUnavailable:
+            checks["database"] = False
+        ready = all(checks.values())
+        return JSONResponse({"success": ready, "checks": checks}, 200 if ready else 503)
+
+    return Starlette(routes=[Route("/livez", livez), Route("/readyz", readyz)], lifespan=lifespan)
+
+
+def simulator_app(settings: Settings) -> FastAPI:
+    """Return the gateway simulator; its sessions live in `.local/`."""
+    return build_simulator(callback_url=settings.callback_url, state_path=Path(".local") / "simulator.db")

@@ -1,0 +1,94 @@
+"""A command is executed once: its row holds the event that answers it, and a repetition only repeats that event."""
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from service.domain.identities import output_id
+from service.errors import Rejected
+from service.messaging.consuming import Envelope
+from service.messaging.publishing import Publisher
+from service.persistence.database import Database
+from service.persistence.sessions import command_row
+from whatsapp_qr_contracts import events
+from whatsapp_qr_contracts.commands import Command
+from whatsapp_qr_contracts.events import CommandRejected, Event
+from whatsapp_qr_contracts.partitions import chatbot_key
+
+_EVENTS: dict[str, type[Event]] = {
+    event.name: event
+    for event in vars(events).values()
+    if isinstance(event, type) and issubclass(event, Event) and "name" in vars(event)
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """The event that answers a command."""
+
+    name: str
+    message_id: str
+    body: dict[str, Any]
+
+
+def rejection(command: Command, envelope: Envelope, error: Rejected) -> CommandRejected:
+    """Return the event that says why a command was not carried out."""
+    return CommandRejected(
+        command_id=envelope.message_id,
+        command=command.name,
+        chatbot_id=command.chatbot_id,
+        code=error.code,
+        detail=error.detail,
+    )
+
+
+async def begin(database: Database, tx: AsyncSession, command: Command, envelope: Envelope) -> Outcome | None:
+    """Write the command down; return its outcome where it has one already.
+
+    Raises:
+        Undeliverable: the command has no id.
+    """
+    row = await command_row(
+        database, tx, chatbot_id=command.chatbot_id, command_id=envelope.id_or_dead_letter(), name=command.name
+    )
+    return Outcome(**row.outcome) if row.outcome else None
+
+
+async def end(
+    database: Database,
+    tx: AsyncSession,
+    command: Command,
+    envelope: Envelope,
+    result: Event | Rejected,
+    *,
+    message_id: str | None = None,
+) -> Outcome:
+    """Write down the event that answers a command.
+
+    Args:
+        database: of the transaction.
+        tx: the transaction that also holds what the command changed.
+        command: the command.
+        envelope: its envelope.
+        result: the event, or why the command was rejected.
+        message_id: the event's id where it has one of its own; else one is derived from the command's.
+    """
+    event = rejection(command, envelope, result) if isinstance(result, Rejected) else result
+    row = await command_row(
+        database, tx, chatbot_id=command.chatbot_id, command_id=envelope.message_id, name=command.name
+    )
+    own_id = output_id(command.chatbot_id, f"{event.name} {envelope.message_id}")
+    outcome = Outcome(event.name, message_id or own_id, event.model_dump(mode="json", by_alias=True))
+    row.outcome = asdict(outcome)
+    return outcome
+
+
+async def publish_outcome(publisher: Publisher, outcome: Outcome, command: Command, envelope: Envelope) -> None:
+    """Publish the event that answers a command."""
+    await publisher.publish(
+        _EVENTS[outcome.name].model_validate(outcome.body),
+        message_id=outcome.message_id,
+        correlation_id=envelope.message_id,
+        key=chatbot_key(command.chatbot_id),
+    )

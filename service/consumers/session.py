@@ -1,0 +1,276 @@
+"""The session consumer: carries out session and chatbot commands, and follows what the gateway reports.
+
+One session's commands and reports are handled one after another, in order of arrival. Each handler commits its
+decision, then publishes what follows; run again, it publishes again what is not known to be confirmed.
+"""
+
+import asyncio
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import partial
+
+import structlog
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from service.consumers.announcing import Announcer, session_event, session_event_id
+from service.consumers.outcomes import Outcome, begin, end, publish_outcome
+from service.domain import session as machine
+from service.domain.identities import new_session_id
+from service.domain.session import Trigger
+from service.errors import GatewayError, GatewayUnreachable, Rejected, Undeliverable
+from service.gateway import Gateway
+from service.messaging.consuming import Envelope, Routes
+from service.persistence import lanes, sessions
+from service.persistence.database import Database
+from service.persistence.tables import SessionRow
+from whatsapp_qr_contracts.commands import (
+    Command,
+    DisconnectSession,
+    InitializeSession,
+    RegisterChatbot,
+    RemoveChatbot,
+)
+from whatsapp_qr_contracts.events import ChatbotRegistered, ChatbotRemoved
+from whatsapp_qr_contracts.gateway import GatewayConnected, GatewayDisconnected, GatewayQr, GatewayReport
+from whatsapp_qr_contracts.message import SessionStatus
+
+log = structlog.get_logger()
+
+_ASK_AGAIN_AFTER = (1.0, 3.0)
+"""Seconds after which the gateway is asked again when its answer contradicts its report."""
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """What moves a session, and what comes with it."""
+
+    trigger: Trigger
+    wanted: bool
+    reason: str | None = None
+    qr_code: str | None = None
+    phone_number: str | None = None
+
+
+@dataclass(frozen=True)
+class SessionConsumer:
+    """The handlers of `whatsapp-qr.sessions`.
+
+    Args:
+        database: sessions, chatbots and commands.
+        gateway: holds the connections.
+        announcer: publishes what follows.
+        strict: whether a chatbot must be registered before its first initialize.
+    """
+
+    database: Database
+    gateway: Gateway
+    announcer: Announcer
+    strict: bool = False
+
+    def routes(self) -> Routes:
+        """Return the handler of each message."""
+        return {
+            InitializeSession: self.initialize,
+            DisconnectSession: self.disconnect,
+            RegisterChatbot: self.register,
+            RemoveChatbot: self.remove,
+            GatewayQr: self.follow_qr,
+            GatewayConnected: self.follow_connected,
+            GatewayDisconnected: self.follow_disconnected,
+        }
+
+    # Commands
+
+    async def initialize(self, command: InitializeSession, envelope: Envelope) -> None:
+        """Open the session at the gateway, unless it is connected there."""
+        opened = await self.database.transact(partial(self._open, command=command, envelope=envelope))
+        outcome = opened if isinstance(opened, Outcome) else await self._initialize(opened, command, envelope)
+        await self._answer(outcome, command, envelope)
+
+    async def _open(self, tx: AsyncSession, *, command: InitializeSession, envelope: Envelope) -> SessionRow | Outcome:
+        if outcome := await begin(self.database, tx, command, envelope):
+            return outcome
+        if not self.strict:
+            await sessions.register_chatbot(self.database, tx, command.chatbot_id)
+        elif not await sessions.chatbot_is_known(tx, command.chatbot_id):
+            rejected = Rejected("register the chatbot first (chatbot.register)", code="unknown_chatbot")
+            return await end(self.database, tx, command, envelope, rejected)
+        asked_at = command.requested_at or envelope.timestamp or datetime.now(UTC)
+        session_id = new_session_id(command.chatbot_id, asked_at)
+        return await sessions.open_session(self.database, tx, command.chatbot_id, session_id)
+
+    async def _initialize(self, seen: SessionRow, command: InitializeSession, envelope: Envelope) -> Outcome:
+        finish = partial(self._end, command=command, envelope=envelope)
+        try:
+            reported = await self.gateway.status(seen.session_id) if seen.version else None
+        except GatewayError as error:
+            if seen.status is SessionStatus.CONNECTED:
+                return await finish(Rejected(f"the session stays connected: {error.detail}", code=error.code))
+            reported = None
+        match reported.status if reported else None, seen.status:
+            case (SessionStatus.CONNECTED, SessionStatus.CONNECTED) | (SessionStatus.QR_READY, SessionStatus.QR_READY):
+                return await finish(seen)
+            case SessionStatus.CONNECTED, _:
+                number = reported.phone_number if reported else None
+                return await finish(seen, Change(Trigger.CONNECTED, wanted=True, phone_number=number))
+        connecting = await self._change(seen, Change(Trigger.INITIALIZE, wanted=True))
+        try:
+            await self.gateway.initialize(connecting.session_id, str(connecting.chatbot_id))
+        except GatewayError as error:
+            log.warning("initialize_failed", session=connecting.session_id, code=error.code)
+            reason = error.code if isinstance(error, GatewayUnreachable) else "gateway_error"
+            return await finish(connecting, Change(Trigger.INITIALIZE_FAILED, wanted=True, reason=reason))
+        return await finish(connecting)
+
+    async def disconnect(self, command: DisconnectSession, envelope: Envelope) -> None:
+        """End the session; where the gateway is away it is told later."""
+        closed = await self.database.transact(partial(self._close, command=command, envelope=envelope))
+        if isinstance(closed, SessionRow):
+            await self._tell_gateway(closed.session_id)
+            closed = await self._end(closed, command=command, envelope=envelope)
+        if closed is None:
+            rejected = Rejected("the chatbot has no session: nothing to disconnect", code="no_session")
+            closed = await self._end(rejected, command=command, envelope=envelope)
+        await self._answer(closed, command, envelope)
+
+    async def remove(self, command: RemoveChatbot, envelope: Envelope) -> None:
+        """End the session and forget the chatbot; what was said is kept."""
+        closed = await self.database.transact(partial(self._close, command=command, envelope=envelope))
+        if isinstance(closed, SessionRow):
+            await self._tell_gateway(closed.session_id)
+        if not isinstance(closed, Outcome):
+
+            async def forget(tx: AsyncSession) -> Outcome:
+                await sessions.remove_chatbot(tx, command.chatbot_id)
+                event = ChatbotRemoved(chatbot_id=command.chatbot_id)
+                return await end(self.database, tx, command, envelope, event)
+
+            closed = await self.database.transact(forget)
+        await self._answer(closed, command, envelope)
+
+    async def _close(self, tx: AsyncSession, *, command: Command, envelope: Envelope) -> SessionRow | Outcome | None:
+        if outcome := await begin(self.database, tx, command, envelope):
+            return outcome
+        session = await sessions.session_of(tx, command.chatbot_id, lock=True)
+        if session and (session.wanted or session.status is not SessionStatus.DISCONNECTED):
+            closed = machine.TRANSITIONS[session.status, Trigger.DISCONNECT]
+            sessions.move(session, closed, wanted=False, reason="requested")
+        return session
+
+    async def _tell_gateway(self, session_id: str) -> None:
+        try:
+            await self.gateway.disconnect(session_id)
+        except GatewayError as error:
+            log.warning("gateway_not_told_of_disconnect", session=session_id, code=error.code)
+
+    async def register(self, command: RegisterChatbot, envelope: Envelope) -> None:
+        """Make the chatbot known."""
+
+        async def register(tx: AsyncSession) -> Outcome:
+            if outcome := await begin(self.database, tx, command, envelope):
+                return outcome
+            await sessions.register_chatbot(self.database, tx, command.chatbot_id)
+            event = ChatbotRegistered(chatbot_id=command.chatbot_id)
+            return await end(self.database, tx, command, envelope, event)
+
+        await self._answer(await self.database.transact(register), command, envelope)
+
+    # Reports of the gateway
+
+    async def follow_qr(self, report: GatewayQr, envelope: Envelope) -> None:
+        """Show the QR code, where the session is wanted and not connected."""
+        await self._follow(report, Trigger.QR, envelope, qr_code=report.data.qr_code)
+
+    async def follow_connected(self, report: GatewayConnected, envelope: Envelope) -> None:
+        """Mark the session connected and ring for what waited to be sent."""
+        await self._follow(report, Trigger.CONNECTED, envelope, phone_number=report.data.phone_number)
+
+    async def follow_disconnected(self, report: GatewayDisconnected, envelope: Envelope) -> None:
+        """Mark the session disconnected, with the gateway's reason."""
+        await self._follow(report, Trigger.DISCONNECTED, envelope, reason=report.data.reason or "connection_lost")
+
+    async def _follow(
+        self,
+        report: GatewayReport,
+        trigger: Trigger,
+        envelope: Envelope,
+        *,
+        reason: str | None = None,
+        qr_code: str | None = None,
+        phone_number: str | None = None,
+    ) -> None:
+        session = await self.database.read(lambda tx: sessions.session_by_id(tx, report.session_id))
+        if session is None:
+            message = "no session has this sessionId"
+            raise Undeliverable(message, code="unknown_session")
+        status = machine.target(session.status, trigger, wanted=session.wanted)
+        known = qr_code is not None and session.qr_code == qr_code
+        if status is not None and not known and await self._is_confirmed(session, trigger):
+            wanted = session.wanted and machine.still_wanted(reason)
+            change = Change(trigger, wanted=wanted, reason=reason, qr_code=qr_code, phone_number=phone_number)
+            session = await self._change(session, change)
+        elif trigger is Trigger.CONNECTED and not session.wanted:
+            await self._tell_gateway(session.session_id)
+        await self.announcer.session(session, caused_by=envelope.message_id)
+
+    async def _is_confirmed(self, session: SessionRow, trigger: Trigger) -> bool:
+        if not machine.must_be_confirmed(session.status, trigger):
+            return True
+        for pause in (0.0, *_ASK_AGAIN_AFTER):
+            await asyncio.sleep(pause)
+            try:
+                answer = await self.gateway.status(session.session_id)
+            except GatewayError:
+                return True  # it cannot say, so its report stands
+            if answer is not None and answer.status is None:
+                return True  # it uses a word of its own
+            if machine.confirms(answer.status if answer else None, trigger, before=session.status):
+                return True
+        log.info("report_contradicted", session=session.session_id, report=trigger)
+        return False
+
+    # What both do
+
+    async def _change(self, seen: SessionRow, change: Change) -> SessionRow:
+        return await self.database.transact(partial(_apply, seen=seen, change=change))
+
+    async def _end(
+        self,
+        result: SessionRow | Rejected,
+        change: Change | None = None,
+        *,
+        command: Command,
+        envelope: Envelope,
+    ) -> Outcome:
+        async def write(tx: AsyncSession) -> Outcome:
+            if isinstance(result, Rejected):
+                return await end(self.database, tx, command, envelope, result)
+            session = await _apply(tx, seen=result, change=change) if change else result
+            news = session.announced_version < session.version
+            message_id = session_event_id(session) if news else None
+            return await end(self.database, tx, command, envelope, session_event(session), message_id=message_id)
+
+        return await self.database.transact(write)
+
+    async def _answer(self, outcome: Outcome, command: Command, envelope: Envelope) -> None:
+        session = await self.database.read(lambda tx: sessions.session_of(tx, command.chatbot_id))
+        announced = await self.announcer.session(session, caused_by=envelope.message_id) if session else None
+        if outcome.message_id != announced:
+            await publish_outcome(self.announcer.publisher, outcome, command, envelope)
+
+
+async def _apply(tx: AsyncSession, *, seen: SessionRow, change: Change) -> SessionRow:
+    session = await sessions.locked_unchanged(tx, seen)
+    number = change.phone_number
+    if number and session.phone_number and number != session.phone_number:
+        detail = "the session was linked to another number while the message waited"
+        await lanes.fail_pending(tx, session.session_id, code="number_changed", detail=detail)
+    sessions.move(
+        session,
+        machine.TRANSITIONS[session.status, change.trigger],
+        wanted=change.wanted,
+        reason=change.reason,
+        qr_code=change.qr_code,
+        phone_number=number,
+    )
+    return session

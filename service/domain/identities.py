@@ -1,0 +1,50 @@
+"""Identities: every id that can be derived is derived, so that doing something twice gives the same id twice."""
+
+import hashlib
+from datetime import datetime
+from uuid import UUID, uuid5
+
+from whatsapp_qr_contracts.addresses import normalize_address
+
+CHANNEL = "WHATSAPP_QR"
+
+# Only the first characters matter to WhatsApp: it marks messages of web clients with them.
+_WHATSAPP_PREFIX = "3EB0"
+
+
+def new_session_id(chatbot_id: UUID, asked_at: datetime) -> str:
+    """Return the public id of a chatbot's first session, from the time its initialize command was made."""
+    return f"session_{chatbot_id}_{int(asked_at.timestamp() * 1000)}"
+
+
+def conversation_id(chatbot_id: UUID, external_user_id: str) -> UUID:
+    """Return the id of the one conversation between a chatbot and a customer."""
+    return uuid5(chatbot_id, f"{CHANNEL}:{external_user_id}")
+
+
+def incoming_message_id(session: UUID, whatsapp_id: str) -> UUID:
+    """Return the id of a customer's message, from its session row's id and its WhatsApp id."""
+    return uuid5(session, whatsapp_id)
+
+
+def outgoing_message_id(chatbot_id: UUID, caller_id: str) -> UUID:
+    """Return the id of a message to send, from the Idempotency-Key or id that its caller gave."""
+    return uuid5(chatbot_id, caller_id)
+
+
+def whatsapp_message_id(message_id: UUID) -> str:
+    """Return the WhatsApp id under which a message is sent, however many attempts it takes."""
+    return _WHATSAPP_PREFIX + hashlib.sha256(message_id.bytes).hexdigest()[:18].upper()
+
+
+def output_id(source: UUID, output: str) -> str:
+    """Return the AMQP message_id of one output of a row: the same at every repetition, different per output."""
+    return str(uuid5(source, output))
+
+
+def customer_address(sender: str) -> str:
+    """Return the address of a customer as it is stored. What WhatsApp may send beyond numbers and JIDs is kept."""
+    try:
+        return normalize_address(sender)
+    except ValueError:
+        return sender.strip()

@@ -1,0 +1,108 @@
+"""What becomes of a message after an attempt to send it, and when the next attempt may be made."""
+
+import random
+from dataclasses import dataclass
+
+from service.errors import GatewayError, GatewayOutcomeUnknown, GatewayRefused, GatewayUnreachable
+
+_MAX_BACKOFF = 10.0
+# The gateway lost the session, or it is not connected there although our row says so: that passes.
+_SESSION_TROUBLE = frozenset({"not_connected", "unknown_session"})
+
+
+@dataclass(frozen=True, slots=True)
+class SendPolicy:
+    """How patient sending is.
+
+    Args:
+        attempts: attempts whose outcome is unknown before a message fails.
+        backoff: seconds before the second attempt; doubled before each further one.
+        rate: messages per second and session in the long run.
+        burst: messages of a session that may go out at once.
+        expiry: seconds after which a message is no longer sent.
+        call_timeout: seconds one call to the gateway may take.
+    """
+
+    attempts: int = 3
+    backoff: float = 2.0
+    rate: float = 1.0
+    burst: int = 20
+    expiry: float = 3600.0
+    call_timeout: float = 10.0
+
+    @property
+    def claim_seconds(self) -> float:
+        """How long a claimed message belongs to one process: longer than any call."""
+        return self.call_timeout + 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class Retry:
+    """Try again after `delay` seconds; `counts` says whether an attempt was used up."""
+
+    delay: float
+    counts: bool
+
+
+@dataclass(frozen=True, slots=True)
+class GiveUp:
+    """The message fails."""
+
+    code: str
+    detail: str
+
+
+def after_failure(error: GatewayError, *, attempts: int, deferrals: int, policy: SendPolicy) -> Retry | GiveUp:
+    """Decide what follows a failed attempt.
+
+    Args:
+        error: what went wrong.
+        attempts: attempts with unknown outcome, this one included.
+        deferrals: times in a row that the session could not send at all, this one included.
+        policy: how patient sending is.
+    """
+    match error:
+        case GatewayOutcomeUnknown():
+            if attempts >= policy.attempts:
+                return GiveUp(error.code, error.detail)
+            return Retry(policy.backoff * 2 ** (attempts - 1), counts=True)
+        case GatewayRefused() if error.code not in _SESSION_TROUBLE:
+            return GiveUp(error.code, error.detail)
+        case GatewayUnreachable() | GatewayRefused() | GatewayError():
+            return Retry(backoff(deferrals), counts=False)
+
+
+def backoff(failures: int, *, first: float = 0.2, jitter: float | None = None) -> float:
+    """Return the seconds to wait after a number of failures in a row: 0.2 s doubled up to 10 s, half of it random.
+
+    Args:
+        failures: failures in a row, from 1.
+        first: seconds after the first failure.
+        jitter: from 0 to 1 instead of a random number, for tests.
+    """
+    full = min(_MAX_BACKOFF, first * 2.0 ** min(failures - 1, 16))
+    share = random.random() if jitter is None else jitter  # noqa: S311  # spreads load, protects nothing
+    return full * (0.5 + share / 2)
+
+
+class TokenBucket:
+    """Paces one session: `burst` messages at once, then `rate` per second.
+
+    It is given the time, so that it can be tested without waiting.
+    """
+
+    def __init__(self, rate: float, burst: int, now: float) -> None:
+        self._rate = rate
+        self._burst = burst
+        self._tokens = float(burst)
+        self._at = now
+
+    def wait(self, now: float) -> float:
+        """Return the seconds until the next message may go; 0 where it may go now."""
+        self._tokens = min(self._burst, self._tokens + (now - self._at) * self._rate)
+        self._at = now
+        return max(0.0, (1 - self._tokens) / self._rate)
+
+    def take(self) -> None:
+        """Count one message that goes."""
+        self._tokens -= 1

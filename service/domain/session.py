@@ -1,0 +1,90 @@
+"""The session state machine.
+
+A webhook is a hint: whatever would enter or leave CONNECTED is settled by asking the gateway, so a late, repeated or
+replayed report does no harm.
+"""
+
+from enum import StrEnum
+
+from whatsapp_qr_contracts.message import SessionStatus
+
+_S = SessionStatus
+
+
+class Trigger(StrEnum):
+    """What can move a session."""
+
+    INITIALIZE = "initialize"
+    """A user asked for the link."""
+    INITIALIZE_FAILED = "initialize_failed"
+    """The gateway refused to open the session, or was away."""
+    QR = "qr"
+    """The gateway reported a QR code."""
+    CONNECTED = "connected"
+    """The gateway reported the link."""
+    DISCONNECTED = "disconnected"
+    """The gateway reported that the link is gone."""
+    DISCONNECT = "disconnect"
+    """A user ended the link."""
+
+
+TRANSITIONS: dict[tuple[SessionStatus, Trigger], SessionStatus] = {
+    (_S.DISCONNECTED, Trigger.INITIALIZE): _S.CONNECTING,
+    (_S.DISCONNECTED, Trigger.QR): _S.QR_READY,
+    (_S.DISCONNECTED, Trigger.CONNECTED): _S.CONNECTED,
+    (_S.DISCONNECTED, Trigger.DISCONNECT): _S.DISCONNECTED,
+    (_S.CONNECTING, Trigger.INITIALIZE): _S.CONNECTING,
+    (_S.CONNECTING, Trigger.INITIALIZE_FAILED): _S.DISCONNECTED,
+    (_S.CONNECTING, Trigger.QR): _S.QR_READY,
+    (_S.CONNECTING, Trigger.CONNECTED): _S.CONNECTED,
+    (_S.CONNECTING, Trigger.DISCONNECTED): _S.DISCONNECTED,
+    (_S.CONNECTING, Trigger.DISCONNECT): _S.DISCONNECTED,
+    (_S.QR_READY, Trigger.INITIALIZE): _S.CONNECTING,
+    (_S.QR_READY, Trigger.QR): _S.QR_READY,
+    (_S.QR_READY, Trigger.CONNECTED): _S.CONNECTED,
+    (_S.QR_READY, Trigger.DISCONNECTED): _S.DISCONNECTED,
+    (_S.QR_READY, Trigger.DISCONNECT): _S.DISCONNECTED,
+    (_S.CONNECTED, Trigger.INITIALIZE): _S.CONNECTING,
+    (_S.CONNECTED, Trigger.QR): _S.QR_READY,
+    (_S.CONNECTED, Trigger.DISCONNECTED): _S.DISCONNECTED,
+    (_S.CONNECTED, Trigger.DISCONNECT): _S.DISCONNECTED,
+}
+"""What is not listed changes nothing. INITIALIZE leaves CONNECTED only where the gateway denies the connection."""
+
+# Reports without which the account stays linked: after these nobody wants the session any more.
+_ENDS_THE_WISH = frozenset({"logged_out", "replaced"})
+
+
+def target(status: SessionStatus, trigger: Trigger, *, wanted: bool) -> SessionStatus | None:
+    """Return the status a trigger leads to; None where it changes nothing.
+
+    A QR code or a connection of a session that nobody wants is ignored.
+    """
+    if trigger in {Trigger.QR, Trigger.CONNECTED} and not wanted:
+        return None
+    return TRANSITIONS.get((status, trigger))
+
+
+def must_be_confirmed(status: SessionStatus, trigger: Trigger) -> bool:
+    """Say whether the gateway is asked before a report is believed."""
+    return trigger in {Trigger.CONNECTED, Trigger.DISCONNECTED} or status is SessionStatus.CONNECTED
+
+
+def confirms(reported: SessionStatus | None, trigger: Trigger, *, before: SessionStatus) -> bool:
+    """Say whether the gateway's present answer agrees with its report.
+
+    Args:
+        reported: what the gateway answered; None where it does not know the session.
+        trigger: the report.
+        before: the session's status before it.
+    """
+    if trigger is Trigger.CONNECTED:
+        return reported is SessionStatus.CONNECTED
+    if trigger is Trigger.QR or before is SessionStatus.CONNECTED:
+        return reported is not SessionStatus.CONNECTED
+    return reported in {None, SessionStatus.DISCONNECTED}
+
+
+def still_wanted(reason: str | None) -> bool:
+    """Say whether a session is still wanted after the gateway reported its end for this reason."""
+    return reason not in _ENDS_THE_WISH

@@ -1,0 +1,135 @@
+"""The door out: the HTTP client of the WhatsApp gateway. Its errors are translated here, once."""
+
+from dataclasses import dataclass
+from typing import Any, NoReturn
+
+import httpx
+
+from service.errors import GatewayOutcomeUnknown, GatewayRefused, GatewayUnreachable
+from whatsapp_qr_contracts.message import SessionStatus
+
+_MAX_CONNECTIONS = 256
+_BAD_REQUEST = 400
+_NOT_FOUND = 404
+_TOO_MANY = 429
+_SERVER_ERROR = 500
+# The gateway, or a proxy before it, says that it did not take the call.
+_NOT_TAKEN = frozenset({_TOO_MANY, 502, 503, 504})
+_NOT_SENT = (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout)
+
+
+@dataclass(frozen=True, slots=True)
+class GatewaySession:
+    """What the gateway says about a session."""
+
+    session_id: str
+    status: SessionStatus | None
+    """None where the gateway uses a word of its own."""
+    phone_number: str | None = None
+    qr_code: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Timeouts:
+    """Seconds that a call may take."""
+
+    send: float = 10.0
+    init: float = 8.0
+    other: float = 5.0
+
+
+class Gateway:
+    """Calls the gateway over pooled connections.
+
+    Every method raises GatewayUnreachable where the call was not taken, GatewayOutcomeUnknown where it is not known
+    whether it was, and GatewayRefused where the gateway said no.
+    """
+
+    def __init__(self, base_url: str, timeouts: Timeouts | None = None) -> None:
+        self._timeouts = timeouts or Timeouts()
+        limits = httpx.Limits(max_connections=_MAX_CONNECTIONS, max_keepalive_connections=_MAX_CONNECTIONS)
+        self._http = httpx.AsyncClient(base_url=base_url.rstrip("/"), limits=limits, trust_env=False)
+
+    async def close(self) -> None:
+        """Close the connections."""
+        await self._http.aclose()
+
+    async def initialize(self, session_id: str, chatbot_id: str) -> None:
+        """Open a session, or leave it as it is where it runs."""
+        body = {"sessionId": session_id, "chatbotId": chatbot_id}
+        await self._call("POST", "/init", body, seconds=self._timeouts.init)
+
+    async def disconnect(self, session_id: str) -> None:
+        """End a session; one that is unknown has ended."""
+        try:
+            await self._call("POST", "/disconnect", {"sessionId": session_id}, seconds=self._timeouts.other)
+        except GatewayRefused as error:
+            if error.code != "unknown_session":
+                raise
+
+    async def status(self, session_id: str) -> GatewaySession | None:
+        """Return what the gateway says about a session, or None where it does not know it."""
+        try:
+            answer = await self._call("GET", f"/status/{session_id}", seconds=self._timeouts.other)
+        except GatewayRefused as error:
+            if error.code == "unknown_session":
+                return None
+            raise
+        session = answer.get("session")
+        return _session(session if isinstance(session, dict) else {}, session_id)
+
+    async def send(self, session_id: str, to: str, message: str, message_id: str) -> str:
+        """Send a text under a WhatsApp id and return the id under which it was sent: the same, or the gateway's own."""
+        body = {"sessionId": session_id, "to": to, "message": message, "messageId": message_id}
+        answer = await self._call("POST", "/send", body, seconds=self._timeouts.send)
+        sent_as = answer.get("messageId")
+        return sent_as if isinstance(sent_as, str) and sent_as else message_id
+
+    async def _call(
+        self, method: str, path: str, body: dict[str, Any] | None = None, *, seconds: float
+    ) -> dict[str, Any]:
+        try:
+            response = await self._http.request(method, path, json=body, timeout=seconds)
+        except _NOT_SENT as error:
+            detail = f"the gateway did not take the call: {type(error).__name__}"
+            raise GatewayUnreachable(detail) from error
+        except httpx.HTTPError as error:
+            detail = f"the gateway did not answer the call: {type(error).__name__}"
+            raise GatewayOutcomeUnknown(detail) from error
+        if response.status_code >= _BAD_REQUEST:
+            _refuse(response)
+        return _json(response)
+
+
+def _refuse(response: httpx.Response) -> NoReturn:
+    answer = _json(response)
+    detail = str(answer.get("error") or f"the gateway answered {response.status_code}")
+    if response.status_code in _NOT_TAKEN:
+        raise GatewayUnreachable(detail)
+    if response.status_code >= _SERVER_ERROR:
+        raise GatewayOutcomeUnknown(detail)
+    code = answer.get("code")
+    if response.status_code == _NOT_FOUND and not code:
+        code = "unknown_session"
+    raise GatewayRefused(detail, code=code if isinstance(code, str) else None)
+
+
+def _json(response: httpx.Response) -> dict[str, Any]:
+    try:
+        answer = response.json()
+    except ValueError:
+        return {}
+    return answer if isinstance(answer, dict) else {}
+
+
+def _session(answer: dict[str, Any], session_id: str) -> GatewaySession:
+    try:
+        status = SessionStatus(str(answer.get("status", "")).upper())
+    except ValueError:
+        status = None
+    return GatewaySession(
+        session_id=str(answer.get("sessionId") or session_id),
+        status=status,
+        phone_number=answer.get("phoneNumber") or None,
+        qr_code=answer.get("qrCode") or None,
+    )

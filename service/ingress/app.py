@@ -1,0 +1,88 @@
+"""Puts the ingress together: REST calls, gateway callbacks, reads, health, documentation."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from fastapi import FastAPI
+from fastapi_offline import FastAPIOffline
+
+from service.ingress import problems
+from service.ingress.bodies import Accepted
+from service.ingress.callbacks import callbacks
+from service.ingress.commands import commands
+from service.ingress.limits import BodyLimit
+from service.ingress.problems import ProblemBody
+from service.ingress.reads import reads
+from service.ingress.waiting import Waiters
+from service.messaging.listening import Listener
+from service.messaging.publishing import Publisher
+from service.persistence.database import Database
+
+_DESCRIPTION = """Links chatbots to WhatsApp by QR code, and sends and receives their messages.
+
+A 2xx answer means that the message broker has the request on disk. Errors are `application/problem+json` with a stable
+`code`; 503 carries `Retry-After`. To use the service by AMQP see `asyncapi.yaml`."""
+
+
+def build_ingress(
+    publisher: Publisher, database: Database, listener: Listener, waiters: Waiters, *, version: str
+) -> FastAPI:
+    """Return the ingress' application. It takes requests at once, whatever else is away."""
+
+    @asynccontextmanager
+    async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
+        listener.start()
+        yield
+        await listener.stop()
+        await publisher.close()
+        await database.close()
+
+    app = FastAPIOffline(
+        title="WhatsApp QR service",
+        version=version,
+        description=_DESCRIPTION,
+        license_info={"name": "Apache-2.0", "identifier": "Apache-2.0"},
+        lifespan=lifespan,
+        redoc_url=None,
+        strict_content_type=False,  # a callback without a content type must not be lost
+    )
+    app.add_middleware(BodyLimit)
+    problems.install(app, publisher)
+    app.include_router(commands(publisher, database, waiters))
+    app.include_router(reads(database))
+    app.include_router(callbacks(publisher))
+
+    @app.get("/livez", tags=["Health"])
+    async def livez() -> Accepted:
+        """Answer as long as the process turns."""
+        return Accepted()
+
+    @app.get("/readyz", tags=["Health"])
+    async def readyz() -> Accepted:
+        """Answer as soon as requests are taken. Callbacks are taken whatever else is away, so nothing else counts."""
+        return Accepted()
+
+    _describe_errors(app)
+    return app
+
+
+def _describe_errors(app: FastAPI) -> None:
+    """Let the OpenAPI document name our errors instead of the framework's 422, which is never sent."""
+    generate = app.openapi
+
+    def openapi() -> dict[str, object]:
+        if app.openapi_schema:
+            return app.openapi_schema
+        document = generate()
+        schemas = document["components"]["schemas"]
+        for name in ("HTTPValidationError", "ValidationError"):
+            schemas.pop(name, None)
+        problem = ProblemBody.model_json_schema(ref_template="#/components/schemas/{model}")
+        schemas.update(problem.pop("$defs", {}))
+        schemas["ProblemBody"] = problem
+        for path in document["paths"].values():
+            for operation in path.values():
+                operation["responses"].pop("422", None)
+        return document
+
+    app.openapi = openapi  # type: ignore[method-assign]

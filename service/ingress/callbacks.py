@@ -1,0 +1,63 @@
+"""What the gateway calls. It tries once and waits 5 s, so this never touches the database and answers in time."""
+
+import asyncio
+import time
+
+from fastapi import APIRouter
+from uuid_utils.compat import uuid7
+
+from service.domain.sending import backoff
+from service.errors import BrokerUnavailable
+from service.ingress.bodies import Accepted
+from service.ingress.problems import responses
+from service.messaging.publishing import Publisher
+from whatsapp_qr_contracts.gateway import GatewayMessage, GatewayReport, Webhook
+from whatsapp_qr_contracts.partitions import session_key
+
+_SECONDS = 4.5
+
+
+def callbacks(publisher: Publisher) -> APIRouter:
+    """Return the endpoints that the gateway calls."""
+    router = APIRouter(prefix="/whatsapp-qr", tags=["Gateway callbacks"], responses=responses(400, 413, 503))
+
+    @router.post("/webhook")
+    async def webhook(body: Webhook) -> Accepted:
+        """Take a report about a session: `qr`, `connected`, `disconnected` or `receipt`.
+
+        200 once the broker has it on disk, also for a session that is unknown.
+        """
+        await _publish(publisher, body)
+        return Accepted()
+
+    @router.post("/incoming")
+    async def incoming(body: GatewayMessage) -> Accepted:
+        """Take a customer's message. 200 once the broker has it on disk, also for a session that is unknown."""
+        await _publish(publisher, body)
+        return Accepted()
+
+    return router
+
+
+async def _publish(publisher: Publisher, report: GatewayReport) -> None:
+    # One id for all tries: an unconfirmed one may have arrived, and readers tell repetitions by their content anyway.
+    report_id = str(uuid7())
+    until = time.monotonic() + _SECONDS
+    failures = 0
+    while True:
+        try:
+            await publisher.publish(
+                report,
+                message_id=report_id,
+                correlation_id=report_id,
+                key=session_key(report.session_id),
+                seconds=until - time.monotonic(),
+            )
+        except BrokerUnavailable:
+            failures += 1
+            pause = backoff(failures)
+            if time.monotonic() + pause >= until:
+                raise
+            await asyncio.sleep(pause)
+        else:
+            return

@@ -1,0 +1,216 @@
+"""The life of a message: read it, handle it, publish what follows, acknowledge it. There are few ways to end.
+
+done          handled, every output confirmed                        acknowledged
+passed on     its key belongs to another partition                   acknowledged once the copy is confirmed
+dead letter   it can never be processed, or failed three times       acknowledged once the copy is confirmed
+held          the database or the broker is away                     waits here, is tried again
+left          the process ends while it is held, or dies             unacknowledged: another process gets it
+"""
+
+import asyncio
+import traceback
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from functools import partial
+from typing import Any
+
+import structlog
+from faststream.rabbit import RabbitMessage
+from pydantic import ValidationError
+
+from service.domain.sending import backoff
+from service.errors import BrokerUnavailable, Unavailable, Undeliverable
+from service.messaging import topology
+from service.messaging.dead_letters import dead_letter
+from service.messaging.holding import Hold, Stopping
+from service.messaging.partitions import Partition, lane_key
+from service.messaging.publishing import BROKER_TROUBLE, Properties, Publisher
+from whatsapp_qr_contracts.message import Message
+from whatsapp_qr_contracts.partitions import partition_of
+
+log = structlog.get_logger()
+
+_TRIES = 3
+_TRACEBACK_CHARACTERS = 8_000
+_GRACE_SECONDS = 25.0
+
+
+@dataclass(frozen=True, slots=True)
+class Envelope:
+    """What a message's AMQP properties say about it."""
+
+    message_id: str
+    """Empty where the sender gave none."""
+    timestamp: datetime | None
+    """When it was published, to the second."""
+    redelivered: bool
+    """Whether somebody may have begun to handle it before."""
+
+    def id_or_dead_letter(self) -> str:
+        """Return the message's id.
+
+        Raises:
+            Undeliverable: it has none, so doing it twice could not be told from doing it once.
+        """
+        if not self.message_id:
+            message = "a command needs the AMQP property message_id, unique per command"
+            raise Undeliverable(message, code="missing_id")
+        return self.message_id
+
+
+Handler = Callable[[Any, Envelope], Awaitable[None]]
+Routes = Mapping[type[Message], Handler]
+
+
+class Consumer:
+    """All partitions of one queue in this process.
+
+    Args:
+        url: the broker.
+        queue: the partitioned queue.
+        routes: the handler of each message that the queue carries. A handler may be run again for the same message
+            at any time; it raises Unavailable where a part is away and Undeliverable where the message is no good.
+        publisher: publishes what is passed on and the dead letters.
+        hold: waits while a part is away.
+        partitions: partitions of the queue.
+        prefetch: unacknowledged messages per partition.
+        ordered: whether messages of one key are handled one after another.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        queue: topology.PartitionedQueue,
+        routes: Routes,
+        *,
+        publisher: Publisher,
+        hold: Hold,
+        partitions: int,
+        prefetch: int,
+        ordered: bool = True,
+    ) -> None:
+        self._url = url
+        self._queue = queue
+        self._routes = {message.name: (message, handler) for message, handler in routes.items()}
+        self._publisher = publisher
+        self._hold = hold
+        self._count = partitions
+        self._partitions = [
+            Partition(url, queue.queue(number), partial(self._live, number), prefetch=prefetch, ordered=ordered)
+            for number in range(partitions)
+        ]
+        self._starting: asyncio.Task[None] | None = None
+
+    def start(self) -> None:
+        """Subscribe as soon as the broker is there; returns at once."""
+        self._starting = asyncio.create_task(self._subscribe())
+
+    async def _subscribe(self) -> None:
+        try:
+            await self._hold(partial(_reaching_broker, partial(topology.declare, self._url, self._count)))
+            for partition in self._partitions:
+                await self._hold(partial(_reaching_broker, partition.start))
+        except Stopping:
+            return
+        log.info("consuming", queue=self._queue.name, partitions=self._count)
+
+    @property
+    def ready(self) -> bool:
+        """Whether every partition is subscribed and nothing is held."""
+        return all(partition.subscribed for partition in self._partitions) and not self._hold.held
+
+    async def stop(self, seconds: float = _GRACE_SECONDS) -> None:
+        """Finish what has begun, for at most so many seconds, and give up all partitions."""
+        self._hold.stop()
+        if self._starting is not None:
+            await self._starting
+        await asyncio.gather(*(partition.give_up(seconds) for partition in self._partitions))
+
+    async def _live(self, number: int, delivery: RabbitMessage) -> bool:
+        try:
+            await self._hold(partial(self._process, number, delivery))
+        except Stopping:
+            return False
+        return True
+
+    async def _process(self, number: int, delivery: RabbitMessage) -> None:
+        try:
+            await self._try(number, delivery)
+        except Undeliverable as error:
+            await self._bury(delivery, error)
+
+    async def _try(self, number: int, delivery: RabbitMessage) -> None:
+        for attempt in range(1, _TRIES + 1):
+            try:
+                await self._handle(number, delivery)
+            except (Unavailable, Undeliverable, Stopping):
+                raise
+            except Exception as error:
+                log.exception("handler_failed", queue=self._queue.name, attempt=attempt)
+                if attempt == _TRIES:
+                    reason = "".join(traceback.format_exception(error))[-_TRACEBACK_CHARACTERS:]
+                    raise Undeliverable(reason, code="handler_failed") from error
+                await asyncio.sleep(backoff(attempt))
+            else:
+                return
+
+    async def _bury(self, delivery: RabbitMessage, error: Undeliverable) -> None:
+        log.error("dead_letter", queue=self._queue.name, code=error.code, message_id=delivery.raw_message.message_id)
+        await dead_letter(self._publisher, delivery, error, queue=self._queue.name)
+
+    async def _handle(self, number: int, delivery: RabbitMessage) -> None:
+        raw = delivery.raw_message
+        name = raw.type or topology.name_of(raw.routing_key or "")
+        if name not in self._routes:
+            message = f"{self._queue.name} carries no message of type {name!r}"
+            raise Undeliverable(message, code="unknown_type")
+        model, handler = self._routes[name]
+        body = _read(model, raw.body, raw.headers)
+        key = lane_key(raw.body, raw.headers)
+        if (home := partition_of(key, self._count)) != number:
+            await self._pass_on(delivery, model, home)
+            return
+        await handler(
+            body,
+            Envelope(
+                message_id=raw.message_id or "",
+                timestamp=raw.timestamp,
+                redelivered=bool(raw.redelivered),
+            ),
+        )
+
+    async def _pass_on(self, delivery: RabbitMessage, model: type[Message], home: int) -> None:
+        raw = delivery.raw_message
+        headers = {name: value for name, value in raw.headers.items() if not name.startswith("x-")}
+        await self._publisher.publish_raw(
+            raw.body,
+            exchange=model.exchange,
+            routing_key=topology.routing_key(model, home),
+            properties=Properties(raw.message_id or "", raw.correlation_id or "", model.name, headers),
+        )
+
+
+def _read(model: type[Message], body: bytes, headers: Mapping[str, Any]) -> Message:
+    version = headers.get("schema-version", model.schema_version)
+    if version not in range(1, model.schema_version + 1):
+        message = (
+            f"schema-version {version!r} of {model.name} is not known here; this service knows {model.schema_version}"
+        )
+        raise Undeliverable(message, code="unknown_version")
+    try:
+        return model.model_validate_json(body)
+    except ValidationError as error:
+        # The content itself stays in the dead letter's body: it may hold what must not be in a log.
+        faults = error.errors(include_url=False, include_input=False, include_context=False)
+        detail = "; ".join(f"{'.'.join(map(str, fault['loc'])) or 'body'}: {fault['msg']}" for fault in faults)
+        code = "invalid_json" if faults[0]["type"] == "json_invalid" else "invalid_message"
+        raise Undeliverable(detail, code=code) from error
+
+
+async def _reaching_broker(operation: Callable[[], Awaitable[None]]) -> None:
+    try:
+        await operation()
+    except BROKER_TROUBLE as error:
+        message = f"RabbitMQ is not reachable: {str(error) or type(error).__name__}"
+        raise BrokerUnavailable(message) from error

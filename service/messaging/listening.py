@@ -1,0 +1,96 @@
+"""Hears the events that callers of one ingress process wait for."""
+
+import asyncio
+import logging
+from collections.abc import Callable
+from functools import partial
+
+import structlog
+from faststream import AckPolicy
+from faststream.rabbit import Channel, RabbitBroker, RabbitMessage
+from uuid_utils.compat import uuid7
+
+from service.domain.sending import backoff
+from service.messaging import topology
+from service.messaging.publishing import BROKER_TROUBLE, with_heartbeat
+from whatsapp_qr_contracts.message import EVENTS
+
+log = structlog.get_logger()
+
+Hear = Callable[[str], None]
+"""Is told the correlation id of each event."""
+
+_KEYS = ("session.#", "chatbot.#", "command.#")
+
+
+class Listener:
+    """An exclusive queue of session, chatbot and command events.
+
+    What it hears is a doorbell: losing an event only means that somebody looks a second later.
+    """
+
+    def __init__(self, url: str, partitions: int, hear: Hear) -> None:
+        self._url = with_heartbeat(url)
+        self._partitions = partitions
+        self._hear = hear
+        self._broker: RabbitBroker | None = None
+        self._starting: asyncio.Task[None] | None = None
+
+    def start(self) -> None:
+        """Listen as soon as the broker is there; returns at once."""
+        self._starting = asyncio.create_task(self._keep_trying())
+
+    async def _keep_trying(self) -> None:
+        failures = 0
+        while self._broker is None:
+            try:
+                await topology.declare(self._url, self._partitions)
+                self._broker = await self._listen()
+            except BROKER_TROUBLE as error:
+                failures += 1
+                log.warning("not_listening_yet", reason=repr(error))
+                await asyncio.sleep(backoff(failures))
+
+    async def _listen(self) -> RabbitBroker:
+        queue = topology.ingress_queue(uuid7().hex)
+        broker = RabbitBroker(
+            self._url,
+            timeout=3,
+            reconnect_interval=0.5,
+            apply_types=False,
+            decoder=_undecoded,
+            logger=logging.getLogger("faststream"),
+        )
+        channel = Channel(prefetch_count=1000)
+        broker.subscriber(queue, channel=channel, ack_policy=AckPolicy.ACK_FIRST, no_reply=True)(
+            partial(_tell, self._hear)
+        )
+        try:
+            await broker.start()
+            declared = await broker.declare_queue(queue)
+            for key in _KEYS:
+                await declared.bind(EVENTS, key)
+        except BaseException:
+            await broker.stop()
+            raise
+        return broker
+
+    async def stop(self) -> None:
+        """Stop listening."""
+        if self._starting is not None:
+            self._starting.cancel()
+            await asyncio.gather(self._starting, return_exceptions=True)
+        if self._broker is not None:
+            try:
+                await self._broker.stop()
+            except BROKER_TROUBLE as error:
+                log.info("connection_lost_while_closing", error=repr(error))
+
+
+async def _tell(hear: Hear, delivery: RabbitMessage) -> None:
+    if correlation_id := delivery.raw_message.correlation_id:
+        hear(correlation_id)
+
+
+async def _undecoded(message: RabbitMessage, _original: object) -> RabbitMessage:
+    return message

@@ -1,0 +1,182 @@
+"""The only place that publishes. A publish returns once the broker has confirmed the message, on disk."""
+
+import asyncio
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+import structlog
+from aio_pika.exceptions import AMQPError
+from aiormq.exceptions import PublishError
+from faststream.rabbit import Channel, RabbitBroker
+
+from service.errors import BrokerUnavailable
+from service.messaging import topology
+from whatsapp_qr_contracts.message import EVENTS, Message
+from whatsapp_qr_contracts.partitions import partition_of
+
+log = structlog.get_logger()
+
+APP_ID = "whatsapp-qr"
+HEARTBEAT = 5
+_PUBLISH_SECONDS = 4.0
+_CONNECT_SECONDS = 3.0
+# aio-pika reports a connection that is being replaced as RuntimeError.
+BROKER_TROUBLE = (AMQPError, OSError, RuntimeError, TimeoutError)
+
+
+def with_heartbeat(url: str) -> str:
+    """Return the broker's URL with a heartbeat of 5 s, so that a dead peer is noticed within 15 s."""
+    return url if "heartbeat=" in url else f"{url}{'&' if '?' in url else '?'}heartbeat={HEARTBEAT}"
+
+
+@dataclass(frozen=True, slots=True)
+class Properties:
+    """The envelope of one publish: AMQP properties, never part of the body."""
+
+    message_id: str
+    correlation_id: str
+    type: str
+    headers: Mapping[str, Any]
+
+
+class Publisher:
+    """Publishes persistent and confirmed, over a connection of its own that is made at the first publish.
+
+    Args:
+        url: the broker.
+        partitions: partitions of each partitioned queue.
+    """
+
+    def __init__(self, url: str, partitions: int) -> None:
+        self._url = with_heartbeat(url)
+        self._partitions = partitions
+        self._broker: RabbitBroker | None = None
+        self._connecting = asyncio.Lock()
+        self._closing: set[asyncio.Task[None]] = set()
+
+    async def publish(
+        self,
+        message: Message,
+        *,
+        message_id: str,
+        correlation_id: str,
+        key: str,
+        headers: Mapping[str, Any] | None = None,
+        seconds: float = _PUBLISH_SECONDS,
+    ) -> None:
+        """Publish one message.
+
+        Args:
+            message: the body; its class says where it goes.
+            message_id: stable and unique per output and destination; never twice at once.
+            correlation_id: the id of the command that caused it.
+            key: partition key; decides the partition of partitioned messages.
+            headers: further headers.
+            seconds: time limit.
+
+        Raises:
+            BrokerUnavailable: not confirmed; it may have arrived. Publish it again under the same id.
+        """
+        partition = partition_of(key, self._partitions) if topology.is_partitioned(type(message)) else 0
+        envelope = {"partition-key": key, "schema-version": message.schema_version}
+        await self.publish_raw(
+            message.wire(),
+            exchange=message.exchange,
+            routing_key=topology.routing_key(type(message), partition),
+            properties=Properties(message_id, correlation_id, message.name, envelope | dict(headers or {})),
+            seconds=seconds,
+        )
+
+    async def publish_raw(
+        self,
+        body: bytes,
+        *,
+        exchange: str,
+        routing_key: str,
+        properties: Properties,
+        seconds: float = _PUBLISH_SECONDS,
+    ) -> None:
+        """Publish bytes as they are; see `publish` for the guarantees and the error."""
+        async with self._connected(min(seconds, _PUBLISH_SECONDS)) as broker:
+            await broker.publish(
+                body,
+                exchange=topology.exchange(exchange),
+                routing_key=routing_key,
+                # Nobody may be listening to an event; everything else must have reached a queue.
+                mandatory=exchange != EVENTS,
+                persist=True,
+                content_type="application/json",
+                message_id=properties.message_id,
+                correlation_id=properties.correlation_id,
+                message_type=properties.type,
+                timestamp=datetime.now(UTC),
+                headers=dict(properties.headers),
+            )
+
+    @asynccontextmanager
+    async def _connected(self, seconds: float) -> AsyncIterator[RabbitBroker]:
+        broker = None
+        try:
+            async with asyncio.timeout(seconds):
+                broker = await self._connection()
+                yield broker
+        except PublishError as error:
+            message = "RabbitMQ has no queue for this message: is the topology declared?"
+            raise BrokerUnavailable(message) from error
+        except (TimeoutError, asyncio.CancelledError) as error:
+            # What is unconfirmed now must not mix with a later publish under the same id.
+            self._replace(broker)
+            if isinstance(error, asyncio.CancelledError):
+                raise
+            message = f"RabbitMQ did not confirm within {seconds:.1f} s"
+            raise BrokerUnavailable(message) from error
+        except BROKER_TROUBLE as error:
+            message = f"RabbitMQ is not reachable: {str(error) or type(error).__name__}"
+            raise BrokerUnavailable(message) from error
+
+    async def _connection(self) -> RabbitBroker:
+        async with self._connecting:
+            if self._broker is None:
+                broker = RabbitBroker(
+                    self._url,
+                    timeout=_CONNECT_SECONDS,
+                    reconnect_interval=0.5,
+                    default_channel=Channel(on_return_raises=True),
+                    app_id=APP_ID,
+                    apply_types=False,
+                )
+                await broker.connect()
+                self._broker = broker
+            return self._broker
+
+    def _replace(self, broker: RabbitBroker | None) -> None:
+        if broker is not None and broker is self._broker:
+            self._broker = None
+            closing = asyncio.create_task(_close(broker))
+            self._closing.add(closing)
+            closing.add_done_callback(self._closing.discard)
+
+    async def ping(self) -> bool:
+        """Say whether the broker answers."""
+        try:
+            async with self._connected(_CONNECT_SECONDS) as broker:
+                return await broker.ping(timeout=_CONNECT_SECONDS)
+        except BrokerUnavailable:
+            return False
+
+    async def close(self) -> None:
+        """Close the connection. Everything that publishes must have ended before."""
+        if broker := self._broker:
+            self._broker = None
+            await _close(broker)
+
+
+async def _close(broker: RabbitBroker) -> None:
+    try:
+        async with asyncio.timeout(_CONNECT_SECONDS):
+            await broker.stop()
+    except BROKER_TROUBLE as error:
+        log.info("broker_connection_lost_while_closing", error=repr(error))

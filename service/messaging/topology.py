@@ -1,0 +1,171 @@
+"""Every exchange and queue, by name. Nothing outside this module names one."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import aio_pika
+from aio_pika.abc import AbstractChannel
+from faststream.rabbit import ExchangeType, RabbitExchange, RabbitQueue
+
+from whatsapp_qr_contracts.commands import (
+    DisconnectSession,
+    InitializeSession,
+    RegisterChatbot,
+    RemoveChatbot,
+    SendMessage,
+)
+from whatsapp_qr_contracts.gateway import (
+    GatewayConnected,
+    GatewayDisconnected,
+    GatewayMessage,
+    GatewayQr,
+    GatewayReceipt,
+)
+from whatsapp_qr_contracts.jobs import IncomingJob, SendJob
+from whatsapp_qr_contracts.message import COMMANDS, EVENTS, GATEWAY, JOBS, Message
+
+DEAD_LETTERS = "whatsapp-qr.dead-letters"
+INGRESS_PREFIX = "whatsapp-qr.ingress."
+
+# Nothing is ever nacked, so this counts only crashes, and a crash counts for all that was prefetched.
+_DELIVERY_LIMIT = 1000
+_DEAD_LETTER_DELIVERY_LIMIT = 1_000_000
+_MAX_LENGTH = 1_000_000
+_INGRESS_MAX_LENGTH = 10_000
+
+
+@dataclass(frozen=True)
+class PartitionedQueue:
+    """A partitioned queue: the first partition has the bare name, the others `.1`, `.2`, …"""
+
+    name: str
+    carries: tuple[type[Message], ...]
+
+    def queue_name(self, partition: int) -> str:
+        """Return the queue of one partition."""
+        return f"{self.name}.{partition}" if partition else self.name
+
+    def queue(self, partition: int) -> RabbitQueue:
+        """Return the queue of one partition for a subscriber; it was declared before by `declare`."""
+        return RabbitQueue(self.queue_name(partition), durable=True, declare=False)
+
+
+SESSIONS = PartitionedQueue(
+    "whatsapp-qr.sessions",
+    (
+        InitializeSession,
+        DisconnectSession,
+        RegisterChatbot,
+        RemoveChatbot,
+        GatewayQr,
+        GatewayConnected,
+        GatewayDisconnected,
+    ),
+)
+CONVERSATIONS = PartitionedQueue("whatsapp-qr.conversations", (SendMessage, GatewayMessage, GatewayReceipt))
+SENDS = PartitionedQueue(SendJob.name, (SendJob,))
+
+PARTITIONED = (SESSIONS, CONVERSATIONS, SENDS)
+_QUEUE_OF = {message: partitioned for partitioned in PARTITIONED for message in partitioned.carries}
+
+
+def is_partitioned(message: type[Message]) -> bool:
+    """Say whether a message travels through a partitioned queue."""
+    return message in _QUEUE_OF
+
+
+def routing_key(message: type[Message], partition: int) -> str:
+    """Return the routing key of a message for a partition."""
+    partitioned = _QUEUE_OF.get(message)
+    if partitioned is None:
+        return message.name
+    return partitioned.queue_name(partition) if message.exchange == JOBS else f"{message.name}.{partition}"
+
+
+def name_of(routing_key: str) -> str:
+    """Return the message name that a routing key stands for."""
+    name, dot, partition = routing_key.rpartition(".")
+    return name if dot and partition.isdigit() else routing_key
+
+
+def exchange(name: str) -> RabbitExchange:
+    """Return an exchange for a publish; it was declared before by `declare`."""
+    return RabbitExchange(name, type=_EXCHANGE_TYPES[name], durable=True, declare=False)
+
+
+def ingress_queue(suffix: str) -> RabbitQueue:
+    """Return the queue on which one ingress process hears the events that its callers wait for."""
+    return RabbitQueue(
+        INGRESS_PREFIX + suffix,
+        exclusive=True,
+        auto_delete=True,
+        durable=False,
+        arguments={"x-max-length": _INGRESS_MAX_LENGTH, "x-overflow": "drop-head"},
+    )
+
+
+_EXCHANGE_TYPES = {
+    COMMANDS: ExchangeType.TOPIC,
+    GATEWAY: ExchangeType.TOPIC,
+    EVENTS: ExchangeType.TOPIC,
+    JOBS: ExchangeType.DIRECT,
+    DEAD_LETTERS: ExchangeType.TOPIC,
+}
+# A message under an unknown key must not vanish.
+_EXCHANGE_ARGUMENTS: dict[str, Any] = {
+    COMMANDS: {"alternate-exchange": DEAD_LETTERS},
+    GATEWAY: {"alternate-exchange": DEAD_LETTERS},
+}
+
+_QUORUM = {"x-queue-type": "quorum", "x-max-length": _MAX_LENGTH, "x-overflow": "reject-publish"}
+_WORK: dict[str, Any] = _QUORUM | {
+    "x-delivery-limit": _DELIVERY_LIMIT,
+    "x-dead-letter-exchange": DEAD_LETTERS,
+    "x-dead-letter-routing-key": "delivery_limit",
+    "x-dead-letter-strategy": "at-least-once",
+}
+_PARTITION = _WORK | {"x-single-active-consumer": True}
+
+
+async def declare(url: str, partitions: int) -> None:
+    """Declare all exchanges, queues and bindings. Doing it again changes nothing.
+
+    Raises:
+        aio_pika.exceptions.AMQPException, OSError: the broker is away, or a queue exists with other arguments.
+    """
+    async with await aio_pika.connect(url, timeout=5) as connection:
+        channel = await connection.channel()
+        # Dead letters first: at-least-once dead-lettering needs its target.
+        for name in (DEAD_LETTERS, COMMANDS, GATEWAY, EVENTS, JOBS):
+            await channel.declare_exchange(
+                name, _EXCHANGE_TYPES[name].value, durable=True, arguments=_EXCHANGE_ARGUMENTS.get(name)
+            )
+        await _declare_queue(
+            channel, DEAD_LETTERS, _QUORUM | {"x-delivery-limit": _DEAD_LETTER_DELIVERY_LIMIT}, {DEAD_LETTERS: ["#"]}
+        )
+        await _declare_queue(channel, IncomingJob.name, _WORK, {JOBS: [IncomingJob.name]})
+        for partitioned in PARTITIONED:
+            for partition in range(partitions):
+                await _declare_queue(
+                    channel, partitioned.queue_name(partition), _PARTITION, _bindings(partitioned, partition)
+                )
+
+
+async def _declare_queue(
+    channel: AbstractChannel, name: str, arguments: dict[str, Any], bindings: dict[str, list[str]]
+) -> None:
+    queue = await channel.declare_queue(name, durable=True, arguments=arguments)
+    for exchange_name, keys in bindings.items():
+        for key in keys:
+            await queue.bind(exchange_name, key)
+
+
+def _bindings(partitioned: PartitionedQueue, partition: int) -> dict[str, list[str]]:
+    bindings: dict[str, list[str]] = {}
+    for message in partitioned.carries:
+        keys = bindings.setdefault(message.exchange, [])
+        keys.append(routing_key(message, partition))
+        # Clients that do not know PARTITIONS publish under the bare name; the reader passes it on.
+        if partition == 0 and message.exchange != JOBS:
+            keys.append(message.name)
+    return bindings

@@ -1,0 +1,164 @@
+"""One transaction at a time: engines, the database's clock, and the translation of driver errors."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from datetime import UTC, datetime, timedelta
+from typing import Any, TypeVar
+
+from sqlalchemy import ColumnElement, Connection, event, func, literal, select, text
+from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.exc import DBAPIError, SQLAlchemyError
+from sqlalchemy.exc import TimeoutError as PoolTimeoutError
+from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, create_async_engine
+from sqlmodel import SQLModel
+
+from service.errors import DatabaseUnavailable
+from service.persistence.tables import UtcDateTime
+
+T = TypeVar("T")
+Work = Callable[[AsyncSession], Awaitable[T]]
+
+_BUSY_SECONDS = 5
+_POOL_SIZE = 10
+_CONNECT_SECONDS = 3
+_STATEMENT_SECONDS = 10
+
+# SQLSTATE classes and codes that pass by themselves: connection, resources, operator intervention, system, rollback
+# (deadlock, serialization), lock not available, read-only standby, schema not migrated yet.
+_PASSING_CLASSES = frozenset({"08", "53", "57", "58", "40"})
+_PASSING_CODES = frozenset({"55P03", "25006", "42P01", "3D000"})
+
+
+class Database:
+    """A database with transactions that are either committed or have not happened.
+
+    Args:
+        url: SQLAlchemy URL with an asynchronous driver.
+    """
+
+    def __init__(self, url: str) -> None:
+        self.is_sqlite = url.startswith("sqlite")
+        if self.is_sqlite:
+            # One writer per process: SQLite has one anyway, and waiting in line here is fairer than its busy loop.
+            self._writer = _sqlite_engine(url, "BEGIN IMMEDIATE", pool_size=1)
+            self._reader = _sqlite_engine(url, "BEGIN", pool_size=4)
+        else:
+            self._writer = self._reader = _postgres_engine(url)
+
+    async def transact(self, work: Work[T]) -> T:
+        """Run `work` in one transaction and commit it.
+
+        Raises:
+            DatabaseUnavailable: nothing was committed as far as is known; running it again must do no harm.
+        """
+        return await _run(self._writer, work)
+
+    async def read(self, work: Work[T], *, seconds: float | None = None) -> T:
+        """Run `work`, which only reads, on one consistent state.
+
+        Raises:
+            DatabaseUnavailable: no answer, or none within `seconds`.
+        """
+        try:
+            async with asyncio.timeout(seconds):
+                return await _run(self._reader, work)
+        except TimeoutError as error:
+            message = f"the database did not answer within {seconds} s"
+            raise DatabaseUnavailable(message) from error
+
+    def clock(self, offset: timedelta = timedelta()) -> ColumnElement[datetime]:
+        """Return the present time, shifted by `offset`, as an expression.
+
+        It is the database's own time, so that processes with wrong clocks agree; SQLite means one machine and one
+        clock.
+        """
+        if self.is_sqlite:
+            return literal(datetime.now(UTC) + offset, UtcDateTime())
+        return func.clock_timestamp() + literal(offset)
+
+    async def present(self, tx: AsyncSession, offset: timedelta = timedelta()) -> datetime:
+        """Return the time that `clock` gives."""
+        return (await tx.execute(select(self.clock(offset)))).scalar_one()
+
+    async def insert_new(self, tx: AsyncSession, table: type[SQLModel], **values: Any) -> bool:
+        """Insert a row unless one with the same key exists; say whether it was inserted."""
+        dialect = sqlite if self.is_sqlite else postgresql
+        statement = dialect.insert(table).values(values).on_conflict_do_nothing()
+        return bool((await tx.execute(statement)).rowcount)  # type: ignore[attr-defined]
+
+    async def ping(self) -> None:
+        """Check that the database answers.
+
+        Raises:
+            DatabaseUnavailable: it does not.
+        """
+
+        async def select_one(tx: AsyncSession) -> None:
+            await tx.execute(text("SELECT 1"))
+
+        await self.read(select_one, seconds=2)
+
+    async def close(self) -> None:
+        """Close all connections."""
+        await self._writer.dispose()
+        await self._reader.dispose()
+
+
+async def _run(engine: AsyncEngine, work: Work[T]) -> T:
+    try:
+        async with AsyncSession(engine, expire_on_commit=False) as tx, tx.begin():
+            return await work(tx)
+    except DBAPIError as error:
+        if _passes(error):
+            message = f"the database is not available: {type(error.orig).__name__}"
+            raise DatabaseUnavailable(message) from error
+        raise
+    except (PoolTimeoutError, OSError, TimeoutError) as error:
+        message = f"the database is not available: {str(error) or type(error).__name__}"
+        raise DatabaseUnavailable(message) from error
+    except SQLAlchemyError as error:
+        if isinstance(error.__cause__, OSError):
+            message = f"the database is not available: {error.__cause__}"
+            raise DatabaseUnavailable(message) from error
+        raise
+
+
+def _passes(error: DBAPIError) -> bool:
+    if error.connection_invalidated:
+        return True
+    state = getattr(error.orig, "sqlstate", None) or getattr(error.orig, "pgcode", None)
+    if state is None:
+        # SQLite: locked, busy, disk full, I/O error; with asyncpg: a connection that is gone.
+        return type(error).__name__ in {"OperationalError", "InterfaceError"}
+    return state[:2] in _PASSING_CLASSES or state in _PASSING_CODES
+
+
+def _sqlite_engine(url: str, begin: str, *, pool_size: int) -> AsyncEngine:
+    engine = create_async_engine(
+        url, pool_size=pool_size, max_overflow=0, pool_timeout=30, connect_args={"timeout": _BUSY_SECONDS}
+    )
+
+    @event.listens_for(engine.sync_engine, "connect")
+    def configure(connection: Any, _record: object) -> None:
+        connection.isolation_level = None  # the driver must not begin transactions of its own
+        cursor = connection.cursor()
+        for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON"):
+            cursor.execute(f"PRAGMA {pragma}")
+        cursor.close()
+
+    @event.listens_for(engine.sync_engine, "begin")
+    def begin_transaction(connection: Connection) -> None:
+        connection.exec_driver_sql(begin)
+
+    return engine
+
+
+def _postgres_engine(url: str) -> AsyncEngine:
+    return create_async_engine(
+        url,
+        pool_size=_POOL_SIZE,
+        max_overflow=0,
+        pool_timeout=10,
+        pool_pre_ping=True,
+        connect_args={"timeout": _CONNECT_SECONDS, "command_timeout": _STATEMENT_SECONDS},
+    )

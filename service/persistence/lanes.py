@@ -1,0 +1,143 @@
+"""The lane of a session: its PENDING messages in order. One message at a time is claimed, sent and recorded."""
+
+from dataclasses import dataclass
+from datetime import timedelta
+from uuid import UUID
+
+from sqlalchemy import ColumnElement, TextClause, not_, text, update
+from sqlalchemy.ext.asyncio import AsyncSession
+from sqlmodel import col, select
+from uuid_utils.compat import uuid7
+
+from service.domain.sending import GiveUp, Retry, SendPolicy
+from service.persistence.conversations import apply_waiting_receipts, raise_status
+from service.persistence.database import Database
+from service.persistence.sessions import session_by_id
+from service.persistence.tables import MessageRow, SessionRow, now
+from whatsapp_qr_contracts.message import DeliveryStatus, Role, SessionStatus
+
+_PENDING = DeliveryStatus.PENDING
+
+
+@dataclass(frozen=True, slots=True)
+class Idle:
+    """Nothing can be sent: the lane is empty, or the session is not connected and its messages wait for that."""
+
+
+@dataclass(frozen=True, slots=True)
+class Wait:
+    """The first message may be sent in so many seconds."""
+
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Expired:
+    """The first message waited too long and has failed."""
+
+    message: MessageRow
+
+
+@dataclass(frozen=True, slots=True)
+class Claimed:
+    """The first message belongs to this process until its claim ends."""
+
+    message: MessageRow
+
+
+Next = Idle | Wait | Expired | Claimed
+
+
+def _pending(session_id: str) -> tuple[ColumnElement[bool] | TextClause, ...]:
+    # The status is written out, not bound: only so is the partial index of the lane used.
+    return (col(MessageRow.session_id) == session_id, text("delivery_status = 'PENDING'"))
+
+
+async def claim_next(database: Database, tx: AsyncSession, *, session_id: str, policy: SendPolicy) -> Next:
+    """Claim the first message of a lane. Messages behind it are never claimed before it: that is the order."""
+    session = await session_by_id(tx, session_id)
+    while (pending := await first_pending(tx, session_id)) is not None:
+        message = await _locked(tx, pending.id)
+        if message.delivery_status is _PENDING:  # a receipt may have raised it before the lock was had
+            break
+    if session is None or pending is None:
+        return Idle()
+    at = await database.present(tx)
+    claimed = message.claimed_until is not None and message.claimed_until > at
+    if not claimed and message.expires_at is not None and message.expires_at <= at:
+        raise_status(message, DeliveryStatus.FAILED, at, error_code="expired", error_message="it waited too long")
+        return Expired(message)
+    if session.status is not SessionStatus.CONNECTED:
+        return Idle()
+    ready_at = message.claimed_until if claimed else message.not_before
+    if ready_at is not None and ready_at > at:
+        return Wait((ready_at - at).total_seconds())
+    message.claim = uuid7()
+    message.claimed_until = at + timedelta(seconds=policy.claim_seconds)
+    return Claimed(message)
+
+
+async def record_sent(tx: AsyncSession, *, message_id: UUID, whatsapp_id: str) -> MessageRow:
+    """Record that the gateway took a message. True whoever records it, so no claim is asked for."""
+    message = await _locked(tx, message_id)
+    raise_status(message, DeliveryStatus.SENT, now())
+    if message.whatsapp_message_id != whatsapp_id:
+        message.whatsapp_message_id = whatsapp_id  # a gateway with ids of its own: its receipts will carry this one
+        await apply_waiting_receipts(tx, message)
+    message.claimed_until = message.not_before = None
+    return message
+
+
+async def record_failure(
+    database: Database, tx: AsyncSession, *, claimed: MessageRow, verdict: Retry | GiveUp
+) -> MessageRow | None:
+    """Record a failed attempt; None where the claim was lost meanwhile and the newer state stands."""
+    message = await _locked(tx, claimed.id)
+    if message.claim != claimed.claim or message.delivery_status is not _PENDING:
+        return None
+    message.claimed_until = None
+    if isinstance(verdict, GiveUp):
+        message.attempts += verdict.code == "outcome_unknown"
+        raise_status(message, DeliveryStatus.FAILED, now(), error_code=verdict.code, error_message=verdict.detail)
+    else:
+        message.attempts += verdict.counts
+        message.not_before = await database.present(tx, timedelta(seconds=verdict.delay))
+    return message
+
+
+async def postpone(database: Database, tx: AsyncSession, *, session_id: str, seconds: float | None) -> None:
+    """Write down when the lane is to be looked at again; None once somebody looks."""
+    at = None if seconds is None else database.clock(timedelta(seconds=seconds))
+    await tx.execute(update(SessionRow).where(col(SessionRow.session_id) == session_id).values(drain_at=at))
+
+
+async def first_pending(tx: AsyncSession, session_id: str) -> MessageRow | None:
+    """Return the first message of a lane that waits to be sent."""
+    query = select(MessageRow).where(*_pending(session_id)).order_by(col(MessageRow.lane_number)).limit(1)
+    return (await tx.scalars(query)).one_or_none()
+
+
+async def fail_pending(tx: AsyncSession, session_id: str, *, code: str, detail: str) -> None:
+    """Fail every message of a lane that waits."""
+    query = select(MessageRow).where(*_pending(session_id)).with_for_update()
+    for message in await tx.scalars(query):
+        raise_status(message, DeliveryStatus.FAILED, now(), error_code=code, error_message=detail)
+
+
+async def unannounced(tx: AsyncSession, session_id: str) -> list[MessageRow]:
+    """Return the messages of a lane whose present status is not known to be announced, in order."""
+    query = (
+        select(MessageRow)
+        .where(
+            col(MessageRow.session_id) == session_id,
+            not_(col(MessageRow.announced)),
+            col(MessageRow.role) == Role.ASSISTANT,
+        )
+        .order_by(col(MessageRow.lane_number))
+    )
+    return list(await tx.scalars(query))
+
+
+async def _locked(tx: AsyncSession, message_id: UUID) -> MessageRow:
+    query = select(MessageRow).where(col(MessageRow.id) == message_id).with_for_update()
+    return (await tx.scalars(query, execution_options={"populate_existing": True})).one()

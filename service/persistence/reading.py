@@ -1,0 +1,92 @@
+"""What the ingress reads. Pages go on after a cursor: the place of the last row that was shown."""
+
+import base64
+import binascii
+import json
+from datetime import datetime
+from uuid import UUID
+
+from sqlalchemy import tuple_
+from sqlalchemy.ext.asyncio import AsyncSession
+from sqlmodel import col, select
+
+from service.errors import Rejected
+from service.persistence.tables import ChatbotRow, ConversationRow, MessageRow, SessionRow
+
+Place = tuple[datetime, UUID]
+
+
+async def current_session(tx: AsyncSession, chatbot_id: UUID) -> SessionRow | None:
+    """Return the session of a chatbot that was not removed."""
+    return await _session(tx, chatbot_id=chatbot_id)
+
+
+async def current_session_by_id(tx: AsyncSession, session_id: str) -> SessionRow | None:
+    """Return a session by its public id, unless its chatbot was removed."""
+    return await _session(tx, session_id=session_id)
+
+
+async def _session(
+    tx: AsyncSession, *, chatbot_id: UUID | None = None, session_id: str | None = None
+) -> SessionRow | None:
+    query = (
+        select(SessionRow)
+        .join(ChatbotRow, col(ChatbotRow.id) == col(SessionRow.chatbot_id))
+        .where(col(ChatbotRow.removed_at).is_(None))
+    )
+    if chatbot_id is not None:
+        query = query.where(col(SessionRow.chatbot_id) == chatbot_id)
+    if session_id is not None:
+        query = query.where(col(SessionRow.session_id) == session_id)
+    return (await tx.scalars(query)).one_or_none()
+
+
+async def conversations_page(
+    tx: AsyncSession, chatbot_id: UUID, *, limit: int, after: Place | None
+) -> tuple[list[ConversationRow], Place | None]:
+    """Return conversations of a chatbot, newest first, and where the next page begins."""
+    place = tuple_(col(ConversationRow.last_message_at), col(ConversationRow.id))
+    query = select(ConversationRow).where(col(ConversationRow.chatbot_id) == chatbot_id)
+    if after is not None:
+        query = query.where(place < tuple_(*after))
+    query = query.order_by(col(ConversationRow.last_message_at).desc(), col(ConversationRow.id).desc())
+    rows = list(await tx.scalars(query.limit(limit + 1)))
+    more = len(rows) > limit
+    return rows[:limit], (rows[limit - 1].last_message_at, rows[limit - 1].id) if more else None
+
+
+async def messages_page(
+    tx: AsyncSession, conversation_id: UUID, *, limit: int, after: Place | None
+) -> tuple[list[MessageRow], Place | None]:
+    """Return messages of a conversation, oldest first, and where the next page begins."""
+    place = tuple_(col(MessageRow.created_at), col(MessageRow.id))
+    query = select(MessageRow).where(col(MessageRow.conversation_id) == conversation_id)
+    if after is not None:
+        query = query.where(place > tuple_(*after))
+    query = query.order_by(col(MessageRow.created_at), col(MessageRow.id))
+    rows = list(await tx.scalars(query.limit(limit + 1)))
+    more = len(rows) > limit
+    return rows[:limit], (rows[limit - 1].created_at, rows[limit - 1].id) if more else None
+
+
+def cursor_of(place: Place | None) -> str | None:
+    """Return the text that stands for a place."""
+    if place is None:
+        return None
+    return base64.urlsafe_b64encode(json.dumps([place[0].isoformat(), str(place[1])]).encode()).decode()
+
+
+def place_of(cursor: str | None) -> Place | None:
+    """Return the place that a text stands for.
+
+    Raises:
+        Rejected: no page ever gave this cursor.
+    """
+    if cursor is None:
+        return None
+    try:
+        at, row_id = json.loads(base64.urlsafe_b64decode(cursor.encode()))
+        return datetime.fromisoformat(at), UUID(row_id)
+    except (ValueError, TypeError, AttributeError, binascii.Error) as error:
+        message = "take the cursor from nextCursor of the page before"
+        raise Rejected(message, code="invalid_cursor") from error

@@ -1,0 +1,108 @@
+"""Chatbots, their sessions and the commands about them."""
+
+from typing import Any
+from uuid import UUID
+
+from sqlalchemy import update
+from sqlalchemy.ext.asyncio import AsyncSession
+from sqlmodel import col, select
+
+from service.errors import DatabaseUnavailable
+from service.persistence.database import Database
+from service.persistence.tables import ChatbotRow, CommandRow, SessionRow, now
+from whatsapp_qr_contracts.message import SessionStatus
+
+
+async def session_of(tx: AsyncSession, chatbot_id: UUID, *, lock: bool = False) -> SessionRow | None:
+    """Return a chatbot's session, where it has one; locked against other transactions if asked for."""
+    query = select(SessionRow).where(col(SessionRow.chatbot_id) == chatbot_id)
+    return (await tx.scalars(query.with_for_update() if lock else query)).one_or_none()
+
+
+async def session_by_id(tx: AsyncSession, session_id: str, *, lock: bool = False) -> SessionRow | None:
+    """Return the session with a public id, where there is one; locked against other transactions if asked for."""
+    query = select(SessionRow).where(col(SessionRow.session_id) == session_id)
+    return (await tx.scalars(query.with_for_update() if lock else query)).one_or_none()
+
+
+async def locked_unchanged(tx: AsyncSession, seen: SessionRow) -> SessionRow:
+    """Return a session, locked, for a change that was decided on the state that was seen.
+
+    Raises:
+        DatabaseUnavailable: somebody changed it meanwhile; decide again.
+    """
+    session = await session_by_id(tx, seen.session_id, lock=True)
+    if session is None or session.version != seen.version:
+        message = "the session was changed by another process meanwhile"
+        raise DatabaseUnavailable(message)
+    return session
+
+
+async def open_session(database: Database, tx: AsyncSession, chatbot_id: UUID, session_id: str) -> SessionRow:
+    """Return the chatbot's session, locked; made under the given id where there was none."""
+    new = SessionRow(chatbot_id=chatbot_id, session_id=session_id, status=SessionStatus.DISCONNECTED)
+    await database.insert_new(tx, SessionRow, **new.model_dump())
+    return (
+        await tx.scalars(select(SessionRow).where(col(SessionRow.chatbot_id) == chatbot_id).with_for_update())
+    ).one()
+
+
+def move(
+    session: SessionRow,
+    status: SessionStatus,
+    *,
+    wanted: bool,
+    reason: str | None = None,
+    qr_code: str | None = None,
+    phone_number: str | None = None,
+) -> None:
+    """Change a session; every change counts. A QR code lives as long as it can be scanned."""
+    at = now()
+    session.status, session.status_reason, session.wanted = status, reason, wanted
+    session.qr_code, session.qr_at = (qr_code, at) if qr_code else (None, None)
+    if status is SessionStatus.CONNECTED:
+        session.last_connected_at = at
+        session.phone_number = phone_number or session.phone_number
+    session.version += 1
+    session.updated_at = at
+
+
+async def mark_announced(tx: AsyncSession, session: SessionRow) -> None:
+    """Note that the event of a version is confirmed."""
+    older = (col(SessionRow.id) == session.id, col(SessionRow.announced_version) < session.version)
+    await tx.execute(update(SessionRow).where(*older).values(announced_version=session.version))
+
+
+async def chatbot_is_known(tx: AsyncSession, chatbot_id: UUID) -> bool:
+    """Say whether a chatbot is registered and not removed."""
+    chatbot = await tx.get(ChatbotRow, chatbot_id)
+    return chatbot is not None and chatbot.removed_at is None
+
+
+async def register_chatbot(database: Database, tx: AsyncSession, chatbot_id: UUID) -> None:
+    """Make a chatbot known, also one that was removed."""
+    await database.insert_new(tx, ChatbotRow, id=chatbot_id, registered_at=now(), removed_at=None)
+    (await tx.get_one(ChatbotRow, chatbot_id)).removed_at = None
+
+
+async def remove_chatbot(tx: AsyncSession, chatbot_id: UUID) -> None:
+    """Forget a chatbot; its rows stay."""
+    chatbot = await tx.get(ChatbotRow, chatbot_id)
+    if chatbot is not None and chatbot.removed_at is None:
+        chatbot.removed_at = now()
+
+
+async def command_row(
+    database: Database, tx: AsyncSession, *, chatbot_id: UUID, command_id: str, name: str
+) -> CommandRow:
+    """Return the row of a command, made where it is new."""
+    await database.insert_new(
+        tx, CommandRow, chatbot_id=chatbot_id, command_id=command_id, name=name, outcome=None, created_at=now()
+    )
+    return await tx.get_one(CommandRow, (chatbot_id, command_id))
+
+
+async def command_outcome(tx: AsyncSession, chatbot_id: UUID, command_id: str) -> dict[str, Any] | None:
+    """Return the event that answers a command, where it has ended."""
+    row = await tx.get(CommandRow, (chatbot_id, command_id))
+    return row.outcome if row is not None else None

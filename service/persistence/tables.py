@@ -1,0 +1,211 @@
+"""The tables. Every row also carries what is still to do with it, so that nothing depends on memory."""
+
+from datetime import UTC, datetime
+from typing import Any
+from uuid import UUID
+
+from sqlalchemy import JSON, BigInteger, DateTime, Dialect, Index, String, Text, UniqueConstraint, text
+from sqlalchemy.types import TypeDecorator
+from sqlmodel import Field, SQLModel
+from uuid_utils.compat import uuid7
+
+from whatsapp_qr_contracts.message import DeliveryStatus, Role, SessionStatus
+
+
+class UtcDateTime(TypeDecorator[datetime]):
+    """A point in time, always with its zone in Python; SQLite stores none, so it is UTC there."""
+
+    impl = DateTime(timezone=True)
+    cache_ok = True
+
+    def process_bind_param(self, value: datetime | None, dialect: Dialect) -> datetime | None:
+        """Convert to UTC."""
+        if value is None:
+            return None
+        value = value.astimezone(UTC)
+        return value.replace(tzinfo=None) if dialect.name == "sqlite" else value
+
+    def process_result_value(self, value: datetime | None, dialect: Dialect) -> datetime | None:  # noqa: ARG002
+        """Give the zone back."""
+        return value.replace(tzinfo=UTC) if value is not None and value.tzinfo is None else value
+
+
+class _EnumText(TypeDecorator[Any]):
+    """An enumeration stored as its text, so that a new member needs no migration."""
+
+    impl = String(16)
+    cache_ok = True
+
+    def __init__(self, kind: type[Any]) -> None:
+        super().__init__()
+        self.kind = kind
+
+    def process_bind_param(self, value: Any, dialect: Dialect) -> str | None:  # noqa: ARG002
+        return None if value is None else str(value)
+
+    def process_result_value(self, value: str | None, dialect: Dialect) -> Any:  # noqa: ARG002
+        return None if value is None else self.kind(value)
+
+
+def now() -> datetime:
+    """Return this machine's time, for columns that people read; no decision depends on it."""
+    return datetime.now(UTC)
+
+
+def _when(**options: Any) -> Any:
+    return Field(sa_type=UtcDateTime, **options)
+
+
+class ChatbotRow(SQLModel, table=True):
+    """A chatbot that may have a session. Chatbots are owned by another service; this is a local register."""
+
+    __tablename__ = "chatbots"
+
+    id: UUID = Field(primary_key=True)
+    registered_at: datetime = _when(default_factory=now)
+    removed_at: datetime | None = _when(default=None)
+
+
+class SessionRow(SQLModel, table=True):
+    """The link of one chatbot; there is at most one, and it keeps its session id for life."""
+
+    __tablename__ = "sessions"
+
+    id: UUID = Field(default_factory=uuid7, primary_key=True)
+    chatbot_id: UUID = Field(foreign_key="chatbots.id", unique=True)
+    session_id: str = Field(unique=True, sa_type=Text)
+    status: SessionStatus = Field(sa_type=_EnumText(SessionStatus))
+    status_reason: str | None = None
+    wanted: bool = False
+    """What the user wants: set by initialize; cleared by disconnect, logout and replacement."""
+    qr_code: str | None = Field(default=None, sa_type=Text)
+    qr_at: datetime | None = _when(default=None)
+    phone_number: str | None = None
+    last_connected_at: datetime | None = _when(default=None)
+    version: int = 0
+    """Rises with every change of status, reason, QR code or number."""
+    announced_version: int = 0
+    """The last version whose event is known to be confirmed."""
+    lane_end: int = 0
+    """The number of the last message in this session's lane."""
+    drain_at: datetime | None = _when(default=None)
+    """When the lane is to be looked at again, while it waits."""
+    created_at: datetime = _when(default_factory=now)
+    updated_at: datetime = _when(default_factory=now)
+
+
+class CommandRow(SQLModel, table=True):
+    """A session or chatbot command: one with an outcome is never executed again. Kept for 24 h."""
+
+    __tablename__ = "commands"
+
+    chatbot_id: UUID = Field(primary_key=True)
+    command_id: str = Field(primary_key=True, max_length=255)
+    name: str
+    outcome: dict[str, Any] | None = Field(default=None, sa_type=JSON)
+    """The event that answers it: name, message_id and body."""
+    created_at: datetime = _when(default_factory=now, index=True)
+
+
+class ConversationRow(SQLModel, table=True):
+    """The conversation of a chatbot with one customer."""
+
+    __tablename__ = "conversations"
+    __table_args__ = (
+        UniqueConstraint("chatbot_id", "channel", "external_user_id"),
+        Index("conversations_newest_first", "chatbot_id", "last_message_at", "id"),
+    )
+
+    id: UUID = Field(primary_key=True)
+    chatbot_id: UUID = Field(foreign_key="chatbots.id")
+    channel: str = Field(max_length=32)
+    external_user_id: str = Field(max_length=255)
+    status: str = Field(default="ACTIVE", max_length=16)
+    last_message_at: datetime = _when()
+    sequence_end: int = 0
+    """The number of the customer's last message."""
+    announced: bool = False
+    """Whether conversation.started is known to be confirmed."""
+    created_at: datetime = _when(default_factory=now)
+
+
+class MessageRow(SQLModel, table=True):
+    """A message of a conversation, in either direction."""
+
+    __tablename__ = "messages"
+    __table_args__ = (
+        Index("messages_oldest_first", "conversation_id", "created_at", "id"),
+        Index("messages_by_whatsapp_id", "session_id", "whatsapp_message_id"),
+        Index(
+            "messages_lane",
+            "session_id",
+            "lane_number",
+            unique=True,
+            sqlite_where=text("delivery_status = 'PENDING'"),
+            postgresql_where=text("delivery_status = 'PENDING'"),
+        ),
+        Index(
+            "messages_unannounced",
+            "session_id",
+            sqlite_where=text("announced = 0"),
+            postgresql_where=text("NOT announced"),
+        ),
+    )
+
+    id: UUID = Field(primary_key=True)
+    conversation_id: UUID = Field(foreign_key="conversations.id")
+    chatbot_id: UUID
+    session_id: str = Field(sa_type=Text)
+    role: Role = Field(sa_type=_EnumText(Role))
+    content: str = Field(sa_type=Text)
+    delivery_status: DeliveryStatus = Field(sa_type=_EnumText(DeliveryStatus))
+    whatsapp_message_id: str = Field(max_length=255)
+    announced: bool
+    """Whether the events and jobs of its present status are known to be confirmed."""
+    correlation_id: str
+    """The id of the command or report that made it."""
+    caller_metadata: dict[str, Any] = Field(default_factory=dict, sa_type=JSON)
+    """What the caller gave with it; never changed."""
+    external_user_id: str = Field(max_length=255)
+    """The customer's address, as in the conversation."""
+
+    sequence: int | None = None
+    """A customer's message: its number in the conversation, from 1."""
+    sent_at_customer: int | None = Field(default=None, sa_type=BigInteger)
+    """A customer's message: Unix time as the gateway gave it."""
+    push_name: str | None = None
+    type: str | None = None
+
+    lane_number: int | None = None
+    """A message to send: its place in the session's lane."""
+    attempts: int = 0
+    """Attempts whose outcome is unknown."""
+    claimed_until: datetime | None = _when(default=None)
+    """Until when one process alone may send it."""
+    claim: UUID | None = None
+    """The present or last claim; a result is recorded only under it."""
+    not_before: datetime | None = _when(default=None)
+    """Before this it is not tried again."""
+    expires_at: datetime | None = _when(default=None)
+    """After this it is not sent any more."""
+    error_code: str | None = None
+    error_message: str | None = Field(default=None, sa_type=Text)
+
+    created_at: datetime = _when(default_factory=now)
+    sent_at: datetime | None = _when(default=None)
+    delivered_at: datetime | None = _when(default=None)
+    read_at: datetime | None = _when(default=None)
+    failed_at: datetime | None = _when(default=None)
+
+
+class ReceiptRow(SQLModel, table=True):
+    """A receipt whose message is not known yet; applied when it appears. Kept for 24 h."""
+
+    __tablename__ = "receipts"
+
+    session_id: str = Field(primary_key=True)
+    whatsapp_message_id: str = Field(primary_key=True, max_length=255)
+    status: DeliveryStatus = Field(primary_key=True, sa_type=_EnumText(DeliveryStatus))
+    at: datetime = _when()
+    error: str | None = None
+    created_at: datetime = _when(default_factory=now, index=True)

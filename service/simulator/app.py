@@ -1,0 +1,61 @@
+"""Builds the simulator's web application."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+from fastapi import FastAPI
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+
+from service.errors import ServiceError
+from service.simulator import contract, control
+from service.simulator.answers import explain
+from service.simulator.phones import PairingPace
+from service.simulator.simulator import SimulatorOptions, running_simulator
+
+
+def simulator_app(
+    *,
+    callback_url: str,
+    state_path: Path | None = None,
+    public_url: str = "http://127.0.0.1:3001",
+    connecting_seconds: float = 0.2,
+    qr_seconds: float = 20,
+    qr_limit: int = 15,
+    receipt_delay: float = 0.2,
+    hold_seconds: float = 60,
+) -> FastAPI:
+    """Return a WhatsApp gateway with simulated phones; it works while its lifespan runs.
+
+    Args:
+        callback_url: Base URL of the ingress; callbacks go to `/whatsapp-qr/webhook` and `/whatsapp-qr/incoming`.
+        state_path: SQLite file that keeps sessions, sent messages and waiting callbacks; None keeps them in memory.
+        public_url: Where people reach the simulator; only for the hint in the log how to scan.
+        connecting_seconds: From /init to the first QR code.
+        qr_seconds: How long a QR code is shown before the next one.
+        qr_limit: QR codes shown before a pairing is given up (`qr_expired`).
+        receipt_delay: Seconds from a send to `delivered`, and from there to `read`.
+        hold_seconds: How long the fault `timeout_after_accept` holds an answer back.
+    """
+    options = SimulatorOptions(
+        callback_url=callback_url,
+        state_path=state_path,
+        public_url=public_url.rstrip("/"),
+        receipt_delay=receipt_delay,
+        hold_seconds=hold_seconds,
+        pace=PairingPace(connecting_seconds=connecting_seconds, qr_seconds=qr_seconds, qr_limit=qr_limit),
+    )
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        async with running_simulator(options) as simulator:
+            app.state.simulator = simulator
+            yield
+
+    app = FastAPI(title="WhatsApp gateway simulator", lifespan=lifespan, docs_url=None, redoc_url=None)
+    for error in (ServiceError, RequestValidationError, HTTPException):
+        app.add_exception_handler(error, explain)
+    app.include_router(contract.routes)
+    app.include_router(control.routes)
+    return app

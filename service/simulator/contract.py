@@ -1,0 +1,120 @@
+"""The gateway's HTTP contract: what the service calls."""
+
+import asyncio
+import time
+from datetime import UTC, datetime
+from typing import Any
+from uuid import UUID
+
+from fastapi import APIRouter
+from fastapi.responses import JSONResponse, Response
+from pydantic import Field
+from whatsapp_qr_contracts.addresses import Address
+from whatsapp_qr_contracts.message import Identifier, Text, WireModel
+
+from service.simulator.answers import LateAnswer, NoAnswer, failure
+from service.simulator.chats import whatsapp_id
+from service.simulator.faults import FailureKind
+from service.simulator.simulator import Running
+from service.simulator.store import SentMessage, Session
+
+routes = APIRouter()
+
+
+class Init(WireModel):
+    """Start a session."""
+
+    session_id: Identifier
+    chatbot_id: UUID
+
+
+class Send(WireModel):
+    """Send a text to a customer."""
+
+    session_id: Identifier
+    to: Address
+    message: Text = Field(min_length=1, max_length=65_536)
+    message_id: Identifier | None = None
+
+
+class Disconnect(WireModel):
+    """End a session."""
+
+    session_id: Identifier
+
+
+@routes.post("/init")
+async def init(body: Init, simulator: Running) -> dict[str, Any]:
+    """Start a session; one that runs already stays as it is."""
+    started = simulator.phones.start(body.session_id, str(body.chatbot_id))
+    message = "Session is starting" if started else "Session is running already"
+    return {"success": True, "message": message, "sessionId": body.session_id}
+
+
+@routes.get("/qr-code/{session_id}", response_model=None)
+async def qr_code(session_id: str, simulator: Running) -> dict[str, Any] | JSONResponse:
+    """Return the QR code that waits to be scanned; 404 where there is none."""
+    session = simulator.phones.get(session_id)
+    if session.qr_code is None:
+        return failure(404, f"There is no QR code: the session is {session.status}.")
+    return {"success": True, "sessionId": session_id, "qrCode": session.qr_code}
+
+
+@routes.get("/status/{session_id}")
+async def status(session_id: str, simulator: Running) -> dict[str, Any]:
+    """Return where a session stands; 404 where it is unknown."""
+    session = simulator.phones.get(session_id)
+    return {"success": True, "session": described(session) | _where_known(qrCode=session.qr_code)}
+
+
+@routes.get("/sessions")
+async def sessions(simulator: Running) -> dict[str, Any]:
+    """Return all sessions, oldest first, without their QR codes."""
+    return {"success": True, "sessions": [described(session) for session in simulator.phones.all()]}
+
+
+@routes.post("/send")
+async def send(body: Send, simulator: Running) -> Response:
+    """Deliver a message, once for each `messageId`; with the faults that were asked for."""
+    faults = simulator.faults
+    await asyncio.sleep(faults.latency)
+    fault = faults.strike()
+    message = SentMessage(
+        session_id=body.session_id,
+        message_id=body.message_id or whatsapp_id(),
+        recipient=body.to,
+        message=body.message,
+        sent_at=time.time(),
+    )
+    simulator.chats.send(message, faults, fault)
+    answer = {"success": True, "messageId": message.message_id}
+    match fault:
+        case FailureKind.TIMEOUT_AFTER_ACCEPT:
+            return LateAnswer(answer, seconds=simulator.hold_seconds)
+        case FailureKind.DROP_AFTER_ACCEPT:
+            return NoAnswer()
+        case _:
+            return JSONResponse(answer)
+
+
+@routes.post("/disconnect")
+async def disconnect(body: Disconnect, simulator: Running) -> dict[str, Any]:
+    """End a session and log its phone out; 200 also where that is so already."""
+    simulator.phones.disconnect(body.session_id)
+    return {"success": True, "message": "Session is disconnected", "sessionId": body.session_id}
+
+
+@routes.get("/health")
+async def health() -> dict[str, str]:
+    """Tell that the gateway is up."""
+    return {"status": "ok", "timestamp": datetime.now(UTC).isoformat()}
+
+
+def described(session: Session) -> dict[str, Any]:
+    """Return a session in the contract's form, without its QR code."""
+    identity = {"sessionId": session.session_id, "status": session.status.value}
+    return identity | _where_known(phoneNumber=session.phone_number)
+
+
+def _where_known(**fields: str | None) -> dict[str, str]:
+    return {name: value for name, value in fields.items() if value is not None}

@@ -1,0 +1,136 @@
+"""Control endpoints under /simulator: people and tests play the phone, the customer and the bad day."""
+
+import time
+from datetime import UTC, datetime
+from typing import Annotated, Any
+
+from fastapi import APIRouter
+from fastapi.exceptions import RequestValidationError
+from pydantic import ConfigDict, Field, StringConstraints, ValidationError
+from whatsapp_qr_contracts.addresses import Address, normalize_address
+from whatsapp_qr_contracts.gateway import GatewayMessage, UnixTime
+from whatsapp_qr_contracts.message import Identifier, Text, WireModel
+
+from service.simulator.chats import whatsapp_id
+from service.simulator.contract import described
+from service.simulator.faults import Faults
+from service.simulator.simulator import Running
+
+routes = APIRouter(prefix="/simulator")
+
+
+class _Body(WireModel):
+    model_config = ConfigDict(extra="forbid")  # a misspelt field would otherwise pass unnoticed
+
+
+class Scan(_Body):
+    """The phone that scans."""
+
+    phone_number: Annotated[Address, StringConstraints(pattern="^[0-9]+$")]
+
+
+class CustomerMessage(_Body):
+    """What a customer writes."""
+
+    sender: Identifier = Field(alias="from")
+    message: Text = ""
+    push_name: Text | None = None
+    message_id: Identifier | None = Field(default=None, description="WhatsApp's id; a new one where left out")
+    type: Text | None = None
+    timestamp: UnixTime | None = Field(default=None, description="Unix time in seconds or milliseconds; default now")
+    repeat: int = Field(default=1, ge=1, le=1000, description="How often the very same callback is posted, at once")
+
+
+class Forget(_Body):
+    """The session to lose."""
+
+    session_id: Identifier
+
+
+@routes.post("/sessions/{session_id}/scan")
+async def scan(session_id: str, body: Scan, simulator: Running) -> dict[str, Any]:
+    """Scan the session's QR code; 409 where it shows none."""
+    return {"success": True, "session": described(simulator.phones.scan(session_id, body.phone_number))}
+
+
+@routes.post("/sessions/{session_id}/unlink")
+async def unlink(session_id: str, simulator: Running) -> dict[str, Any]:
+    """Remove the linked device on the phone; 409 where none is linked."""
+    return {"success": True, "session": described(simulator.phones.unlink(session_id))}
+
+
+@routes.post("/sessions/{session_id}/drop")
+async def drop(session_id: str, simulator: Running) -> dict[str, Any]:
+    """Lose the connection and keep the link; 409 where there is no connection."""
+    return {"success": True, "session": described(simulator.phones.drop(session_id))}
+
+
+@routes.post("/sessions/{session_id}/reconnect")
+async def reconnect(session_id: str, simulator: Running) -> dict[str, Any]:
+    """Bring a lost connection back without a QR code; 409 where no phone is linked."""
+    return {"success": True, "session": described(simulator.phones.reconnect(session_id))}
+
+
+@routes.post("/sessions/{session_id}/customers")
+async def customer_writes(session_id: str, body: CustomerMessage, simulator: Running) -> dict[str, Any]:
+    """Let a customer write to the linked account; 409 where it is not connected."""
+    message_id = body.message_id or whatsapp_id()
+    fields = body.model_dump(by_alias=True, exclude={"repeat"}, exclude_none=True)
+    try:
+        message = GatewayMessage.model_validate(
+            {"timestamp": int(time.time())} | fields | {"sessionId": session_id, "messageId": message_id}
+        )
+    except ValidationError as error:
+        raise RequestValidationError(error.errors()) from error
+    simulator.chats.receive(message, body.repeat)
+    return {"success": True, "messageId": message_id}
+
+
+@routes.post("/forget")
+async def forget(body: Forget, simulator: Running) -> dict[str, Any]:
+    """Lose a session as a gateway does whose disk was wiped; nobody is told."""
+    simulator.phones.forget(body.session_id)
+    return {"success": True}
+
+
+@routes.get("/faults")
+async def faults(simulator: Running) -> Faults:
+    """Return the faults of POST /send."""
+    return simulator.faults
+
+
+@routes.put("/faults")
+async def set_faults(body: Faults, simulator: Running) -> Faults:
+    """Replace the faults of POST /send; what is left out goes well again."""
+    simulator.faults = body
+    return body
+
+
+@routes.get("/sent")
+async def sent(simulator: Running, sessionId: str | None = None, to: str | None = None) -> dict[str, Any]:  # noqa: N803
+    """Return what was sent, each message once, in the order in which it was taken."""
+    messages = simulator.chats.sent(sessionId, _recipient(to))
+    listed = [
+        {
+            "messageId": message.message_id,
+            "sessionId": message.session_id,
+            "to": message.recipient,
+            "message": message.message,
+            "sentAt": datetime.fromtimestamp(message.sent_at, UTC).isoformat(),
+        }
+        for message in messages
+    ]
+    return {"success": True, "sent": listed}
+
+
+@routes.get("/callbacks")
+async def callbacks(simulator: Running) -> dict[str, Any]:
+    """Return how many callbacks wait to be accepted, for each session that has any."""
+    return {"success": True, "waiting": simulator.chats.waiting_callbacks()}
+
+
+def _recipient(text: str | None) -> str | None:
+    try:
+        return normalize_address(text) if text else None
+    except ValueError:
+        return text  # nothing was sent there

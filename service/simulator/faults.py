@@ -1,0 +1,41 @@
+"""Faults that people and tests switch on for POST /send."""
+
+import secrets
+from enum import StrEnum
+
+from pydantic import ConfigDict, Field
+from whatsapp_qr_contracts.addresses import Address
+from whatsapp_qr_contracts.message import WireModel
+
+_dice = secrets.SystemRandom()
+
+
+class FailureKind(StrEnum):
+    """How a send fails."""
+
+    REFUSE = "refuse"
+    """400 with code `refused`; not sent."""
+    RESTRICT = "restrict"
+    """400 with code `restricted`, as for an account that WhatsApp has limited; not sent."""
+    ERROR = "error"
+    """500; not sent."""
+    TIMEOUT_AFTER_ACCEPT = "timeout_after_accept"
+    """Sent, and no answer for longer than any client waits."""
+    DROP_AFTER_ACCEPT = "drop_after_accept"
+    """Sent, and the connection closed without an answer."""
+
+
+class Faults(WireModel):
+    """What goes wrong in POST /send; everything left out goes well."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    latency: float = Field(default=0, ge=0, le=600, description="Seconds before a send is looked at")
+    failure_rate: float = Field(default=0, ge=0, le=1, description="Share of sends that fail")
+    failure_kind: FailureKind = Field(default=FailureKind.ERROR, description="How they fail")
+    receipts: bool = Field(default=True, description="Whether `delivered` and `read` are reported")
+    not_on_whatsapp: frozenset[Address] = Field(default=frozenset(), description="Numbers that are not on WhatsApp")
+
+    def strike(self) -> FailureKind | None:
+        """Throw the dice for one send: how it fails, or None where it goes well."""
+        return self.failure_kind if _dice.random() < self.failure_rate else None

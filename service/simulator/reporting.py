@@ -1,0 +1,71 @@
+"""Queues what the gateway reports, in the form of the public contract."""
+
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime
+from typing import Literal
+
+from whatsapp_qr_contracts.gateway import (
+    ConnectedData,
+    DisconnectedData,
+    GatewayConnected,
+    GatewayDisconnected,
+    GatewayMessage,
+    GatewayQr,
+    GatewayReceipt,
+    GatewayReport,
+    QrData,
+    ReceiptData,
+)
+
+from service.simulator.store import Callback, Store
+
+WEBHOOK = "/whatsapp-qr/webhook"
+INCOMING = "/whatsapp-qr/incoming"
+
+
+class Reports:
+    """Stores callbacks; `wake(session_id)` is called for each. Call it inside the transaction that it reports."""
+
+    def __init__(self, store: Store, wake: Callable[[str], None], clock: Callable[[], float] = time.time) -> None:
+        self._store = store
+        self._wake = wake
+        self._clock = clock
+
+    def qr(self, session_id: str, qr_code: str) -> None:
+        """A QR code waits to be scanned."""
+        self._queue(GatewayQr(type="qr", session_id=session_id, data=QrData(qr_code=qr_code)))
+
+    def connected(self, session_id: str, phone_number: str | None) -> None:
+        """The account is linked."""
+        data = ConnectedData(phone_number=phone_number, connected_at=self._moment())
+        self._queue(GatewayConnected(type="connected", session_id=session_id, data=data))
+
+    def disconnected(self, session_id: str, reason: str | None = None) -> None:
+        """The link is gone."""
+        data = DisconnectedData(disconnected_at=self._moment(), reason=reason)
+        self._queue(GatewayDisconnected(type="disconnected", session_id=session_id, data=data))
+
+    def receipt(self, session_id: str, message_id: str, status: Literal["delivered", "read"], after: float) -> None:
+        """A sent message comes this far, `after` seconds from now."""
+        data = ReceiptData(message_id=message_id, status=status, timestamp=int(self._clock() + after))
+        self._queue(GatewayReceipt(type="receipt", session_id=session_id, data=data), after=after)
+
+    def message(self, message: GatewayMessage, copies: int = 1) -> None:
+        """A customer wrote; the very same callback is posted `copies` times at once."""
+        self._queue(message, path=INCOMING, copies=copies)
+
+    def _queue(self, report: GatewayReport, *, path: str = WEBHOOK, copies: int = 1, after: float = 0) -> None:
+        self._store.add_callback(
+            Callback(
+                session_id=report.session_id,
+                path=path,
+                body=report.model_dump_json(by_alias=True, exclude_none=True).encode(),
+                copies=copies,
+                due=self._clock() + after,
+            )
+        )
+        self._wake(report.session_id)
+
+    def _moment(self) -> datetime:
+        return datetime.fromtimestamp(self._clock(), UTC)

@@ -1,0 +1,106 @@
+"""Fixtures of all tests: real servers, and an empty broker and database for each test that asks for one."""
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from tests.servers import Broker, Postgres
+
+
+@pytest.fixture(scope="session")
+async def shared_broker() -> AsyncIterator[Broker]:
+    """The RabbitMQ of all tests; none may stop it."""
+    broker = Broker()
+    try:
+        await broker.start()
+        yield broker
+    finally:
+        await broker.close()
+
+
+@pytest.fixture(scope="session")
+async def shared_postgres() -> AsyncIterator[Postgres]:
+    """The PostgreSQL of all tests; none may stop it."""
+    postgres = Postgres()
+    try:
+        await postgres.start()
+        yield postgres
+    finally:
+        await postgres.close()
+
+
+@pytest.fixture(scope="session")
+def amqp_url(shared_broker: Broker) -> str:
+    """URL of the shared broker's default virtual host, which other tests use too."""
+    return f"amqp://guest:guest@127.0.0.1:{shared_broker.port}/"
+
+
+@pytest.fixture(scope="session")
+def postgres_url(shared_postgres: Postgres) -> str:
+    """URL of the shared PostgreSQL's maintenance database."""
+    return shared_postgres.url
+
+
+@pytest.fixture
+async def clean_broker(shared_broker: Broker) -> str:
+    """URL of an empty virtual host on the shared broker, of this test alone."""
+    return await shared_broker.renew()
+
+
+@pytest.fixture
+def sqlite_database(tmp_path: Path) -> str:
+    """SQLAlchemy URL of a new SQLite file."""
+    return f"sqlite+aiosqlite:///{tmp_path / 'whatsapp-qr.db'}"
+
+
+@pytest.fixture
+async def postgres_database(shared_postgres: Postgres) -> AsyncIterator[str]:
+    """SQLAlchemy URL of an empty PostgreSQL database, dropped after the test."""
+    url = await shared_postgres.create_database()
+    yield url
+    await shared_postgres.drop_database(url)
+
+
+@pytest.fixture(params=["sqlite", "postgres"])
+def database_url(request: pytest.FixtureRequest) -> str:
+    """SQLAlchemy URL of an empty database: the test runs once on each kind."""
+    url: str = request.getfixturevalue(f"{request.param}_database")
+    return url
+
+
+@pytest.fixture(scope="session")
+async def _second_broker() -> AsyncIterator[Broker]:
+    broker = Broker()
+    try:
+        await broker.start()
+        yield broker
+    finally:
+        await broker.close()
+
+
+@pytest.fixture
+async def breakable_broker(_second_broker: Broker) -> AsyncIterator[Broker]:
+    """A broker beside the shared one, on an empty virtual host, to stop and start; it runs again after the test."""
+    await _second_broker.renew()
+    yield _second_broker
+    if not await _second_broker.answers():
+        await _second_broker.start()
+
+
+@pytest.fixture(scope="session")
+async def _second_postgres() -> AsyncIterator[Postgres]:
+    postgres = Postgres()
+    try:
+        await postgres.start()
+        yield postgres
+    finally:
+        await postgres.close()
+
+
+@pytest.fixture
+async def breakable_postgres(_second_postgres: Postgres) -> AsyncIterator[Postgres]:
+    """A PostgreSQL beside the shared one, to stop and start; it runs again after the test."""
+    yield _second_postgres
+    if not await _second_postgres.answers():
+        await _second_postgres.start()

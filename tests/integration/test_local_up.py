@@ -1,0 +1,127 @@
+"""`whatsapp-qr up` with real processes: it starts, survives being killed, and leaves nothing running."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import psutil
+import pytest
+
+from tests.servers import free_ports
+
+READY = "Ready after"
+
+
+class Up:
+    """A run of `whatsapp-qr up` in a folder of its own, on ports of its own."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        http, simulator, health, *_ = self.ports = free_ports(6)
+        self.url = f"http://127.0.0.1:{http}"
+        own = {"AMQP_URL", "DATABASE_URL", "WHATSAPP_QR_SERVICE_URL", "CALLBACK_URL"}
+        self.environment = {name: value for name, value in os.environ.items() if name not in own} | {
+            "HTTP_PORT": str(http),
+            "SIMULATOR_PORT": str(simulator),
+            "HEALTH_PORT": str(health),
+        }
+        self._output = folder / "output"
+
+    def start(self) -> "subprocess.Popen[bytes]":
+        with self._output.open("wb") as output:
+            return subprocess.Popen(
+                [sys.executable, "-m", "service.cli", "up"],
+                cwd=self.folder,
+                env=self.environment,
+                stdout=output,
+                stderr=output,
+                start_new_session=True,
+            )
+
+    def wait_until_ready(self, process: "subprocess.Popen[bytes]") -> None:
+        deadline = time.monotonic() + 100
+        while READY not in self.output:
+            assert process.poll() is None, self.output
+            assert time.monotonic() < deadline, self.output
+            time.sleep(0.1)
+
+    @property
+    def output(self) -> str:
+        return self._output.read_text()
+
+    def left_running(self) -> list[psutil.Process]:
+        """Find the processes that run in the folder or were started for it."""
+        left = []
+        for process in psutil.process_iter():
+            try:
+                known = str(self.folder) in " ".join([process.cwd(), *process.cmdline()])
+                if known and process.status() != psutil.STATUS_ZOMBIE:
+                    left.append(process)
+            except psutil.Error:
+                continue
+        return left
+
+
+@pytest.fixture
+def up(tmp_path: Path) -> Iterator[Up]:
+    run = Up(tmp_path)
+    yield run
+    for process in run.left_running():
+        process.kill()
+
+
+def test_it_starts_and_stops_in_order_and_starts_again_after_a_kill(up: Up) -> None:
+    """Everything answers; a kill -9 of all supervising processes is cleaned up; SIGTERM ends all with status 0."""
+    killed = up.start()
+    up.wait_until_ready(killed)
+    assert httpx.get(f"{up.url}/readyz").status_code == 200
+    supervisor = int((up.folder / ".local" / "supervisord.pid").read_text())
+    os.kill(supervisor, signal.SIGKILL)
+    killed.kill()
+    killed.wait()
+    assert up.left_running()
+
+    process = up.start()
+    up.wait_until_ready(process)
+    assert httpx.get(f"{up.url}/readyz").status_code == 200
+    started = time.monotonic()
+    process.terminate()
+
+    assert process.wait(60) == 0, up.output
+    assert time.monotonic() - started < 45
+    assert up.left_running() == []
+    assert not (up.folder / ".local" / "up.lock").exists()
+
+
+def test_a_part_that_dies_is_started_again(up: Up) -> None:
+    """A killed consumer is restarted as a new process."""
+    process = up.start()
+    up.wait_until_ready(process)
+    pid_file = up.folder / ".local" / "run" / "outbound-consumer.pid"
+    before = pid_file.read_text()
+    os.kill(int(before), signal.SIGKILL)
+
+    deadline = time.monotonic() + 30
+    while pid_file.read_text() in {"", before}:
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+
+    process.send_signal(signal.SIGINT)
+    assert process.wait(60) == 0, up.output
+
+
+def test_a_port_in_use_is_a_sentence(up: Up) -> None:
+    """Nothing is started, and the sentence names port and setting."""
+    with socket.create_server(("127.0.0.1", up.ports[0])):
+        process = up.start()
+        assert process.wait(60) == 2
+    assert "HTTP_PORT" in up.output
+    assert str(up.ports[0]) in up.output
+    assert "Traceback" not in up.output
+    assert up.left_running() == []
