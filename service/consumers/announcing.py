@@ -75,7 +75,7 @@ class Announcer:
 
     async def status(self, message: MessageRow) -> None:
         """Publish the event of a message's present delivery status, unless it is known to be confirmed."""
-        if message.announced:
+        if self.confirmations.has_message(message):
             return
         await self.publisher.publish(
             status_event(message),

@@ -111,7 +111,7 @@ class ConversationConsumer:
 
         conversation, message, _ = await self.database.transact(store)
         await self._announce_conversation(conversation, envelope)
-        if not message.announced:
+        if not self.announcer.confirmations.has_message(message):
             # Two destinations: they may go side by side.
             await asyncio.gather(self._hand_over(message), self._announce_received(message))
             self.announcer.confirmations.message(message)
@@ -154,7 +154,7 @@ class ConversationConsumer:
         )
 
     async def _announce_conversation(self, conversation: ConversationRow, envelope: Envelope) -> None:
-        if conversation.announced:
+        if self.announcer.confirmations.has_conversation(conversation):
             return
         event = ConversationStarted(
             conversation_id=conversation.id,

@@ -9,10 +9,10 @@ from fastapi_offline import FastAPIOffline
 from service.ingress import problems
 from service.ingress.bodies import Accepted
 from service.ingress.callbacks import callbacks
-from service.ingress.commands import commands
+from service.ingress.commands import Commands
 from service.ingress.limits import BodyLimit
 from service.ingress.problems import ProblemBody
-from service.ingress.reads import reads
+from service.ingress.reads import Reads
 from service.ingress.waiting import Waiters
 from service.messaging.listening import Listener
 from service.messaging.publishing import Publisher
@@ -48,8 +48,8 @@ def build_ingress(
     )
     app.add_middleware(BodyLimit)
     problems.install(app, publisher)
-    app.include_router(commands(publisher, database, waiters))
-    app.include_router(reads(database))
+    app.include_router(Commands(publisher, database, waiters).router())
+    app.include_router(Reads(database).router())
     app.include_router(callbacks(publisher))
 
     @app.get("/livez", tags=["Health"])

@@ -32,7 +32,6 @@ from whatsapp_qr_contracts.partitions import chatbot_key
 
 READ_SECONDS = 2.0
 _REJECTIONS = {"unknown_chatbot": 404, "no_session": 404, "gateway_unreachable": 502}
-_GATEWAY_TROUBLE = frozenset({"gateway_unreachable", "gateway_error"})
 
 IdempotencyKey = Annotated[
     str | None,
@@ -42,28 +41,95 @@ IdempotencyKey = Annotated[
 ]
 
 
+_UNDER_WAY: dict[int | str, dict[str, Any]] = {202: {"model": SessionState, "description": "Under way"}}
+
+
 @dataclass(frozen=True)
 class Commands:
-    """Publishes commands and waits for their outcome."""
+    """The endpoints that change something."""
 
     publisher: Publisher
+    database: Database
     waiters: Waiters
 
-    async def publish(self, command: Command, command_id: str) -> None:
-        """Publish a command; returns once the broker has it on disk."""
+    def router(self) -> APIRouter:
+        """Return the endpoints under their paths."""
+        router = APIRouter(prefix="/whatsapp-qr", responses=responses(400, 413, 503))
+        router.post("/init", tags=["Sessions"], responses=_UNDER_WAY | responses(404, 502))(self.init)
+        router.post("/disconnect", tags=["Sessions"], responses=_UNDER_WAY | responses(404))(self.disconnect)
+        router.post("/send", tags=["Messages"], status_code=202, responses=responses(404, 409))(self.send)
+        router.put("/chatbots/{chatbot_id}", tags=["Chatbots"])(self.register)
+        router.delete("/chatbots/{chatbot_id}", tags=["Chatbots"])(self.remove)
+        return router
+
+    async def init(self, body: ChatbotRequest, response: Response) -> SessionState:
+        """Link a chatbot to a WhatsApp account: opens its session, for which a QR code follows."""
+        seen = await self.database.read(lambda tx: sessions.session_of(tx, body.chatbot_id), seconds=READ_SECONDS)
+        now = datetime.now(UTC)
+        command = InitializeSession(chatbot_id=body.chatbot_id, requested_at=now)
+        outcome = await self._carry_out(command)
+        reason = (
+            outcome["body"].get("statusReason") if outcome and outcome["name"] == SessionDisconnected.name else None
+        )
+        if reason in _GATEWAY_TROUBLE:
+            raise Problem(502, reason, "the WhatsApp gateway did not open the session: is it running? Try again")
+        session_id = seen.session_id if seen else new_session_id(body.chatbot_id, now)
+        return _state(outcome, session_id, seen.status if seen else SessionStatus.CONNECTING, response)
+
+    async def disconnect(self, body: ChatbotRequest, response: Response) -> SessionState:
+        """End the link of a chatbot, also while the gateway is away."""
+        seen = await self._session(body.chatbot_id)
+        outcome = await self._carry_out(DisconnectSession(chatbot_id=body.chatbot_id))
+        return _state(outcome, seen.session_id, seen.status, response)
+
+    async def send(self, body: SendRequest, idempotency_key: IdempotencyKey = None) -> Sent:
+        """Send a text. 202 once the broker has it on disk; GET /whatsapp-qr/messages/{messageId} says how far it is."""
+        command = SendMessage(message_id=idempotency_key, **dict(body))
+        command_id = str(uuid7())
+        message_id = outgoing_message_id(body.chatbot_id, idempotency_key or command_id)
+        if idempotency_key is not None and await self._is_known(message_id, command):
+            return Sent(message_id=message_id)
+        session = await self._session(body.chatbot_id)
+        if session.status is not SessionStatus.CONNECTED:
+            raise Problem(400, "not_connected", f"the session is {session.status}: link it first, then send again")
+        await self._publish(command, command_id)
+        return Sent(message_id=message_id)
+
+    async def register(self, chatbot_id: UUID, response: Response) -> Accepted:
+        """Make a chatbot known; needed before its first /init where CHATBOTS=strict. Doing it again changes nothing."""
+        if await self._carry_out(RegisterChatbot(chatbot_id=chatbot_id)) is None:
+            response.status_code = 202
+        return Accepted()
+
+    async def remove(self, chatbot_id: UUID, response: Response) -> Accepted:
+        """End a chatbot's link and forget the chatbot; its conversations are kept."""
+        if await self._carry_out(RemoveChatbot(chatbot_id=chatbot_id)) is None:
+            response.status_code = 202
+        return Accepted()
+
+    async def _session(self, chatbot_id: UUID) -> SessionRow:
+        session = await self.database.read(lambda tx: current_session(tx, chatbot_id), seconds=READ_SECONDS)
+        if session is None:
+            raise Problem(404, "no_session", "the chatbot has no session: POST /whatsapp-qr/init makes one")
+        return session
+
+    async def _is_known(self, message_id: UUID, command: SendMessage) -> bool:
+        known = await self.database.read(lambda tx: tx.get(MessageRow, message_id), seconds=READ_SECONDS)
+        if known is not None and not same_content(known, command):
+            raise Problem(409, "id_reused", "this Idempotency-Key was used with another body: use a new one")
+        return known is not None
+
+    async def _publish(self, command: Command, command_id: str) -> None:
         await self.publisher.publish(
             command, message_id=command_id, correlation_id=command_id, key=chatbot_key(command.chatbot_id)
         )
 
-    async def carry_out(self, command: Command, command_id: str) -> dict[str, Any] | None:
-        """Publish a command and return the event that answers it; None where its outcome is not known in time.
-
-        Raises:
-            Problem: it was rejected.
-        """
+    async def _carry_out(self, command: Command) -> dict[str, Any] | None:
+        """Publish a command and return the event that answers it; None where its outcome is not known in time."""
+        command_id = str(uuid7())
         self.waiters.register(command_id)
         try:
-            await self.publish(command, command_id)
+            await self._publish(command, command_id)
             outcome = await self.waiters.outcome(command.chatbot_id, command_id)
         finally:
             self.waiters.forget(command_id)
@@ -73,94 +139,8 @@ class Commands:
         return outcome
 
 
-def commands(publisher: Publisher, database: Database, waiters: Waiters) -> APIRouter:
-    """Return the endpoints that change something."""
-    router = APIRouter(prefix="/whatsapp-qr", responses=responses(400, 413, 503))
-    doors = Commands(publisher, waiters)
-
-    async def session_of(chatbot_id: UUID) -> SessionRow | None:
-        return await database.read(lambda tx: current_session(tx, chatbot_id), seconds=READ_SECONDS)
-
-    def state(
-        outcome: dict[str, Any] | None, seen: SessionRow | None, session_id: str, response: Response
-    ) -> SessionState:
-        if outcome is not None:
-            return SessionState(session_id=outcome["body"]["sessionId"], status=outcome["body"]["status"])
-        response.status_code = 202
-        return SessionState(
-            session_id=seen.session_id if seen else session_id,
-            status=seen.status if seen else SessionStatus.CONNECTING,
-        )
-
-    @router.post(
-        "/init",
-        tags=["Sessions"],
-        responses={202: {"model": SessionState, "description": "Under way"}, **responses(404, 502)},
-    )
-    async def init(body: ChatbotRequest, response: Response) -> SessionState:
-        """Link a chatbot to a WhatsApp account: opens its session, for which a QR code follows."""
-        seen = await database.read(lambda tx: sessions.session_of(tx, body.chatbot_id), seconds=READ_SECONDS)
-        now = datetime.now(UTC)
-        command = InitializeSession(chatbot_id=body.chatbot_id, requested_at=now)
-        outcome = await doors.carry_out(command, str(uuid7()))
-        if outcome is not None and outcome["name"] == SessionDisconnected.name:
-            reason = outcome["body"].get("statusReason")
-            if reason in _GATEWAY_TROUBLE:
-                raise Problem(502, reason, "the WhatsApp gateway did not open the session: is it running? Try again")
-        return state(outcome, seen, new_session_id(body.chatbot_id, now), response)
-
-    @router.post(
-        "/disconnect",
-        tags=["Sessions"],
-        responses={202: {"model": SessionState, "description": "Under way"}, **responses(404)},
-    )
-    async def disconnect(body: ChatbotRequest, response: Response) -> SessionState:
-        """End the link of a chatbot, also while the gateway is away."""
-        seen = await session_of(body.chatbot_id)
-        if seen is None:
-            raise Problem(404, "no_session", "the chatbot has no session: POST /whatsapp-qr/init makes one")
-        outcome = await doors.carry_out(DisconnectSession(chatbot_id=body.chatbot_id), str(uuid7()))
-        return state(outcome, seen, seen.session_id, response)
-
-    @router.post("/send", status_code=202, tags=["Messages"], responses=responses(404, 409))
-    async def send(body: SendRequest, idempotency_key: IdempotencyKey = None) -> Sent:
-        """Send a text. 202 once the broker has it on disk; GET /whatsapp-qr/messages/{messageId} says how far it is."""
-        command = SendMessage(
-            chatbot_id=body.chatbot_id,
-            to=body.to,
-            message=body.message,
-            metadata=body.metadata,
-            message_id=idempotency_key,
-            expires_at=body.expires_at,
-        )
-        command_id = str(uuid7())
-        message_id = outgoing_message_id(body.chatbot_id, idempotency_key or command_id)
-        if idempotency_key is not None:
-            known = await database.read(lambda tx: tx.get(MessageRow, message_id), seconds=READ_SECONDS)
-            if known is not None:
-                if not same_content(known, command):
-                    raise Problem(409, "id_reused", "this Idempotency-Key was used with another body: use a new one")
-                return Sent(message_id=message_id)
-        session = await session_of(body.chatbot_id)
-        if session is None:
-            raise Problem(404, "no_session", "the chatbot has no session: POST /whatsapp-qr/init makes one")
-        if session.status is not SessionStatus.CONNECTED:
-            raise Problem(400, "not_connected", f"the session is {session.status}: link it first, then send again")
-        await doors.publish(command, command_id)
-        return Sent(message_id=message_id)
-
-    @router.put("/chatbots/{chatbot_id}", tags=["Chatbots"])
-    async def register(chatbot_id: UUID, response: Response) -> Accepted:
-        """Make a chatbot known; needed before its first /init where CHATBOTS=strict. Doing it again changes nothing."""
-        if await doors.carry_out(RegisterChatbot(chatbot_id=chatbot_id), str(uuid7())) is None:
-            response.status_code = 202
-        return Accepted()
-
-    @router.delete("/chatbots/{chatbot_id}", tags=["Chatbots"])
-    async def remove(chatbot_id: UUID, response: Response) -> Accepted:
-        """End a chatbot's link and forget the chatbot; its conversations are kept."""
-        if await doors.carry_out(RemoveChatbot(chatbot_id=chatbot_id), str(uuid7())) is None:
-            response.status_code = 202
-        return Accepted()
-
-    return router
+def _state(outcome: dict[str, Any] | None, session_id: str, seen: SessionStatus, response: Response) -> SessionState:
+    if outcome is not None:
+        return SessionState(session_id=outcome["body"]["sessionId"], status=outcome["body"]["status"])
+    response.status_code = 202
+    return SessionState(session_id=session_id, status=seen)

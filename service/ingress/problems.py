@@ -88,7 +88,7 @@ def _faults(error: RequestValidationError) -> list[FieldFault]:
 
 
 def install(app: FastAPI, publisher: Publisher) -> None:
-    """Let the application answer every error as a problem; a callback that fails validation is kept as a dead letter."""
+    """Let the application answer every error as a problem; a malformed callback is kept as a dead letter too."""
 
     @app.exception_handler(Problem)
     async def problem(_request: Request, error: Problem) -> JSONResponse:

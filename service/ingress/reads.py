@@ -1,9 +1,11 @@
 """Calls that only read, from the database, within 2 s."""
 
-from typing import Annotated
+from dataclasses import dataclass
+from typing import Annotated, Any, TypeVar
 from uuid import UUID
 
 from fastapi import APIRouter, Query
+from sqlmodel import SQLModel
 
 from service.errors import Rejected
 from service.ingress.bodies import (
@@ -21,12 +23,79 @@ from service.ingress.bodies import (
 from service.ingress.commands import READ_SECONDS
 from service.ingress.problems import Problem, responses
 from service.persistence import reading
-from service.persistence.database import Database
+from service.persistence.database import Database, Work
 from service.persistence.reading import Place, cursor_of
 from service.persistence.tables import ConversationRow, MessageRow, SessionRow
+from whatsapp_qr_contracts.message import WireModel
 
 Limit = Annotated[int, Query(ge=1, le=200, description="Rows per page")]
 Cursor = Annotated[str | None, Query(max_length=200, description="nextCursor of the page before")]
+
+
+B = TypeVar("B", bound=WireModel)
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Reads:
+    """The endpoints that only read."""
+
+    database: Database
+
+    def router(self) -> APIRouter:
+        """Return the endpoints under their paths."""
+        router = APIRouter(prefix="/whatsapp-qr", responses=responses(400, 404, 503))
+        router.get("/qr-code/{session_id}", tags=["Sessions"])(self.qr_code)
+        router.get("/status/{session_id}", tags=["Sessions"])(self.status)
+        router.get("/session/{chatbot_id}", tags=["Sessions"])(self.session)
+        router.get("/messages/{message_id}", tags=["Messages"])(self.message)
+        router.get("/conversations", tags=["Conversations"])(self.conversations)
+        router.get("/conversations/{conversation_id}/messages", tags=["Conversations"])(self.messages)
+        return router
+
+    async def qr_code(self, session_id: str) -> QrCode:
+        """Return the QR code to scan; 404 while there is none yet and once the session is connected."""
+        session = _known(await self._read(lambda tx: reading.current_session_by_id(tx, session_id)))
+        if session.qr_code is None:
+            raise Problem(404, "no_qr_code", f"there is no QR code while the session is {session.status}")
+        return QrCode(session_id=session.session_id, status=session.status, qr_code=session.qr_code)
+
+    async def status(self, session_id: str) -> SessionStatusAnswer:
+        """Return a session's status."""
+        session = _known(await self._read(lambda tx: reading.current_session_by_id(tx, session_id)))
+        return SessionStatusAnswer(session=_shown(session, SessionStatusData))
+
+    async def session(self, chatbot_id: UUID) -> SessionAnswer:
+        """Return a chatbot's session, with its QR code while there is one."""
+        session = _known(await self._read(lambda tx: reading.current_session(tx, chatbot_id)))
+        return SessionAnswer(data=_shown(session, SessionData))
+
+    async def message(self, message_id: UUID) -> MessageAnswer:
+        """Return a message and how far it came."""
+        row = await self._read(lambda tx: tx.get(MessageRow, message_id))
+        if row is None:
+            raise Problem(404, "no_message", "there is no such message (yet)")
+        return MessageAnswer(data=_shown(row, MessageData, metadata=row.caller_metadata))
+
+    async def conversations(
+        self, chatbot_id: Annotated[UUID, Query(alias="chatbotId")], limit: Limit = 50, cursor: Cursor = None
+    ) -> ConversationPage:
+        """Return a chatbot's conversations, the one with the newest message first."""
+        after = _place(cursor)
+        rows, end = await self._read(lambda tx: reading.conversations_page(tx, chatbot_id, limit=limit, after=after))
+        return ConversationPage(data=[_shown(row, ConversationData) for row in rows], next_cursor=cursor_of(end))
+
+    async def messages(self, conversation_id: UUID, limit: Limit = 50, cursor: Cursor = None) -> MessagePage:
+        """Return the messages of a conversation, oldest first."""
+        after = _place(cursor)
+        if await self._read(lambda tx: tx.get(ConversationRow, conversation_id)) is None:
+            raise Problem(404, "no_conversation", "there is no such conversation (yet)")
+        rows, end = await self._read(lambda tx: reading.messages_page(tx, conversation_id, limit=limit, after=after))
+        shown = [_shown(row, MessageData, metadata=row.caller_metadata) for row in rows]
+        return MessagePage(data=shown, next_cursor=cursor_of(end))
+
+    async def _read(self, work: Work[T]) -> T:
+        return await self.database.read(work, seconds=READ_SECONDS)
 
 
 def _place(cursor: str | None) -> Place | None:
@@ -42,74 +111,6 @@ def _known(session: SessionRow | None) -> SessionRow:
     return session
 
 
-def _message(row: MessageRow) -> MessageData:
-    return MessageData(
-        **row.model_dump(include=set(MessageData.model_fields) - {"metadata"}), metadata=row.caller_metadata
-    )
-
-
-def reads(database: Database) -> APIRouter:
-    """Return the endpoints that only read."""
-    router = APIRouter(prefix="/whatsapp-qr", responses=responses(400, 404, 503))
-
-    async def by_id(session_id: str) -> SessionRow:
-        return _known(
-            await database.read(lambda tx: reading.current_session_by_id(tx, session_id), seconds=READ_SECONDS)
-        )
-
-    @router.get("/qr-code/{session_id}", tags=["Sessions"])
-    async def qr_code(session_id: str) -> QrCode:
-        """Return the QR code to scan; 404 while there is none yet and once the session is connected."""
-        session = await by_id(session_id)
-        if session.qr_code is None:
-            raise Problem(404, "no_qr_code", f"there is no QR code while the session is {session.status}")
-        return QrCode(session_id=session.session_id, status=session.status, qr_code=session.qr_code)
-
-    @router.get("/status/{session_id}", tags=["Sessions"])
-    async def status(session_id: str) -> SessionStatusAnswer:
-        """Return a session's status."""
-        session = await by_id(session_id)
-        return SessionStatusAnswer(
-            session=SessionStatusData(**session.model_dump(include=set(SessionStatusData.model_fields)))
-        )
-
-    @router.get("/session/{chatbot_id}", tags=["Sessions"])
-    async def session_of_chatbot(chatbot_id: UUID) -> SessionAnswer:
-        """Return a chatbot's session, with its QR code while there is one."""
-        session = _known(await database.read(lambda tx: reading.current_session(tx, chatbot_id), seconds=READ_SECONDS))
-        return SessionAnswer(data=SessionData(**session.model_dump(include=set(SessionData.model_fields))))
-
-    @router.get("/messages/{message_id}", tags=["Messages"])
-    async def message(message_id: UUID) -> MessageAnswer:
-        """Return a message and how far it came."""
-        row = await database.read(lambda tx: tx.get(MessageRow, message_id), seconds=READ_SECONDS)
-        if row is None:
-            raise Problem(404, "no_message", "there is no such message (yet)")
-        return MessageAnswer(data=_message(row))
-
-    @router.get("/conversations", tags=["Conversations"])
-    async def conversations(
-        chatbot_id: Annotated[UUID, Query(alias="chatbotId")], limit: Limit = 50, cursor: Cursor = None
-    ) -> ConversationPage:
-        """Return a chatbot's conversations, the one with the newest message first."""
-        after = _place(cursor)
-        rows, end = await database.read(
-            lambda tx: reading.conversations_page(tx, chatbot_id, limit=limit, after=after), seconds=READ_SECONDS
-        )
-        shown = set(ConversationData.model_fields)
-        return ConversationPage(
-            data=[ConversationData(**row.model_dump(include=shown)) for row in rows], next_cursor=cursor_of(end)
-        )
-
-    @router.get("/conversations/{conversation_id}/messages", tags=["Conversations"])
-    async def messages(conversation_id: UUID, limit: Limit = 50, cursor: Cursor = None) -> MessagePage:
-        """Return the messages of a conversation, oldest first."""
-        after = _place(cursor)
-        if await database.read(lambda tx: tx.get(ConversationRow, conversation_id), seconds=READ_SECONDS) is None:
-            raise Problem(404, "no_conversation", "there is no such conversation (yet)")
-        rows, end = await database.read(
-            lambda tx: reading.messages_page(tx, conversation_id, limit=limit, after=after), seconds=READ_SECONDS
-        )
-        return MessagePage(data=[_message(row) for row in rows], next_cursor=cursor_of(end))
-
-    return router
+def _shown(row: SQLModel, body: type[B], **further: Any) -> B:
+    """Return the fields of a row that a body shows."""
+    return body(**row.model_dump(include=set(body.model_fields) - set(further)), **further)

@@ -1,7 +1,8 @@
-"""Lets a REST call wait for the outcome of its command. The event is only a doorbell: the command's row is the truth."""
+"""Lets a REST call wait for its command's outcome. The event is only a doorbell: the command's row is the truth."""
 
 import asyncio
 import time
+from contextlib import suppress
 from typing import Any
 from uuid import UUID
 
@@ -38,10 +39,8 @@ class Waiters:
         rung = self._rung[command_id]
         until = time.monotonic() + _WAIT_SECONDS
         while (left := until - time.monotonic()) > 0:
-            try:
+            with suppress(TimeoutError):  # the event may be lost: look all the same
                 await asyncio.wait_for(rung.wait(), min(left, _LOOK_EVERY_SECONDS))
-            except TimeoutError:
-                pass  # the event may be lost: look all the same
             rung.clear()
             try:
                 found = await self._database.read(

@@ -13,6 +13,7 @@ import json
 import logging
 from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
+from types import TracebackType
 from typing import Any
 
 import structlog
@@ -103,13 +104,18 @@ class Turn(BaseMiddleware[Any, Any]):
         finally:
             self._gate.leave()
 
-    async def __aexit__(self, *error: Any) -> bool | None:
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None = None,
+        exc_val: BaseException | None = None,
+        exc_tb: TracebackType | None = None,
+    ) -> bool | None:
         # Runs however the message ended, also where it was cancelled before its turn came.
         if not self._mine.done():
             self._mine.set_result(None)
         if self._lanes is not None and self._lanes.get(self._key) is self._mine:
             del self._lanes[self._key]
-        return await super().__aexit__(*error)
+        return await super().__aexit__(exc_type, exc_val, exc_tb)
 
 
 class Partition:

@@ -36,7 +36,7 @@ _INGRESS_MAX_LENGTH = 10_000
 
 @dataclass(frozen=True)
 class PartitionedQueue:
-    """A partitioned queue: the first partition has the bare name, the others `.1`, `.2`, …"""
+    """A partitioned queue: the first partition has the bare name, the second ends in `.1`, and so on."""
 
     name: str
     carries: tuple[type[Message], ...]

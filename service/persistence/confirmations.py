@@ -5,7 +5,7 @@ It may lag: after a crash in between an output is published once more, under the
 
 import asyncio
 from collections import defaultdict
-from uuid import UUID
+from typing import TYPE_CHECKING
 
 import structlog
 from sqlalchemy import update
@@ -15,7 +15,11 @@ from sqlmodel import col
 from service.errors import DatabaseUnavailable
 from service.persistence.database import Database
 from service.persistence.tables import ConversationRow, MessageRow
-from whatsapp_qr_contracts.message import DeliveryStatus
+
+if TYPE_CHECKING:
+    from uuid import UUID
+
+    from whatsapp_qr_contracts.message import DeliveryStatus
 
 log = structlog.get_logger()
 
@@ -27,20 +31,28 @@ class Confirmations:
 
     def __init__(self, database: Database) -> None:
         self._database = database
-        self._messages: dict[DeliveryStatus, set[UUID]] = defaultdict(set)
+        self._messages: set[tuple[UUID, DeliveryStatus]] = set()
         self._conversations: set[UUID] = set()
         self._some = asyncio.Event()
         self._writing: asyncio.Task[None] | None = None
 
     def message(self, message: MessageRow) -> None:
         """Note that everything that follows from a message's present status is confirmed."""
-        self._messages[message.delivery_status].add(message.id)
+        self._messages.add((message.id, message.delivery_status))
         self._some.set()
 
     def conversation(self, conversation: ConversationRow) -> None:
         """Note that conversation.started is confirmed."""
         self._conversations.add(conversation.id)
         self._some.set()
+
+    def has_message(self, message: MessageRow) -> bool:
+        """Say whether that is known, written down or about to be."""
+        return message.announced or (message.id, message.delivery_status) in self._messages
+
+    def has_conversation(self, conversation: ConversationRow) -> bool:
+        """Say whether that is known, written down or about to be."""
+        return conversation.announced or conversation.id in self._conversations
 
     def start(self) -> None:
         """Begin to write."""
@@ -54,12 +66,14 @@ class Confirmations:
 
     async def _write(self) -> None:
         self._some.clear()
-        messages, self._messages = self._messages, defaultdict(set)
-        conversations, self._conversations = self._conversations, set()
+        messages, conversations = set(self._messages), set(self._conversations)
+        by_status: dict[DeliveryStatus, list[UUID]] = defaultdict(list)
+        for message_id, status in sorted(messages):
+            by_status[status].append(message_id)
 
         async def mark(tx: AsyncSession) -> None:
-            for status, ids in messages.items():
-                unchanged = (col(MessageRow.id).in_(sorted(ids)), col(MessageRow.delivery_status) == status)
+            for status, ids in by_status.items():
+                unchanged = (col(MessageRow.id).in_(ids), col(MessageRow.delivery_status) == status)
                 await tx.execute(update(MessageRow).where(*unchanged).values(announced=True))
             if conversations:
                 known = col(ConversationRow.id).in_(sorted(conversations))
@@ -69,15 +83,15 @@ class Confirmations:
             await self._database.transact(mark)
         except DatabaseUnavailable as error:
             log.warning("confirmations_not_written", reason=error.detail)
-            for status, ids in messages.items():
-                self._messages[status] |= ids
-            self._conversations |= conversations
             self._some.set()
+        else:
+            self._messages -= messages
+            self._conversations -= conversations
 
     async def close(self) -> None:
         """Write what is left."""
         if self._writing is not None:
             self._writing.cancel()
             await asyncio.gather(self._writing, return_exceptions=True)
-        if self._some.is_set():
+        if self._messages or self._conversations:
             await self._write()

@@ -4,13 +4,12 @@ import secrets
 import time
 from collections.abc import Callable
 
-from whatsapp_qr_contracts.gateway import GatewayMessage
-from whatsapp_qr_contracts.message import SessionStatus
-
 from service.errors import GatewayError, GatewayRefused, Rejected
 from service.simulator.faults import FailureKind, Faults
 from service.simulator.reporting import Reports
 from service.simulator.store import SentMessage, Session, Store
+from whatsapp_qr_contracts.gateway import GatewayMessage
+from whatsapp_qr_contracts.message import SessionStatus
 
 
 def whatsapp_id() -> str:

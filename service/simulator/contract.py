@@ -9,14 +9,14 @@ from uuid import UUID
 from fastapi import APIRouter
 from fastapi.responses import JSONResponse, Response
 from pydantic import Field
-from whatsapp_qr_contracts.addresses import Address
-from whatsapp_qr_contracts.message import Identifier, Text, WireModel
 
 from service.simulator.answers import LateAnswer, NoAnswer, failure
 from service.simulator.chats import whatsapp_id
 from service.simulator.faults import FailureKind
 from service.simulator.simulator import Running
 from service.simulator.store import SentMessage, Session
+from whatsapp_qr_contracts.addresses import Address
+from whatsapp_qr_contracts.message import Identifier, Text, WireModel
 
 routes = APIRouter()
 

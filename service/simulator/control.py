@@ -7,14 +7,14 @@ from typing import Annotated, Any
 from fastapi import APIRouter
 from fastapi.exceptions import RequestValidationError
 from pydantic import ConfigDict, Field, StringConstraints, ValidationError
-from whatsapp_qr_contracts.addresses import Address, normalize_address
-from whatsapp_qr_contracts.gateway import GatewayMessage, UnixTime
-from whatsapp_qr_contracts.message import Identifier, Text, WireModel
 
 from service.simulator.chats import whatsapp_id
 from service.simulator.contract import described
 from service.simulator.faults import Faults
 from service.simulator.simulator import Running
+from whatsapp_qr_contracts.addresses import Address, normalize_address
+from whatsapp_qr_contracts.gateway import GatewayMessage, UnixTime
+from whatsapp_qr_contracts.message import Identifier, Text, WireModel
 
 routes = APIRouter(prefix="/simulator")
 

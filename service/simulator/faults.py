@@ -4,6 +4,7 @@ import secrets
 from enum import StrEnum
 
 from pydantic import ConfigDict, Field
+
 from whatsapp_qr_contracts.addresses import Address
 from whatsapp_qr_contracts.message import WireModel
 

@@ -9,12 +9,11 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from whatsapp_qr_contracts.message import SessionStatus
-
 from service.errors import Rejected
 from service.simulator.qr import pairing_code, qr_image
 from service.simulator.reporting import Reports
 from service.simulator.store import Session, Store
+from whatsapp_qr_contracts.message import SessionStatus
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

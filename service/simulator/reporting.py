@@ -5,6 +5,7 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Literal
 
+from service.simulator.store import Callback, Store
 from whatsapp_qr_contracts.gateway import (
     ConnectedData,
     DisconnectedData,
@@ -17,8 +18,6 @@ from whatsapp_qr_contracts.gateway import (
     QrData,
     ReceiptData,
 )
-
-from service.simulator.store import Callback, Store
 
 WEBHOOK = "/whatsapp-qr/webhook"
 INCOMING = "/whatsapp-qr/incoming"

@@ -10,7 +10,6 @@ from typing import Annotated
 import httpx
 import structlog
 from fastapi import Depends, Request
-from whatsapp_qr_contracts.message import SessionStatus
 
 from service.simulator.callbacks import CallbackLanes
 from service.simulator.chats import Chats
@@ -18,6 +17,7 @@ from service.simulator.faults import Faults
 from service.simulator.phones import PairingPace, Phones
 from service.simulator.reporting import Reports
 from service.simulator.store import Store
+from whatsapp_qr_contracts.message import SessionStatus
 
 _log = structlog.get_logger(__name__)
 

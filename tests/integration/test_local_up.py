@@ -32,10 +32,11 @@ class Up:
             "HEALTH_PORT": str(health),
         }
         self._output = folder / "output"
+        self.started: list[subprocess.Popen[bytes]] = []
 
     def start(self) -> "subprocess.Popen[bytes]":
         with self._output.open("wb") as output:
-            return subprocess.Popen(
+            process = subprocess.Popen(
                 [sys.executable, "-m", "service.cli", "up"],
                 cwd=self.folder,
                 env=self.environment,
@@ -43,9 +44,11 @@ class Up:
                 stderr=output,
                 start_new_session=True,
             )
+        self.started.append(process)
+        return process
 
     def wait_until_ready(self, process: "subprocess.Popen[bytes]") -> None:
-        deadline = time.monotonic() + 100
+        deadline = time.monotonic() + 150
         while READY not in self.output:
             assert process.poll() is None, self.output
             assert time.monotonic() < deadline, self.output
@@ -74,6 +77,8 @@ def up(tmp_path: Path) -> Iterator[Up]:
     yield run
     for process in run.left_running():
         process.kill()
+    for started in run.started:
+        started.wait()
 
 
 def test_it_starts_and_stops_in_order_and_starts_again_after_a_kill(up: Up) -> None:
