@@ -16,6 +16,8 @@ import aio_pika
 import httpx
 
 from tests.servers import REPOSITORY, free_ports
+from whatsapp_qr_contracts.commands import SendMessage
+from whatsapp_qr_contracts.partitions import partition_of
 
 SECONDS = 60.0
 CONSUMERS = ("session-consumer", "conversation-consumer", "outbound-consumer")
@@ -99,6 +101,7 @@ class System:
         self.http = httpx.AsyncClient(timeout=30)
         self.processes: list[Process] = []
         self.connection: aio_pika.abc.AbstractRobustConnection | None = None
+        self._jobs: Heard | None = None
         ports = free_ports(2)
         self.ingress_port, self.simulator_port = ports
         self.api = f"http://127.0.0.1:{self.ingress_port}/whatsapp-qr"
@@ -208,9 +211,11 @@ class System:
         return await Heard.of(queue)
 
     async def jobs(self) -> "Heard":
-        """Collect the jobs for the AI workers."""
-        channel = await self.channel()
-        return await Heard.of(await channel.get_queue("incoming-messages"))
+        """Collect the jobs for the AI workers, all in one place: two consumers would share them out."""
+        if self._jobs is None:
+            channel = await self.channel()
+            self._jobs = await Heard.of(await channel.get_queue("incoming-messages"))
+        return self._jobs
 
 
 class Heard:
@@ -244,6 +249,18 @@ class Heard:
             return [message for message in self.messages if of_type is None or message.type == of_type]
 
         return await eventually(look, lambda found: len(found) >= count)
+
+
+async def send_by_amqp(system: System, command: SendMessage, command_id: str) -> None:
+    """Do what an AI worker does: publish message.send, under the partition's routing key."""
+    channel = await system.channel()
+    exchange = await channel.get_exchange(command.exchange)
+    partition = partition_of(str(command.chatbot_id), 4)
+    message = aio_pika.Message(
+        command.wire(), message_id=command_id, type=command.name, delivery_mode=2, content_type="application/json"
+    )
+    await exchange.publish(message, f"{command.name}.{partition}")
+    await channel.close()
 
 
 @asynccontextmanager

@@ -68,10 +68,8 @@ class Commands:
         now = datetime.now(UTC)
         command = InitializeSession(chatbot_id=body.chatbot_id, requested_at=now)
         outcome = await self._carry_out(command)
-        reason = (
-            outcome["body"].get("statusReason") if outcome and outcome["name"] == SessionDisconnected.name else None
-        )
-        if reason in _GATEWAY_TROUBLE:
+        if outcome is not None and outcome["name"] == SessionDisconnected.name:
+            reason = outcome["body"]["statusReason"]
             raise Problem(502, reason, "the WhatsApp gateway did not open the session: is it running? Try again")
         session_id = seen.session_id if seen else new_session_id(body.chatbot_id, now)
         return _state(outcome, session_id, seen.status if seen else SessionStatus.CONNECTING, response)

@@ -47,6 +47,7 @@ class Disconnect(WireModel):
 async def init(body: Init, simulator: Running) -> dict[str, Any]:
     """Start a session; one that runs already stays as it is."""
     started = simulator.phones.start(body.session_id, str(body.chatbot_id))
+    await asyncio.sleep(simulator.faults.init_latency)
     message = "Session is starting" if started else "Session is running already"
     return {"success": True, "message": message, "sessionId": body.session_id}
 

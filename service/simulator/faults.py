@@ -27,11 +27,14 @@ class FailureKind(StrEnum):
 
 
 class Faults(WireModel):
-    """What goes wrong in POST /send; everything left out goes well."""
+    """What goes wrong in POST /send, and how long POST /init takes; everything left out goes well."""
 
     model_config = ConfigDict(extra="forbid")
 
     latency: float = Field(default=0, ge=0, le=600, description="Seconds before a send is looked at")
+    init_latency: float = Field(
+        default=0, ge=0, le=600, description="Seconds before /init answers; the session starts at once"
+    )
     failure_rate: float = Field(default=0, ge=0, le=1, description="Share of sends that fail")
     failure_kind: FailureKind = Field(default=FailureKind.ERROR, description="How they fail")
     receipts: bool = Field(default=True, description="Whether `delivered` and `read` are reported")

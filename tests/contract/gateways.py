@@ -19,9 +19,9 @@ import zxingcpp
 from fastapi import FastAPI
 from PIL import Image
 from pydantic import TypeAdapter, ValidationError
-from whatsapp_qr_contracts.gateway import GatewayMessage, GatewayReport, Webhook
 
 from service.simulator.app import simulator_app
+from whatsapp_qr_contracts.gateway import GatewayMessage, GatewayReport, Webhook
 
 PATIENCE = 15.0
 """Seconds after which a test gives up waiting for a signal."""

@@ -10,7 +10,6 @@ from typing import Any
 import httpx
 import pytest
 from structlog.testing import capture_logs
-from whatsapp_qr_contracts.gateway import GatewayReport
 
 from service.simulator import callbacks
 from tests.contract.gateways import (
@@ -27,6 +26,7 @@ from tests.contract.gateways import (
     send,
     status_of,
 )
+from whatsapp_qr_contracts.gateway import GatewayReport
 
 MESSAGE_ID = "3EB0AAAAAAAAAAAAAAAAAA"
 HTTP_SERVERS = ["h11", *(["httptools"] if importlib.util.find_spec("httptools") else [])]

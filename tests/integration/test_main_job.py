@@ -6,26 +6,13 @@ import json
 from pathlib import Path
 from uuid import uuid4
 
-import aio_pika
 import zxingcpp
 from PIL import Image
-from whatsapp_qr_contracts.commands import SendMessage
-from whatsapp_qr_contracts.partitions import partition_of
 
-from tests.system import System, eventually, running
+from tests.system import eventually, running, send_by_amqp
+from whatsapp_qr_contracts.commands import SendMessage
 
 CUSTOMER = "5491112345678"
-
-
-async def answer_by_amqp(system: System, command: SendMessage, command_id: str) -> None:
-    """Do what an AI worker does: publish message.send."""
-    channel = await system.channel()
-    exchange = await channel.get_exchange(command.exchange)
-    partition = partition_of(str(command.chatbot_id), 4)
-    message = aio_pika.Message(
-        command.wire(), message_id=command_id, type=command.name, delivery_mode=2, content_type="application/json"
-    )
-    await exchange.publish(message, f"{command.name}.{partition}")
 
 
 async def test_pair_receive_answer_send(clean_broker: str, database_url: str, tmp_path: Path) -> None:
@@ -76,7 +63,7 @@ async def test_pair_receive_answer_send(clean_broker: str, database_url: str, tm
             chatbot_id=chatbot_id, to=body["externalUserId"], message="Buenas", metadata={"ticket": 7}
         )
         command_id = str(uuid4())
-        await answer_by_amqp(system, command, command_id)
+        await send_by_amqp(system, command, command_id)
         await events.arrived(1, "message.read")
         own = [event for event in events.messages if event.correlation_id == command_id]
         assert [event.type for event in own] == ["message.sent", "message.delivered", "message.read"]

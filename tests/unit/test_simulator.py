@@ -5,7 +5,6 @@ from dataclasses import dataclass, field
 
 import pytest
 from pydantic import ValidationError
-from whatsapp_qr_contracts.message import SessionStatus
 
 from service.errors import Rejected
 from service.simulator.callbacks import pause_after
@@ -14,6 +13,7 @@ from service.simulator.faults import FailureKind, Faults
 from service.simulator.phones import PairingPace, Phones
 from service.simulator.reporting import Reports
 from service.simulator.store import Callback, Store
+from whatsapp_qr_contracts.message import SessionStatus
 
 SESSION = "session_a"
 CHATBOT = "11111111-1111-4111-8111-111111111111"
