@@ -1,21 +1,26 @@
 """The door out: the HTTP client of the WhatsApp gateway. Its errors are translated here, once."""
 
+import asyncio
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
 import httpx
+from pydantic import TypeAdapter, ValidationError
 
 from service.errors import GatewayOutcomeUnknown, GatewayRefused, GatewayUnreachable
-from whatsapp_qr_contracts.message import SessionStatus
+from whatsapp_qr_contracts.message import Identifier, SessionStatus, Text
 
 _MAX_CONNECTIONS = 256
-_BAD_REQUEST = 400
+_REDIRECTS = range(300, 400)
 _NOT_FOUND = 404
 _TOO_MANY = 429
 _SERVER_ERROR = 500
 # The gateway, or a proxy before it, says that it did not take the call.
 _NOT_TAKEN = frozenset({_TOO_MANY, 502, 503, 504})
 _NOT_SENT = (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout)
+# What the gateway says is stored, so it is checked like every other text that comes in.
+_TEXT: TypeAdapter[str] = TypeAdapter(Text)
+_IDENTIFIER: TypeAdapter[str] = TypeAdapter(Identifier)
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,44 +87,56 @@ class Gateway:
         """Send a text under a WhatsApp id and return the id under which it was sent: the same, or the gateway's own."""
         body = {"sessionId": session_id, "to": to, "message": message, "messageId": message_id}
         answer = await self._call("POST", "/send", body, seconds=self._timeouts.send)
-        sent_as = answer.get("messageId")
-        return sent_as if isinstance(sent_as, str) and sent_as else message_id
+        return _valid(_IDENTIFIER, answer.get("messageId")) or message_id
 
     async def _call(
         self, method: str, path: str, body: dict[str, Any] | None = None, *, seconds: float
     ) -> dict[str, Any]:
+        # httpx limits each phase and each piece of an answer; a claim must outlive the whole call.
+        phases = httpx.Timeout(seconds, connect=seconds / 2, pool=seconds / 2)
         try:
-            response = await self._http.request(method, path, json=body, timeout=seconds)
+            async with asyncio.timeout(seconds):
+                response = await self._http.request(method, path, json=body, timeout=phases)
         except _NOT_SENT as error:
             detail = f"the gateway did not take the call: {type(error).__name__}"
             raise GatewayUnreachable(detail) from error
-        except httpx.HTTPError as error:
+        except (httpx.HTTPError, TimeoutError) as error:
             detail = f"the gateway did not answer the call: {type(error).__name__}"
             raise GatewayOutcomeUnknown(detail) from error
-        if response.status_code >= _BAD_REQUEST:
-            _refuse(response)
-        return _json(response)
+        answer = _json(response)
+        if not response.is_success or (answer is not None and answer.get("success") is False):
+            _refuse(response.status_code, answer or {})
+        if answer is None:
+            detail = "the gateway's answer is not a JSON object: does the URL lead to a gateway?"
+            raise GatewayOutcomeUnknown(detail)
+        return answer
 
 
-def _refuse(response: httpx.Response) -> NoReturn:
-    answer = _json(response)
-    detail = str(answer.get("error") or f"the gateway answered {response.status_code}")
-    if response.status_code in _NOT_TAKEN:
+def _refuse(status: int, answer: dict[str, Any]) -> NoReturn:
+    detail = _valid(_TEXT, answer.get("error")) or f"the gateway answered {status}"
+    if status in _NOT_TAKEN or status in _REDIRECTS:
         raise GatewayUnreachable(detail)
-    if response.status_code >= _SERVER_ERROR:
+    if status >= _SERVER_ERROR:
         raise GatewayOutcomeUnknown(detail)
-    code = answer.get("code")
-    if response.status_code == _NOT_FOUND and not code:
+    code = _valid(_IDENTIFIER, answer.get("code"))
+    if status == _NOT_FOUND and not code:
         code = "unknown_session"
-    raise GatewayRefused(detail, code=code if isinstance(code, str) else None)
+    raise GatewayRefused(detail, code=code)
 
 
-def _json(response: httpx.Response) -> dict[str, Any]:
+def _json(response: httpx.Response) -> dict[str, Any] | None:
     try:
         answer = response.json()
-    except ValueError:
-        return {}
-    return answer if isinstance(answer, dict) else {}
+    except (ValueError, RecursionError):
+        return None
+    return answer if isinstance(answer, dict) else None
+
+
+def _valid(kind: TypeAdapter[str], value: Any) -> str | None:
+    try:
+        return kind.validate_python(value) or None
+    except ValidationError:
+        return None
 
 
 def _session(answer: dict[str, Any], session_id: str) -> GatewaySession:
@@ -128,8 +145,8 @@ def _session(answer: dict[str, Any], session_id: str) -> GatewaySession:
     except ValueError:
         status = None
     return GatewaySession(
-        session_id=str(answer.get("sessionId") or session_id),
+        session_id=_valid(_IDENTIFIER, answer.get("sessionId")) or session_id,
         status=status,
-        phone_number=answer.get("phoneNumber") or None,
-        qr_code=answer.get("qrCode") or None,
+        phone_number=_valid(_TEXT, answer.get("phoneNumber")),
+        qr_code=_valid(_TEXT, answer.get("qrCode")),
     )

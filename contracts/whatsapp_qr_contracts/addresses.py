@@ -24,8 +24,11 @@ def normalize_address(text: str) -> str:
     text = text.strip()
     if jid := _JID.fullmatch(text):
         user, server = jid["user"], jid["server"]
-        return user if server in _PERSONAL else f"{user}@{server}"
-    number = text.removeprefix("+").replace(" ", "").replace("-", "")
+        if server not in _PERSONAL:
+            return f"{user}@{server}"
+        number = user
+    else:
+        number = text.removeprefix("+").replace(" ", "").replace("-", "")
     if _NUMBER.fullmatch(number):
         return number
     message = "write a phone number of 7 to 15 digits with country code (5491112345678), or a WhatsApp JID"

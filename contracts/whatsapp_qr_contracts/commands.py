@@ -11,27 +11,30 @@ from uuid import UUID
 from pydantic import AfterValidator, Field, StringConstraints
 
 from whatsapp_qr_contracts.addresses import Address
-from whatsapp_qr_contracts.message import COMMANDS, Identifier, Instant, Message, Text
+from whatsapp_qr_contracts.message import COMMANDS, Identifier, Instant, Message, Text, storable
 
 MAX_MESSAGE_CHARACTERS = 65_536
 MAX_METADATA_BYTES = 16_384
+MAX_METADATA_DEPTH = 100  # JSON readers have limits: pydantic's own is 200
 
 
-def _without_nul(value: Any) -> Any:
+def _storable(value: Any, depth: int = MAX_METADATA_DEPTH) -> Any:
+    if not depth:
+        message = f"metadata may be nested at most {MAX_METADATA_DEPTH} deep"
+        raise ValueError(message)
     match value:
-        case str():
-            return value.replace("\x00", "")
         case dict():
-            return {_without_nul(key): _without_nul(item) for key, item in value.items()}
+            return {storable(key): _storable(item, depth - 1) for key, item in value.items()}
         case list():
-            return [_without_nul(item) for item in value]
+            return [_storable(item, depth - 1) for item in value]
         case _:
-            return value
+            return storable(value)
 
 
 def _small(value: dict[str, Any]) -> dict[str, Any]:
-    value = {_without_nul(key): _without_nul(item) for key, item in value.items()}
-    if len(json.dumps(value, ensure_ascii=False).encode()) > MAX_METADATA_BYTES:
+    value = _storable(value)
+    # NaN and Infinity are not JSON: PostgreSQL refuses them.
+    if len(json.dumps(value, ensure_ascii=False, allow_nan=False).encode()) > MAX_METADATA_BYTES:
         message = f"metadata may have at most {MAX_METADATA_BYTES} bytes as JSON"
         raise ValueError(message)
     return value

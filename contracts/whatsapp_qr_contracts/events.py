@@ -36,12 +36,15 @@ class SessionConnecting(SessionEvent):
 
     name: ClassVar[str] = "session.connecting"
 
+    status: Literal[SessionStatus.CONNECTING] = SessionStatus.CONNECTING
+
 
 class SessionQrReady(SessionEvent):
     """A QR code waits to be scanned; sent again with each new code."""
 
     name: ClassVar[str] = "session.qr_ready"
 
+    status: Literal[SessionStatus.QR_READY] = SessionStatus.QR_READY
     qr_code: str = Field(description="PNG data URL; whoever scans it links the account, so treat it as a secret")
 
 
@@ -50,11 +53,15 @@ class SessionConnected(SessionEvent):
 
     name: ClassVar[str] = "session.connected"
 
+    status: Literal[SessionStatus.CONNECTED] = SessionStatus.CONNECTED
+
 
 class SessionDisconnected(SessionEvent):
     """The chatbot is not linked (any more), or could not be; `statusReason` says why."""
 
     name: ClassVar[str] = "session.disconnected"
+
+    status: Literal[SessionStatus.DISCONNECTED] = SessionStatus.DISCONNECTED
 
 
 class MessageEvent(Event):
@@ -91,11 +98,15 @@ class MessageSent(MessageStatusEvent):
 
     name: ClassVar[str] = "message.sent"
 
+    delivery_status: Literal[DeliveryStatus.SENT] = DeliveryStatus.SENT
+
 
 class MessageDelivered(MessageStatusEvent):
     """The message reached the phone. Left out where WhatsApp reports READ at once."""
 
     name: ClassVar[str] = "message.delivered"
+
+    delivery_status: Literal[DeliveryStatus.DELIVERED] = DeliveryStatus.DELIVERED
 
 
 class MessageRead(MessageStatusEvent):
@@ -103,12 +114,15 @@ class MessageRead(MessageStatusEvent):
 
     name: ClassVar[str] = "message.read"
 
+    delivery_status: Literal[DeliveryStatus.READ] = DeliveryStatus.READ
+
 
 class MessageFailed(MessageStatusEvent):
     """The message was given up. After `outcome_unknown` it may have been sent all the same."""
 
     name: ClassVar[str] = "message.failed"
 
+    delivery_status: Literal[DeliveryStatus.FAILED] = DeliveryStatus.FAILED
     error_code: str
     error_message: str | None = None
 

@@ -22,7 +22,7 @@ def _whole_number(value: Any) -> Any:
         raise ValueError(message) from None
 
 
-UnixTime = Annotated[int, BeforeValidator(_whole_number), Field(ge=0, le=99_999_999_999_999)]
+UnixTime = Annotated[int, Field(ge=0, le=99_999_999_999_999), BeforeValidator(_whole_number)]
 """Unix time in seconds or milliseconds, a number or a numeric string; the unit stays as it was given."""
 
 

@@ -4,6 +4,7 @@ The body of a message is plain JSON in camelCase. Everything about its transport
 `message_id`, `correlation_id`, `type`, `timestamp`, and the headers `partition-key` and `schema-version`.
 """
 
+import re
 from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Annotated, Any, ClassVar
@@ -52,17 +53,23 @@ class Role(StrEnum):
     ASSISTANT = "ASSISTANT"
 
 
-def _without_nul(value: Any) -> Any:
-    # PostgreSQL cannot store U+0000 in a text; SQLite can. Both must give the same result.
-    return value.replace("\x00", "") if isinstance(value, str) else value
+_LONE_SURROGATE = re.compile("[\ud800-\udfff]")
+
+
+def storable(value: Any) -> Any:
+    """Return a text without U+0000, and with U+FFFD for each half of a cut emoji; anything else as it is.
+
+    PostgreSQL cannot store U+0000, and no UTF-8 has lone surrogates; both databases must give the same result.
+    """
+    return _LONE_SURROGATE.sub("\ufffd", value.replace("\x00", "")) if isinstance(value, str) else value
 
 
 def _aware(value: datetime) -> datetime:
     return value if value.tzinfo else value.replace(tzinfo=UTC)
 
 
-Text = Annotated[str, BeforeValidator(_without_nul)]
-"""Any text; U+0000 is removed."""
+Text = Annotated[str, BeforeValidator(storable)]
+"""Any text; U+0000 is removed, a lone surrogate becomes U+FFFD."""
 
 Identifier = Annotated[Text, StringConstraints(min_length=1, max_length=200)]
 """An identifier made by somebody else: 1 to 200 characters."""

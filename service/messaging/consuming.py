@@ -25,7 +25,7 @@ from service.messaging import topology
 from service.messaging.dead_letters import dead_letter
 from service.messaging.holding import Hold, Stopping
 from service.messaging.partitions import Partition, lane_key
-from service.messaging.publishing import BROKER_TROUBLE, Properties, Publisher
+from service.messaging.publishing import BROKER_TROUBLE, Properties, Publisher, copied_headers
 from whatsapp_qr_contracts.message import Message
 from whatsapp_qr_contracts.partitions import partition_of
 
@@ -41,7 +41,7 @@ class Envelope:
     """What a message's AMQP properties say about it."""
 
     message_id: str
-    """Empty where the sender gave none."""
+    """Empty where the sender gave none, or a blank one."""
     timestamp: datetime | None
     """When it was published, to the second."""
     redelivered: bool
@@ -174,7 +174,7 @@ class Consumer:
         await handler(
             body,
             Envelope(
-                message_id=raw.message_id or "",
+                message_id=(raw.message_id or "").strip(),
                 timestamp=raw.timestamp,
                 redelivered=bool(raw.redelivered),
             ),
@@ -182,12 +182,13 @@ class Consumer:
 
     async def _pass_on(self, delivery: RabbitMessage, model: type[Message], home: int) -> None:
         raw = delivery.raw_message
-        headers = {name: value for name, value in raw.headers.items() if not name.startswith("x-")}
         await self._publisher.publish_raw(
             raw.body,
             exchange=model.exchange,
             routing_key=topology.routing_key(model, home),
-            properties=Properties(raw.message_id or "", raw.correlation_id or "", model.name, headers),
+            properties=Properties(
+                raw.message_id or "", raw.correlation_id or "", model.name, copied_headers(raw.headers)
+            ),
         )
 
 

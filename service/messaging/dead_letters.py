@@ -6,7 +6,7 @@ from faststream.rabbit import RabbitMessage
 from uuid_utils.compat import uuid7
 
 from service.errors import Undeliverable
-from service.messaging.publishing import Properties, Publisher
+from service.messaging.publishing import Properties, Publisher, copied_headers
 from service.messaging.topology import DEAD_LETTERS
 
 _DETAIL_CHARACTERS = 8_000
@@ -16,7 +16,7 @@ async def dead_letter(publisher: Publisher, delivery: RabbitMessage, error: Unde
     """Publish the original message to the dead letters, confirmed; the caller acknowledges it afterwards."""
     raw = delivery.raw_message
     headers: dict[str, Any] = {
-        **{name: value for name, value in raw.headers.items() if not name.startswith("x-")},
+        **copied_headers(raw.headers),
         "source-queue": queue,
         "source-exchange": raw.exchange or "",
         "source-routing-key": raw.routing_key or "",

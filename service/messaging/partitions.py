@@ -172,11 +172,14 @@ class Partition:
         self._broker = broker
 
     async def _handle(self, delivery: RabbitMessage) -> None:
-        if await self._process(delivery):
-            try:
-                await delivery.ack()
-            except BROKER_TROUBLE as error:
-                log.info("ack_lost", queue=self.name, error=repr(error))  # it is delivered again
+        gate = self._gate
+        if not await self._process(delivery):
+            gate.closed = True  # what is left may not be overtaken, even if nobody has given up the partition yet
+            return
+        try:
+            await delivery.ack()
+        except BROKER_TROUBLE as error:
+            log.info("ack_lost", queue=self.name, error=repr(error))  # it is delivered again
 
     @property
     def subscribed(self) -> bool:

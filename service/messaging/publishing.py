@@ -11,6 +11,7 @@ import structlog
 from aio_pika.exceptions import AMQPError
 from aiormq.exceptions import PublishError
 from faststream.rabbit import Channel, RabbitBroker
+from pamqp.encode import encode_table_value
 
 from service.errors import BrokerUnavailable
 from service.messaging import topology
@@ -23,6 +24,8 @@ APP_ID = "whatsapp-qr"
 HEARTBEAT = 5
 _PUBLISH_SECONDS = 4.0
 _CONNECT_SECONDS = 3.0
+# aiormq makes up an id where there is none, and a made-up id would hide that the sender gave none.
+_NO_ID = " "
 # aio-pika reports a connection that is being replaced as RuntimeError.
 BROKER_TROUBLE = (AMQPError, OSError, RuntimeError, TimeoutError)
 
@@ -40,6 +43,20 @@ class Properties:
     correlation_id: str
     type: str
     headers: Mapping[str, Any]
+
+
+def copied_headers(headers: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the headers that a sender gave, without the broker's, as they can be published again."""
+    return {name: _publishable(value) for name, value in headers.items() if not name.startswith("x-")}
+
+
+def _publishable(value: Any) -> Any:
+    # Not all that other clients send can be sent by ours: a text that is not UTF-8, a double beyond single precision.
+    try:
+        encode_table_value(value)
+    except (TypeError, ValueError, OverflowError):
+        return repr(value)
+    return value
 
 
 class Publisher:
@@ -109,7 +126,7 @@ class Publisher:
                 mandatory=exchange != EVENTS,
                 persist=True,
                 content_type="application/json",
-                message_id=properties.message_id,
+                message_id=properties.message_id or _NO_ID,
                 correlation_id=properties.correlation_id,
                 message_type=properties.type,
                 timestamp=datetime.now(UTC),
@@ -129,12 +146,18 @@ class Publisher:
         except (TimeoutError, asyncio.CancelledError) as error:
             # What is unconfirmed now must not mix with a later publish under the same id.
             self._replace(broker)
-            if isinstance(error, asyncio.CancelledError):
+            if isinstance(error, asyncio.CancelledError) and _is_cancelled():
                 raise
             message = f"RabbitMQ did not confirm within {seconds:.1f} s"
             raise BrokerUnavailable(message) from error
         except BROKER_TROUBLE as error:
             message = f"RabbitMQ is not reachable: {str(error) or type(error).__name__}"
+            raise BrokerUnavailable(message) from error
+        except Exception as error:
+            # A connection that the end of another publish has replaced fails what is in flight with a bare Exception.
+            if broker is self._broker:
+                raise
+            message = "the connection was closed before RabbitMQ confirmed"
             raise BrokerUnavailable(message) from error
 
     async def _connection(self) -> RabbitBroker:
@@ -172,6 +195,12 @@ class Publisher:
         if broker := self._broker:
             self._broker = None
             await _close(broker)
+
+
+def _is_cancelled() -> bool:
+    """Say whether the running task was cancelled; aiormq raises CancelledError also where a connection was stuck."""
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0
 
 
 async def _close(broker: RabbitBroker) -> None:

@@ -1,10 +1,10 @@
 """Every exchange and queue, by name. Nothing outside this module names one."""
 
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 from typing import Any
 
 import aio_pika
-from aio_pika.abc import AbstractChannel
 from faststream.rabbit import ExchangeType, RabbitExchange, RabbitQueue
 
 from whatsapp_qr_contracts.commands import (
@@ -32,6 +32,24 @@ _DELIVERY_LIMIT = 1000
 _DEAD_LETTER_DELIVERY_LIMIT = 1_000_000
 _MAX_LENGTH = 1_000_000
 _INGRESS_MAX_LENGTH = 10_000
+
+
+@dataclass(frozen=True)
+class Exchange:
+    """A durable exchange."""
+
+    name: str
+    type: ExchangeType
+    arguments: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Queue:
+    """A durable queue and what is bound to it: routing keys by exchange."""
+
+    name: str
+    arguments: dict[str, Any]
+    bindings: dict[str, list[str]]
 
 
 @dataclass(frozen=True)
@@ -90,7 +108,7 @@ def name_of(routing_key: str) -> str:
 
 def exchange(name: str) -> RabbitExchange:
     """Return an exchange for a publish; it was declared before by `declare`."""
-    return RabbitExchange(name, type=_EXCHANGE_TYPES[name], durable=True, declare=False)
+    return RabbitExchange(name, type=_TYPE_OF[name], durable=True, declare=False)
 
 
 def ingress_queue(suffix: str) -> RabbitQueue:
@@ -104,18 +122,17 @@ def ingress_queue(suffix: str) -> RabbitQueue:
     )
 
 
-_EXCHANGE_TYPES = {
-    COMMANDS: ExchangeType.TOPIC,
-    GATEWAY: ExchangeType.TOPIC,
-    EVENTS: ExchangeType.TOPIC,
-    JOBS: ExchangeType.DIRECT,
-    DEAD_LETTERS: ExchangeType.TOPIC,
-}
 # A message under an unknown key must not vanish.
-_EXCHANGE_ARGUMENTS: dict[str, Any] = {
-    COMMANDS: {"alternate-exchange": DEAD_LETTERS},
-    GATEWAY: {"alternate-exchange": DEAD_LETTERS},
-}
+_KEEP_UNROUTABLE = {"alternate-exchange": DEAD_LETTERS}
+# Dead letters first: at-least-once dead-lettering needs its target.
+EXCHANGES = (
+    Exchange(DEAD_LETTERS, ExchangeType.TOPIC),
+    Exchange(COMMANDS, ExchangeType.TOPIC, _KEEP_UNROUTABLE),
+    Exchange(GATEWAY, ExchangeType.TOPIC, _KEEP_UNROUTABLE),
+    Exchange(EVENTS, ExchangeType.TOPIC),
+    Exchange(JOBS, ExchangeType.DIRECT),
+)
+_TYPE_OF = {exchange.name: exchange.type for exchange in EXCHANGES}
 
 _QUORUM = {"x-queue-type": "quorum", "x-max-length": _MAX_LENGTH, "x-overflow": "reject-publish"}
 _WORK: dict[str, Any] = _QUORUM | {
@@ -127,6 +144,15 @@ _WORK: dict[str, Any] = _QUORUM | {
 _PARTITION = _WORK | {"x-single-active-consumer": True}
 
 
+def queues(partitions: int) -> Iterator[Queue]:
+    """Yield every queue that outlives its reader; the dead letters first, as with the exchanges."""
+    yield Queue(DEAD_LETTERS, _QUORUM | {"x-delivery-limit": _DEAD_LETTER_DELIVERY_LIMIT}, {DEAD_LETTERS: ["#"]})
+    yield Queue(IncomingJob.name, _WORK, {JOBS: [IncomingJob.name]})
+    for partitioned in PARTITIONED:
+        for partition in range(partitions):
+            yield Queue(partitioned.queue_name(partition), _PARTITION, _bindings(partitioned, partition))
+
+
 async def declare(url: str, partitions: int) -> None:
     """Declare all exchanges, queues and bindings. Doing it again changes nothing.
 
@@ -135,29 +161,15 @@ async def declare(url: str, partitions: int) -> None:
     """
     async with await aio_pika.connect(url, timeout=5) as connection:
         channel = await connection.channel()
-        # Dead letters first: at-least-once dead-lettering needs its target.
-        for name in (DEAD_LETTERS, COMMANDS, GATEWAY, EVENTS, JOBS):
+        for wanted in EXCHANGES:
             await channel.declare_exchange(
-                name, _EXCHANGE_TYPES[name].value, durable=True, arguments=_EXCHANGE_ARGUMENTS.get(name)
+                wanted.name, wanted.type.value, durable=True, arguments=wanted.arguments or None
             )
-        await _declare_queue(
-            channel, DEAD_LETTERS, _QUORUM | {"x-delivery-limit": _DEAD_LETTER_DELIVERY_LIMIT}, {DEAD_LETTERS: ["#"]}
-        )
-        await _declare_queue(channel, IncomingJob.name, _WORK, {JOBS: [IncomingJob.name]})
-        for partitioned in PARTITIONED:
-            for partition in range(partitions):
-                await _declare_queue(
-                    channel, partitioned.queue_name(partition), _PARTITION, _bindings(partitioned, partition)
-                )
-
-
-async def _declare_queue(
-    channel: AbstractChannel, name: str, arguments: dict[str, Any], bindings: dict[str, list[str]]
-) -> None:
-    queue = await channel.declare_queue(name, durable=True, arguments=arguments)
-    for exchange_name, keys in bindings.items():
-        for key in keys:
-            await queue.bind(exchange_name, key)
+        for wanted_queue in queues(partitions):
+            queue = await channel.declare_queue(wanted_queue.name, durable=True, arguments=wanted_queue.arguments)
+            for exchange_name, keys in wanted_queue.bindings.items():
+                for key in keys:
+                    await queue.bind(exchange_name, key)
 
 
 def _bindings(partitioned: PartitionedQueue, partition: int) -> dict[str, list[str]]:

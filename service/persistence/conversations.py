@@ -10,6 +10,7 @@ from sqlmodel import col, delete, select
 from service.domain import identities
 from service.domain.delivery import raised
 from service.persistence.database import Database
+from service.persistence.sessions import session_by_id
 from service.persistence.tables import ConversationRow, MessageRow, ReceiptRow, SessionRow, now
 from whatsapp_qr_contracts.commands import SendMessage
 from whatsapp_qr_contracts.gateway import GatewayMessage
@@ -131,12 +132,11 @@ async def apply_receipt(
     tx: AsyncSession, *, session_id: str, whatsapp_id: str, status: DeliveryStatus, at: datetime, error: str | None
 ) -> MessageRow | None:
     """Raise the status of a sent message; keep the receipt where its message is not known (yet), and return None."""
-    query = select(MessageRow).where(
-        col(MessageRow.session_id) == session_id,
-        col(MessageRow.whatsapp_message_id) == whatsapp_id,
-        col(MessageRow.role) == Role.ASSISTANT,
-    )
-    message = (await tx.scalars(query.with_for_update())).one_or_none()
+    message = await _sent_as(tx, session_id, whatsapp_id)
+    if message is None:
+        # record_sent gives a message an id of the gateway's own under this lock too: neither may miss the other.
+        await session_by_id(tx, session_id, lock=True)
+        message = await _sent_as(tx, session_id, whatsapp_id)
     if message is None:
         await tx.merge(
             ReceiptRow(session_id=session_id, whatsapp_message_id=whatsapp_id, status=status, at=at, error=error)
@@ -144,6 +144,15 @@ async def apply_receipt(
         return None
     raise_status(message, status, at, error_code="failed_by_whatsapp", error_message=error)
     return message
+
+
+async def _sent_as(tx: AsyncSession, session_id: str, whatsapp_id: str) -> MessageRow | None:
+    query = select(MessageRow).where(
+        col(MessageRow.session_id) == session_id,
+        col(MessageRow.whatsapp_message_id) == whatsapp_id,
+        col(MessageRow.role) == Role.ASSISTANT,
+    )
+    return (await tx.scalars(query.with_for_update())).one_or_none()
 
 
 async def apply_waiting_receipts(tx: AsyncSession, message: MessageRow) -> None:

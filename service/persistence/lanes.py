@@ -79,9 +79,13 @@ async def claim_next(database: Database, tx: AsyncSession, *, session_id: str, p
 
 async def record_sent(tx: AsyncSession, *, message_id: UUID, whatsapp_id: str) -> MessageRow:
     """Record that the gateway took a message. True whoever records it, so no claim is asked for."""
+    message = await tx.get_one(MessageRow, message_id)
+    renamed = message.whatsapp_message_id != whatsapp_id
+    if renamed:
+        await session_by_id(tx, message.session_id, lock=True)  # apply_receipt keeps early receipts under this lock
     message = await _locked(tx, message_id)
     raise_status(message, DeliveryStatus.SENT, now())
-    if message.whatsapp_message_id != whatsapp_id:
+    if renamed:
         message.whatsapp_message_id = whatsapp_id  # a gateway with ids of its own: its receipts will carry this one
         await apply_waiting_receipts(tx, message)
     message.claimed_until = message.not_before = None

@@ -10,22 +10,23 @@ from uuid import UUID, uuid4
 
 import pytest
 
-from tests.servers import Broker
+from tests.servers import Broker, Postgres
 from tests.system import System, eventually, running, send_by_amqp
 from whatsapp_qr_contracts.commands import SendMessage
 
 
 @pytest.fixture(scope="module", params=["sqlite", "postgres"])
 async def system(
-    request: pytest.FixtureRequest, shared_broker: Broker, tmp_path_factory: pytest.TempPathFactory
+    request: pytest.FixtureRequest,
+    shared_broker: Broker,
+    shared_postgres: Postgres,
+    tmp_path_factory: pytest.TempPathFactory,
 ) -> AsyncIterator[System]:
     """The whole service with two outbound processes and no pacing."""
     folder = tmp_path_factory.mktemp("system")
     database = f"sqlite+aiosqlite:///{folder / 'whatsapp-qr.db'}"
-    postgres = None
     if request.param == "postgres":
-        postgres = request.getfixturevalue("shared_postgres")
-        database = await postgres.create_database()
+        database = await shared_postgres.create_database()
     amqp_url = await shared_broker.renew()
     async with running(
         amqp_url,
@@ -38,8 +39,8 @@ async def system(
         SEND_BACKOFF="0.5",
     ) as system:
         yield system
-    if postgres is not None:
-        await postgres.drop_database(database)
+    if request.param == "postgres":
+        await shared_postgres.drop_database(database)
 
 
 def an_incoming(session_id: str, **overrides: Any) -> dict[str, Any]:

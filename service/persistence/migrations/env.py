@@ -9,6 +9,7 @@ from sqlalchemy.ext.asyncio import create_async_engine
 from sqlmodel import SQLModel
 
 from service.persistence import tables  # noqa: F401  # fills the metadata
+from service.persistence.database import begin_with
 from service.persistence.migrations import LOCK_KEY
 
 
@@ -26,6 +27,8 @@ async def _run() -> None:
     if url.drivername.startswith("sqlite") and url.database:
         Path(url.database).parent.mkdir(parents=True, exist_ok=True)
     engine = create_async_engine(url)
+    if engine.dialect.name == "sqlite":
+        begin_with(engine, "BEGIN IMMEDIATE")  # one migration at a time, and all of it or nothing
     try:
         async with engine.begin() as connection:
             await connection.run_sync(_migrate)

@@ -1,0 +1,35 @@
+"""The parts of README.md that are written from the code: the settings and the session's states."""
+
+import re
+from pathlib import Path
+
+from pydantic_core import PydanticUndefined
+
+from service.domain.session import TRANSITIONS
+from service.settings import Settings
+
+README = Path(__file__).parents[1] / "README.md"
+
+
+def readme() -> str:
+    """Return README.md with its generated parts as they should be."""
+    text = README.read_text()
+    for name, part in (("settings", _settings()), ("states", _states())):
+        marks = re.compile(rf"(?<=<!-- {name} -->\n).*(?=<!-- /{name} -->)", re.DOTALL)
+        if not marks.search(text):
+            raise ValueError(f"README.md has lost its marks <!-- {name} --> and <!-- /{name} -->")
+        text = marks.sub(lambda _, part=part: part, text)
+    return text
+
+
+def _settings() -> str:
+    rows = ["", "| variable | default | meaning |", "|---|---|---|"]
+    for name, field in Settings.model_fields.items():
+        default = "" if field.default is PydanticUndefined else f"`{field.default}`"
+        rows.append(f"| `{name.upper()}` | {default} | {field.description} |")
+    return "\n".join([*rows, "", ""])
+
+
+def _states() -> str:
+    arrows = [f"    {before} --> {after}: {trigger}" for (before, trigger), after in TRANSITIONS.items()]
+    return "\n".join(["", "```mermaid", "stateDiagram-v2", *arrows, "```", "", ""])

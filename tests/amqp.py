@@ -1,0 +1,191 @@
+"""What tests of messaging share: messages to send, what was handled, a plain AMQP client, a running consumer."""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from functools import partial
+from types import TracebackType
+from typing import Any, Self
+from uuid import UUID, uuid4
+
+import aio_pika
+from aio_pika.abc import AbstractIncomingMessage
+
+from service.messaging import topology
+from service.messaging.consuming import Consumer, Envelope, Routes
+from service.messaging.holding import Hold
+from service.messaging.publishing import Properties, Publisher
+from whatsapp_qr_contracts.commands import SendMessage
+from whatsapp_qr_contracts.message import COMMANDS
+from whatsapp_qr_contracts.partitions import partition_of
+
+SECONDS = 15.0
+
+
+async def until(condition: Callable[[], Any], *, seconds: float = SECONDS) -> None:
+    """Wait until the condition holds."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "the condition did not come true"
+        await asyncio.sleep(0.01)
+
+
+def a_chatbot(partition: int = 0, partitions: int = 1) -> UUID:
+    """Make up a chatbot of that partition."""
+    while True:
+        chatbot_id = uuid4()
+        if partition_of(str(chatbot_id), partitions) == partition:
+            return chatbot_id
+
+
+def a_message(chatbot_id: UUID | None = None, text: str = "Hola") -> SendMessage:
+    """Build a valid `message.send`."""
+    return SendMessage(chatbot_id=chatbot_id or uuid4(), to="5491112345678", message=text)
+
+
+async def send(publisher: Publisher, chatbot_id: UUID, *texts: str) -> None:
+    """Publish one `message.send` of the chatbot for each text, one after another; the text is the id too."""
+    for text in texts:
+        await publisher.publish(a_message(chatbot_id, text), message_id=text, correlation_id=text, key=str(chatbot_id))
+
+
+class Handler:
+    """Handles `message.send`: records its text once it is done; `work` may wait or fail first."""
+
+    def __init__(self, work: Callable[[SendMessage], Any] | None = None) -> None:
+        self._work = work
+        self.begun: list[str] = []
+        self.done: list[str] = []
+        self.cancelled: list[str] = []
+        self.envelopes: list[Envelope] = []
+
+    async def __call__(self, message: SendMessage, envelope: Envelope) -> None:
+        self.begun.append(message.message)
+        self.envelopes.append(envelope)
+        try:
+            if self._work is not None:
+                await self._work(message)
+        except asyncio.CancelledError:
+            self.cancelled.append(message.message)
+            raise
+        self.done.append(message.message)
+
+    @property
+    def routes(self) -> Routes:
+        return {SendMessage: self}
+
+
+@asynccontextmanager
+async def publishing(url: str, partitions: int = 1) -> AsyncIterator[Publisher]:
+    """Declare everything and publish."""
+    await topology.declare(url, partitions)
+    publisher = Publisher(url, partitions)
+    try:
+        yield publisher
+    finally:
+        await publisher.close()
+
+
+@asynccontextmanager
+async def consuming(
+    url: str,
+    routes: Routes,
+    publisher: Publisher,
+    *,
+    partitions: int = 1,
+    prefetch: int = 64,
+    ordered: bool = True,
+) -> AsyncIterator[Consumer]:
+    """Consume the conversations until the test is over; begins when the consumer is subscribed."""
+    consumer = Consumer(
+        url,
+        topology.CONVERSATIONS,
+        routes,
+        publisher=publisher,
+        hold=Hold(),
+        partitions=partitions,
+        prefetch=prefetch,
+        ordered=ordered,
+    )
+    consumer.start()
+    assert consumer._starting is not None
+    await asyncio.wait_for(asyncio.shield(consumer._starting), SECONDS)
+    try:
+        yield consumer
+    finally:
+        await consumer.stop(2)
+
+
+class NoId(str):
+    """No id at all; aiormq replaces one that is false, as other clients do not."""
+
+    __slots__ = ()
+
+    def __bool__(self) -> bool:
+        return True
+
+
+class Amqp:
+    """A plain client beside the service's own: publishes anything, and sees what lies in a queue."""
+
+    def __init__(self, url: str) -> None:
+        self._url = url
+
+    async def __aenter__(self) -> Self:
+        self._connection = await aio_pika.connect(self._url)
+        self.channel = await self._connection.channel()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self._connection.close()
+
+    async def publish(
+        self, body: bytes, routing_key: str = "message.send.0", exchange: str = COMMANDS, **properties: Any
+    ) -> None:
+        """Publish bytes under a routing key."""
+        message = aio_pika.Message(body, **properties)
+        message.message_id = message.message_id or NoId()
+        to = await self.channel.get_exchange(exchange, ensure=False)
+        await to.publish(message, routing_key)
+
+    async def waiting(self, queue: str) -> int:
+        """Count the messages that nobody has taken yet."""
+        declared = await self.channel.declare_queue(queue, passive=True)
+        return declared.declaration_result.message_count or 0
+
+    async def until_waiting(self, queue: str, count: int, *, seconds: float = SECONDS) -> None:
+        """Wait until so many messages lie in the queue."""
+        deadline = time.monotonic() + seconds
+        while (seen := await self.waiting(queue)) != count:
+            assert time.monotonic() < deadline, f"{queue}: {seen} messages, not {count}"
+            await asyncio.sleep(0.02)
+
+    async def take(self, queue: str, count: int = 1) -> list[AbstractIncomingMessage]:
+        """Wait for so many messages and take them all; fail if there are more."""
+        await self.until_waiting(queue, count)
+        taken: list[AbstractIncomingMessage] = []
+        declared = await self.channel.get_queue(queue, ensure=False)
+        tag = await declared.consume(partial(_append, taken), no_ack=True)
+        await until(lambda: len(taken) >= count)
+        await declared.cancel(tag)
+        assert len(taken) == count
+        return taken
+
+    async def bound(self, exchange: str, *keys: str) -> str:
+        """Make a queue that gets what is published to the exchange under these keys; return its name."""
+        queue = await self.channel.declare_queue(exclusive=True)
+        for key in keys:
+            await queue.bind(exchange, key)
+        return queue.name
+
+
+async def _append(taken: list[AbstractIncomingMessage], message: AbstractIncomingMessage) -> None:
+    taken.append(message)
+
+
+def properties(message_id: str = "m", **headers: Any) -> Properties:
+    """Build an envelope."""
+    return Properties(message_id, "c", "message.send", headers)

@@ -1,0 +1,210 @@
+"""Publishing on a real broker: what returns was kept, and what was not confirmed says so in time."""
+
+import asyncio
+import time
+from functools import partial
+from uuid import uuid4
+
+import pytest
+
+from service.errors import BrokerUnavailable
+from service.messaging.holding import Hold
+from service.messaging.publishing import Publisher
+from service.messaging.topology import CONVERSATIONS, DEAD_LETTERS
+from tests.amqp import Amqp, a_chatbot, a_message, properties, publishing, send, until
+from tests.proxy import Proxy
+from whatsapp_qr_contracts.events import ChatbotRegistered
+from whatsapp_qr_contracts.jobs import SendJob
+from whatsapp_qr_contracts.message import COMMANDS, EVENTS, JOBS
+
+QUEUE = CONVERSATIONS.name
+
+
+def a_job() -> SendJob:
+    return SendJob(session_id="s", to="5491112345678", message="Hola", message_id=uuid4(), conversation_id=uuid4())
+
+
+async def publish_job(publisher: Publisher, message_id: str = "job") -> None:
+    await publisher.publish(a_job(), message_id=message_id, correlation_id="c", key="s")
+
+
+async def test_unroutable_publish_raises(clean_broker: str) -> None:
+    """A job whose queue is missing does not vanish behind a success, and the publisher goes on."""
+    async with publishing(clean_broker) as publisher, Amqp(clean_broker) as amqp:
+        await amqp.channel.queue_delete(SendJob.name)
+        with pytest.raises(BrokerUnavailable, match="no queue"):
+            await publish_job(publisher)
+        await send(publisher, a_chatbot(), "next")
+        assert await amqp.waiting(QUEUE) == 1
+
+
+async def test_full_queue_raises(clean_broker: str) -> None:
+    """A queue that rejects what is too much makes the publish raise: the message is still its sender's."""
+    async with publishing(clean_broker) as publisher, Amqp(clean_broker) as amqp:
+        await amqp.channel.queue_delete(SendJob.name)
+        small = await amqp.channel.declare_queue(
+            SendJob.name,
+            durable=True,
+            arguments={"x-queue-type": "quorum", "x-max-length": 1, "x-overflow": "reject-publish"},
+        )
+        await small.bind(JOBS, SendJob.name)
+        with pytest.raises(BrokerUnavailable):
+            for number in range(50):  # a quorum queue notices a little late
+                await publish_job(publisher, str(number))
+
+
+async def test_missing_exchange_raises_and_is_forgotten(clean_broker: str) -> None:
+    """A publish before the topology is declared raises; the same publisher succeeds once it is there."""
+    early = Publisher(clean_broker, 1)
+    with pytest.raises(BrokerUnavailable):
+        await send(early, a_chatbot(), "early")
+    async with publishing(clean_broker), Amqp(clean_broker) as amqp:
+        await send(early, a_chatbot(), "early")
+        assert await amqp.waiting(QUEUE) == 1
+    await early.close()
+
+
+async def test_envelope(clean_broker: str) -> None:
+    """Every publish is persistent and carries the envelope of the contract in AMQP properties and headers."""
+    chatbot_id = a_chatbot(1, 4)
+    async with publishing(clean_broker, 4) as publisher, Amqp(clean_broker) as amqp:
+        events = await amqp.bound(EVENTS, "#")
+        await publisher.publish(
+            a_message(chatbot_id), message_id="m", correlation_id="c", key=str(chatbot_id), headers={"traceparent": "t"}
+        )
+        await publisher.publish(
+            ChatbotRegistered(chatbot_id=chatbot_id), message_id="e", correlation_id="c", key=str(chatbot_id)
+        )
+        await publisher.publish_raw(b"?", exchange=DEAD_LETTERS, routing_key="why", properties=properties("d"))
+        (command,) = await amqp.take(f"{QUEUE}.1")
+        (event,) = await amqp.take(events)
+        (dead,) = await amqp.take(DEAD_LETTERS)
+    assert [message.delivery_mode for message in (command, event, dead)] == [2, 2, 2]
+    assert (command.message_id, command.correlation_id, command.type) == ("m", "c", "message.send")
+    assert (command.app_id, command.content_type) == ("whatsapp-qr", "application/json")
+    assert command.timestamp is not None
+    assert command.routing_key == "message.send.1"
+    assert command.headers == {"partition-key": str(chatbot_id), "schema-version": 1, "traceparent": "t"}
+    assert (event.routing_key, event.message_id) == ("chatbot.registered", "e")
+
+
+async def test_events_need_no_listener(clean_broker: str) -> None:
+    """An event that nobody listens to is published without an error."""
+    async with publishing(clean_broker) as publisher:
+        event = ChatbotRegistered(chatbot_id=uuid4())
+        await publisher.publish(event, message_id="e", correlation_id="c", key="k")
+
+
+async def test_black_hole_raises_in_time_and_heals(clean_broker: str) -> None:
+    """On a dead link a publish raises within its limit; the same id then succeeds over a new, single connection."""
+    chatbot_id = a_chatbot()
+    async with Proxy(clean_broker) as proxy, publishing(clean_broker), Amqp(clean_broker) as amqp:
+        publisher = Publisher(f"{proxy.url}?heartbeat=1", 1)
+        await send(publisher, chatbot_id, "before")
+        proxy.lose()
+        begin = time.monotonic()
+        with pytest.raises(BrokerUnavailable, match="did not confirm within 0.5 s"):
+            await publisher.publish(
+                a_message(chatbot_id), message_id="m", correlation_id="c", key=str(chatbot_id), seconds=0.5
+            )
+        assert time.monotonic() - begin < 1
+        proxy.heal()
+        await send(publisher, chatbot_id, "m")
+        assert [message.message_id for message in await amqp.take(QUEUE, 2)] == ["before", "m"]
+        await until(lambda: proxy.open == 1)
+        await publisher.close()
+        await until(lambda: proxy.open == 0)
+
+
+async def test_closing_on_a_dead_link_leaves_nothing(clean_broker: str) -> None:
+    """Closing the publisher on a dead link ends, and no connection comes back when the link heals."""
+    async with Proxy(clean_broker) as proxy, publishing(clean_broker):
+        publisher = Publisher(f"{proxy.url}?heartbeat=1", 1)
+        await send(publisher, a_chatbot(), "before")
+        proxy.lose()
+        await asyncio.wait_for(publisher.close(), 10)
+        proxy.heal()
+        await until(lambda: proxy.open == 0)
+        assert proxy.accepted == 1
+
+
+async def test_limit_covers_connecting(clean_broker: str) -> None:
+    """A publish raises within its limit also where the broker takes the connection and never says a word."""
+    async with Proxy(clean_broker) as proxy, publishing(clean_broker), Amqp(clean_broker) as amqp:
+        publisher = Publisher(proxy.url, 1)
+        proxy.lose()
+        with pytest.raises(BrokerUnavailable):
+            await publisher.publish(a_message(), message_id="m", correlation_id="c", key="k", seconds=0.3)
+        proxy.heal()
+        await send(publisher, a_chatbot(), "m")
+        assert await amqp.waiting(QUEUE) == 1
+        await publisher.close()
+
+
+async def test_refused_and_cut_connections(clean_broker: str) -> None:
+    """A broker that cannot be reached and a connection lost in mid-publish raise; the publisher recovers by itself."""
+    chatbot_id = a_chatbot()
+    async with Proxy(clean_broker) as proxy, publishing(clean_broker), Amqp(clean_broker) as amqp:
+        publisher = Publisher(proxy.url, 1)
+        proxy.refuse()
+        with pytest.raises(BrokerUnavailable):
+            await send(publisher, chatbot_id, "refused")
+        assert not await publisher.ping()
+        proxy.heal()
+        assert await publisher.ping()
+        await send(publisher, chatbot_id, "before")
+
+        proxy.hold_answers()
+        lost = asyncio.create_task(send(publisher, chatbot_id, "lost"))
+        await amqp.until_waiting(QUEUE, 2)
+        proxy.cut()
+        proxy.heal()
+        with pytest.raises(BrokerUnavailable):
+            await lost
+        await Hold()(partial(send, publisher, chatbot_id, "lost"))
+        assert [message.message_id for message in await amqp.take(QUEUE, 3)] == ["before", "lost", "lost"]
+        await publisher.close()
+
+
+@pytest.mark.parametrize("end", ["cancelled", "late"])
+async def test_one_publish_given_up_does_not_cancel_another(clean_broker: str, end: str) -> None:
+    """Where one publish is cancelled or late, another on the same connection raises BrokerUnavailable or succeeds."""
+    async with Proxy(clean_broker) as proxy, publishing(clean_broker), Amqp(clean_broker) as amqp:
+        publisher = Publisher(f"{proxy.url}?heartbeat=1", 1)
+        await send(publisher, a_chatbot(), "before")
+        proxy.hold_answers()
+        first = asyncio.create_task(
+            publisher.publish(
+                a_message(), message_id="1", correlation_id="c", key="1", seconds=0.5 if end == "late" else 4
+            )
+        )
+        second = asyncio.create_task(publisher.publish(a_message(), message_id="2", correlation_id="c", key="2"))
+        await amqp.until_waiting(QUEUE, 3)
+        if end == "cancelled":
+            first.cancel()
+        results = await asyncio.gather(first, second, return_exceptions=True)
+        assert isinstance(results[0], asyncio.CancelledError if end == "cancelled" else BrokerUnavailable)
+        assert results[1] is None or isinstance(results[1], BrokerUnavailable)
+        proxy.heal()
+        await send(publisher, a_chatbot(), "after")
+        await publisher.close()
+
+
+async def test_cancelled_publish_is_not_confused_with_the_next(clean_broker: str) -> None:
+    """After a cancelled publish, the return of that one is never taken for the fate of the next with the same id."""
+    async with Proxy(clean_broker) as proxy, publishing(clean_broker), Amqp(clean_broker) as amqp:
+        await amqp.channel.queue_delete(SendJob.name)
+        publisher = Publisher(proxy.url, 1)
+        await send(publisher, a_chatbot(), "before")
+        proxy.hold_answers()
+        cancelled = asyncio.create_task(publish_job(publisher))
+        await asyncio.sleep(0)
+        cancelled.cancel()
+        await asyncio.gather(cancelled, return_exceptions=True)
+        again = asyncio.create_task(
+            publisher.publish_raw(b"{}", exchange=COMMANDS, routing_key="message.send.0", properties=properties("job"))
+        )
+        proxy.heal()
+        await again
+        assert await amqp.waiting(QUEUE) == 2
+        await publisher.close()

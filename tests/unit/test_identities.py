@@ -1,0 +1,93 @@
+"""Ids that can be derived are derived: the same thing has the same id twice, different things never."""
+
+import inspect
+import re
+from datetime import UTC, datetime, timedelta
+from uuid import UUID, uuid4
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from service import errors
+from service.domain import identities as ids
+from service.errors import GatewayRefused, ServiceError
+from whatsapp_qr_contracts.partitions import session_key
+
+uuids = st.uuids(version=4)
+
+
+@given(uuids)
+def test_a_whatsapp_id_looks_like_those_of_web_clients(message_id: UUID) -> None:
+    """3EB0 and 18 upper-case hexadecimal digits, the same each time."""
+    whatsapp_id = ids.whatsapp_message_id(message_id)
+    assert re.fullmatch(r"3EB0[0-9A-F]{18}", whatsapp_id)
+    assert ids.whatsapp_message_id(UUID(str(message_id))) == whatsapp_id
+
+
+@given(uuids, uuids, st.text(), st.text())
+def test_derived_ids_are_stable_and_distinct(first: UUID, second: UUID, this: str, that: str) -> None:
+    """The same source and name give the same id; another source or name another one."""
+    makers = (ids.conversation_id, ids.incoming_message_id, ids.outgoing_message_id, ids.output_id)
+    for make in makers:
+        assert make(first, this) == make(first, this)
+        assert (make(first, this) == make(second, this)) is (first == second)
+        assert (make(first, this) == make(first, that)) is (this == that)
+
+
+def test_ids_are_pinned() -> None:
+    """A new release must find the rows of the old one: these never change."""
+    chatbot = UUID("11111111-1111-4111-8111-111111111111")
+    assert str(ids.conversation_id(chatbot, "5491112345678")) == "ab4ab17d-e807-50bf-8454-2669ab7fae86"
+    assert str(ids.outgoing_message_id(chatbot, "key-1")) == "3adf340d-9285-513f-af81-89a863d4a7b1"
+    assert ids.whatsapp_message_id(chatbot) == "3EB0E3E6AE2CD3A325471E"
+
+
+def test_a_message_to_a_number_never_has_the_id_of_a_conversation() -> None:
+    """Both are derived from the chatbot; the channel keeps them apart."""
+    chatbot = uuid4()
+    assert ids.conversation_id(chatbot, "5491112345678") != ids.outgoing_message_id(chatbot, "5491112345678")
+
+
+@given(uuids, st.integers(0, 4_102_444_800_000))
+def test_a_session_id_is_that_of_the_replaced_system(chatbot: UUID, milliseconds: int) -> None:
+    """session_<chatbot>_<ms>, from which everybody knows the chatbot."""
+    asked_at = datetime(1970, 1, 1, tzinfo=UTC) + timedelta(milliseconds=milliseconds)
+    session_id = ids.new_session_id(chatbot, asked_at)
+    assert session_id.startswith(f"session_{chatbot}_")
+    assert abs(int(session_id.rpartition("_")[2]) - milliseconds) <= 1
+    assert session_key(session_id) == str(chatbot)
+
+
+@pytest.mark.parametrize(
+    ("sender", "address"),
+    [
+        ("5491112345678:7@s.whatsapp.net", "5491112345678"),
+        ("1234@lid", "1234@lid"),
+        ("status@broadcast", "status@broadcast"),
+        (" odd sender ", "odd sender"),
+    ],
+)
+def test_a_customer_has_one_address(sender: str, address: str) -> None:
+    """Devices of one customer are one; what we do not know is kept, because no message may be lost for it."""
+    assert ids.customer_address(sender) == address
+
+
+def test_every_error_has_a_code_of_its_own() -> None:
+    """Callers decide by the code: each class has one, and a raised error may be more precise."""
+    tree = [kind for _, kind in inspect.getmembers(errors, inspect.isclass) if issubclass(kind, ServiceError)]
+    codes = {kind.code for kind in tree}
+    assert len(codes) == len(tree) == 13
+    assert all(re.fullmatch(r"[a-z_]+", code) for code in codes)
+    for kind in tree:
+        assert (kind("why").code, kind("why").detail, str(kind("why"))) == (kind.code, "why", "why")
+        assert kind("why", code="precise").code == "precise"
+
+
+def test_a_refusal_remembers_whether_its_code_is_the_gateways() -> None:
+    """Without a code the gateway is asked what it meant."""
+    assert (GatewayRefused("no").code, GatewayRefused("no").explicit) == ("refused", False)
+    assert (GatewayRefused("no", code="restricted").code, GatewayRefused("no", code="restricted").explicit) == (
+        "restricted",
+        True,
+    )
