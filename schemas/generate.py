@@ -1,4 +1,4 @@
-"""Writes the documents of this folder and the generated parts of README.md; with --check, only says whether they are what the code would give.
+"""Writes the documents of this folder and parts of README.md; with --check, says whether they are up to date.
 
 python schemas/generate.py [--check]
 """

@@ -1,6 +1,5 @@
 """The parts of README.md that are written from the code: the settings and the session's states."""
 
-import re
 from pathlib import Path
 
 from pydantic_core import PydanticUndefined
@@ -15,10 +14,12 @@ def readme() -> str:
     """Return README.md with its generated parts as they should be."""
     text = README.read_text()
     for name, part in (("settings", _settings()), ("states", _states())):
-        marks = re.compile(rf"(?<=<!-- {name} -->\n).*(?=<!-- /{name} -->)", re.DOTALL)
-        if not marks.search(text):
-            raise ValueError(f"README.md has lost its marks <!-- {name} --> and <!-- /{name} -->")
-        text = marks.sub(lambda _, part=part: part, text)
+        begin, end = f"<!-- {name} -->\n", f"<!-- /{name} -->"
+        before, _, rest = text.partition(begin)
+        _, found, after = rest.partition(end)
+        if not found:
+            raise ValueError(f"README.md has lost its marks {begin.strip()} and {end}")
+        text = before + begin + part + end + after
     return text
 
 

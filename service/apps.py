@@ -37,6 +37,28 @@ if TYPE_CHECKING:
 _QUIET = ("httpx", "httpcore", "aio_pika", "aiormq", "faststream", "aiosqlite", "asyncio")
 
 
+class _OncePerOutage(logging.Filter):
+    """Lets the AMQP libraries tell once, not at every attempt, that the broker is away; and tells that it is back.
+
+    It counts for all connections of the process together: what was told is told again once one has been made.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._told: set[str] = set()
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        if record.name == "aiormq.connection":  # it raises the same error to its caller, and that is what is told
+            return not str(record.msg).startswith("error when creating transport")
+        if self._told and str(record.msg).startswith("Connection made"):
+            self._told.clear()
+            structlog.get_logger("service.messaging").info("broker_is_back")
+        if record.levelno < logging.WARNING or record.getMessage() in self._told:
+            return False
+        self._told.add(record.getMessage())
+        return True
+
+
 def configure_logging(settings: Settings) -> None:
     """Log to standard error: text for people, or one JSON object per line."""
     shared: list[structlog.typing.Processor] = [
@@ -61,6 +83,10 @@ def configure_logging(settings: Settings) -> None:
     logging.basicConfig(handlers=[handler], level=settings.log_level.upper(), force=True)
     for name in _QUIET:
         logging.getLogger(name).setLevel(logging.WARNING)
+    once = _OncePerOutage()
+    logging.getLogger("aiormq.connection").addFilter(once)
+    logging.getLogger("aio_pika.robust_connection").addFilter(once)
+    logging.getLogger("aio_pika.robust_connection").setLevel(logging.DEBUG)  # it tells there that it is back
     structlog.configure(
         processors=[*shared, structlog.stdlib.ProcessorFormatter.wrap_for_formatter],
         logger_factory=structlog.stdlib.LoggerFactory(),

@@ -65,7 +65,15 @@ def storable(value: Any) -> Any:
 
 
 def _aware(value: datetime) -> datetime:
-    return value if value.tzinfo else value.replace(tzinfo=UTC)
+    return _utc(value if value.tzinfo else value.replace(tzinfo=UTC))
+
+
+def _utc(value: datetime) -> datetime:
+    try:
+        return value.astimezone(UTC)
+    except OverflowError:
+        message = "the time is out of range"
+        raise ValueError(message) from None
 
 
 Text = Annotated[str, BeforeValidator(storable)]
@@ -77,7 +85,7 @@ Identifier = Annotated[Text, StringConstraints(min_length=1, max_length=200)]
 Moment = Annotated[datetime, AfterValidator(_aware)]
 """A point in time: ISO 8601 (UTC where no offset is given), or Unix time in seconds or milliseconds."""
 
-Instant = AwareDatetime
+Instant = Annotated[AwareDatetime, AfterValidator(_utc)]
 """A point in time in ISO 8601 with an offset."""
 
 

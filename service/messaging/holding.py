@@ -24,9 +24,12 @@ class Hold:
         self._stop = asyncio.Event()
         self.held = 0
         """Operations that wait at this moment; the process is not ready while there are any."""
+        self._told: set[str] = set()
 
     async def __call__(self, operation: Callable[[], Awaitable[T]]) -> T:
         """Run the operation until it does not raise Unavailable any more, with 0.2 to 10 s between the attempts.
+
+        However many operations wait, each reason is logged once, and once that none waits any more.
 
         Raises:
             Stopping: the process ends and the operation has not succeeded.
@@ -34,12 +37,17 @@ class Hold:
         try:
             return await operation()
         except Unavailable as error:
-            log.warning("held", code=error.code, reason=error.detail)
+            self._tell(error)
         self.held += 1
         try:
-            return await self._repeat(operation)
+            answer = await self._repeat(operation)
         finally:
             self.held -= 1
+            if not self.held:
+                self._told.clear()
+        if not self.held:
+            log.info("held_no_longer")
+        return answer
 
     async def _repeat(self, operation: Callable[[], Awaitable[T]]) -> T:
         failures = 1
@@ -49,7 +57,12 @@ class Hold:
                 return await operation()
             except Unavailable as error:
                 failures += 1
-                log.debug("still_held", code=error.code, failures=failures)
+                self._tell(error)
+
+    def _tell(self, error: Unavailable) -> None:
+        if error.detail not in self._told:
+            self._told.add(error.detail)
+            log.warning("held", code=error.code, reason=error.detail)
 
     async def _pause(self, seconds: float) -> None:
         try:

@@ -110,12 +110,18 @@ class Turn(BaseMiddleware[Any, Any]):
         exc_val: BaseException | None = None,
         exc_tb: TracebackType | None = None,
     ) -> bool | None:
-        # Runs however the message ended, also where it was cancelled before its turn came.
-        if not self._mine.done():
-            self._mine.set_result(None)
+        # Runs however the message ended. One that is cancelled before its turn leaves when its turn would have come:
+        # it may be here again, over a new connection, while a cancelled one before it still cleans up.
+        if self._before is None:
+            self._leave()
+        else:
+            self._before.add_done_callback(self._leave)
+        return await super().__aexit__(exc_type, exc_val, exc_tb)
+
+    def _leave(self, _before: asyncio.Future[None] | None = None) -> None:
+        self._mine.set_result(None)
         if self._lanes is not None and self._lanes.get(self._key) is self._mine:
             del self._lanes[self._key]
-        return await super().__aexit__(exc_type, exc_val, exc_tb)
 
 
 class Partition:

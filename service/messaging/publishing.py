@@ -24,6 +24,8 @@ APP_ID = "whatsapp-qr"
 HEARTBEAT = 5
 _PUBLISH_SECONDS = 4.0
 _CONNECT_SECONDS = 3.0
+# Closing gives up on a dead link by itself, after more than a heartbeat; cut short, the connection would come back.
+_CLOSE_SECONDS = 4.0 * HEARTBEAT
 # aiormq makes up an id where there is none, and a made-up id would hide that the sender gave none.
 _NO_ID = " "
 # aio-pika reports a connection that is being replaced as RuntimeError.
@@ -192,9 +194,8 @@ class Publisher:
 
     async def close(self) -> None:
         """Close the connection. Everything that publishes must have ended before."""
-        if broker := self._broker:
-            self._broker = None
-            await _close(broker)
+        self._replace(self._broker)
+        await asyncio.gather(*self._closing)
 
 
 def _is_cancelled() -> bool:
@@ -205,7 +206,7 @@ def _is_cancelled() -> bool:
 
 async def _close(broker: RabbitBroker) -> None:
     try:
-        async with asyncio.timeout(_CONNECT_SECONDS):
+        async with asyncio.timeout(_CLOSE_SECONDS):
             await broker.stop()
     except BROKER_TROUBLE as error:
         log.info("broker_connection_lost_while_closing", error=repr(error))

@@ -3,7 +3,7 @@
 import base64
 import binascii
 import json
-from datetime import datetime
+from datetime import UTC, datetime
 from uuid import UUID
 
 from sqlalchemy import tuple_
@@ -86,7 +86,7 @@ def place_of(cursor: str | None) -> Place | None:
         return None
     try:
         at, row_id = json.loads(base64.urlsafe_b64decode(cursor.encode()))
-        return datetime.fromisoformat(at), UUID(row_id)
-    except (ValueError, TypeError, AttributeError, binascii.Error) as error:
+        return datetime.fromisoformat(at).astimezone(UTC), UUID(row_id)
+    except (ValueError, TypeError, AttributeError, OverflowError, binascii.Error) as error:
         message = "take the cursor from nextCursor of the page before"
         raise Rejected(message, code="invalid_cursor") from error

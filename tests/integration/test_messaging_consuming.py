@@ -51,7 +51,7 @@ async def test_unavailable_is_held(clean_broker: str) -> None:
 
 
 async def test_other_error_is_tried_three_times(clean_broker: str) -> None:
-    """An unexpected error is tried 3 times, then kept once: original bytes, traceback, where from; the queue goes on."""
+    """An unexpected error is tried 3 times, then kept once with bytes, traceback and origin; the queue goes on."""
 
     async def work(message: SendMessage) -> None:
         if message.message == "bad":

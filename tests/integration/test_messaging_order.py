@@ -136,11 +136,14 @@ async def test_passed_on_where_it_belongs(clean_broker: str) -> None:
     """What is passed on lies in its partition's queue with its id, correlation id, type, headers and bytes."""
     chatbot_id = a_chatbot(1, 2)
     body = b" " + a_message(chatbot_id).wire()
-    async with publishing(clean_broker, 2) as publisher, Amqp(clean_broker) as amqp:
-        async with consuming(clean_broker, Handler().routes, publisher, partitions=2) as consumer:
-            await consumer._partitions[1].give_up(1)
-            await amqp.publish(body, "message.send", message_id="m", correlation_id="c", headers={"traceparent": "t"})
-            (passed,) = await amqp.take(f"{QUEUE}.1")
+    async with (
+        publishing(clean_broker, 2) as publisher,
+        Amqp(clean_broker) as amqp,
+        consuming(clean_broker, Handler().routes, publisher, partitions=2) as consumer,
+    ):
+        await consumer._partitions[1].give_up(1)
+        await amqp.publish(body, "message.send", message_id="m", correlation_id="c", headers={"traceparent": "t"})
+        (passed,) = await amqp.take(f"{QUEUE}.1")
     assert (passed.message_id, passed.correlation_id, passed.type) == ("m", "c", "message.send")
     assert (passed.body, passed.headers, passed.delivery_mode) == (body, {"traceparent": "t"}, 2)
 
@@ -294,10 +297,7 @@ async def test_next_begins_after_the_cancelled_has_ended(clean_broker: str) -> N
         await amqp.until_waiting(QUEUE, 0)
         wait.set()
         await send(publisher, a_chatbot(), "other")
-        try:
-            await until(lambda: handler.done == ["other"])
-        finally:
-            print("STATE", handler.begun, handler.done, handler.cancelled, proxy.accepted, proxy.open, await amqp.waiting(QUEUE))
+        await until(lambda: handler.done == ["other"])
         assert handler.begun == ["1", "other"]
         cleaned_up.set()
         await until(lambda: handler.done == ["other", "1", "2", "3"])

@@ -200,6 +200,8 @@ def test_an_instant_needs_its_offset_and_a_report_does_not() -> None:
     assert a_send(expiresAt="2030-01-01T00:00:00+02:00").expires_at == datetime(2029, 12, 31, 22, tzinfo=UTC)
     with pytest.raises(ValidationError):
         a_send(expiresAt="2030-01-01T00:00:00")
+    with pytest.raises(ValidationError, match="out of range"):
+        a_send(expiresAt="9999-12-31T23:59:59-14:00")
     report = _webhook.validate_python({"type": "connected", "sessionId": "s", "data": {"connectedAt": "2030-01-01"}})
     assert report.data.connected_at == datetime(2030, 1, 1, tzinfo=UTC)
 

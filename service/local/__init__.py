@@ -1,0 +1,63 @@
+"""`whatsapp-qr up`: the whole service on one machine, every part a process of its own under supervisord.
+
+All that it makes lies in `.local/` of the current folder: data, logs, pid files. Stopping it, by whatever signal,
+stops ingress and consumers first and the broker last.
+
+In the order of a run:
+
+leftovers     one run at a time per folder; what a killed one left running is ended
+programs      what is started here, where it answers, and the settings that follow
+broker        the private RabbitMQ, where no other is set
+ports         addresses to listen on
+supervision   supervisord: its configuration and its process
+readiness     waiting until every part answers, or saying why one does not
+output        what is printed
+"""
+
+import signal
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from service.local.leftovers import end_leftovers, only_one
+from service.local.output import say, say_what_runs
+from service.local.programs import Program, choose_programs, pointed_at, require_free_ports
+from service.local.readiness import wait_until_ready
+from service.local.supervision import require_alive, start_supervisor, stop_supervisor
+from service.settings import Settings
+
+__all__ = ["up"]
+
+
+def up(settings: Settings, migrate: Callable[[Settings], None]) -> None:
+    """Start everything, wait until it is ready, run until a signal comes, stop everything."""
+    folder = Path.cwd() / ".local"
+    stop = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, lambda *_: stop.set())
+    with only_one(folder):
+        end_leftovers(folder)
+        programs = choose_programs(settings, folder)
+        require_free_ports(programs)
+        settings = pointed_at(programs, settings)
+        say("Preparing the database")
+        migrate(settings)
+        if not stop.is_set():
+            _run(settings, programs, folder, stop)
+
+
+def _run(settings: Settings, programs: list[Program], folder: Path, stop: threading.Event) -> None:
+    supervisor = start_supervisor(settings, programs, folder)
+    try:
+        started = time.monotonic()
+        wait_until_ready(programs, folder, supervisor, stop)
+        if not stop.is_set():
+            say_what_runs(settings, programs, time.monotonic() - started)
+        while not stop.wait(0.5):
+            require_alive(supervisor, folder)
+    finally:
+        say("Stopping")
+        stop_supervisor(supervisor)
+        end_leftovers(folder)
+    say("Stopped; the data stays in .local/")

@@ -1,0 +1,76 @@
+"""One run at a time in a folder, and what a killed run left behind."""
+
+import contextlib
+import fcntl
+import os
+import shutil
+import signal
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from service.errors import ConfigurationError
+from service.local.supervision import STOP_TIMEOUT
+
+ORPHAN_TIMEOUT = 15.0
+LEAST_FREE_DISK = 300_000_000
+
+
+@contextlib.contextmanager
+def only_one(folder: Path) -> Iterator[None]:
+    """Keep a second run out of this folder; a killed one holds no lock."""
+    folder.mkdir(exist_ok=True)
+    if shutil.disk_usage(folder).free < LEAST_FREE_DISK:
+        raise ConfigurationError(
+            f"The disk of {folder} has less than {LEAST_FREE_DISK // 1_000_000} MB left: free some"
+        )
+    path = folder / "up.lock"
+    with path.open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise ConfigurationError(f"It already runs in {folder.parent}: stop that first") from error
+        yield
+        path.unlink(missing_ok=True)
+
+
+def end_leftovers(folder: Path) -> None:
+    """End what is still running of an earlier run: known by its pid file, believed by its command line."""
+    supervisor = {folder / "supervisord.pid": str(folder / "supervisord.conf")}
+    parts = {path: f"service.cli {path.stem}" for path in (folder / "run").glob("*.pid")}
+    parts[folder / "run" / "rabbitmq.pid"] = str(folder / "rabbitmq")
+    node = {folder / "rabbitmq" / "rabbitmq.pid": "-whatsapp_qr_node", folder / "rabbitmq" / "epmd.pid": "epmd -port"}
+    _end(supervisor, STOP_TIMEOUT)
+    _end(parts, ORPHAN_TIMEOUT)
+    _end(node, ORPHAN_TIMEOUT)
+
+
+def _end(marks: dict[Path, str], patience: float) -> None:
+    running = {pid for path, mark in marks.items() if (pid := _read_pid(path)) and mark in _command_line(pid)}
+    before = {pid: _command_line(pid) for pid in running}
+    for number, seconds in ((signal.SIGTERM, patience), (signal.SIGKILL, 5.0)):
+        deadline = time.monotonic() + seconds
+        for pid in running:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, number)
+        while running and time.monotonic() < deadline:
+            running = {pid for pid in running if _command_line(pid) == before[pid]}
+            time.sleep(0.1)
+    for path in marks:
+        path.unlink(missing_ok=True)
+
+
+def _read_pid(path: Path) -> int:
+    text = path.read_text().strip() if path.exists() else ""
+    return int(text) if text.isdigit() else 0
+
+
+def _command_line(pid: int) -> str:
+    """Read the command line of a running process; empty for none."""
+    with contextlib.suppress(OSError):
+        return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+    if Path("/proc/self").exists():
+        return ""
+    answer = subprocess.run(["ps", "-ww", "-o", "args=", "-p", str(pid)], capture_output=True, text=True, check=False)  # noqa: S603, S607
+    return answer.stdout.strip()

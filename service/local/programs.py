@@ -1,0 +1,84 @@
+"""What is started on this machine, where it answers, and the settings that follow from it."""
+
+import contextlib
+import os
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from service.errors import ConfigurationError
+from service.local.broker import RABBITMQ_SCRIPT, choose_broker_ports
+from service.local.ports import listener, reachable
+from service.settings import Settings
+
+CONSUMERS = ("session-consumer", "conversation-consumer", "outbound-consumer")
+
+
+@dataclass(frozen=True)
+class Program:
+    """One process: how it is started and where it answers."""
+
+    name: str
+    command: list[str]
+    host: str
+    port: int
+    port_setting: str  # the variable that chooses the port
+    grace: int = 30  # seconds it has to finish
+    health: tuple[str, ...] = ("/livez", "/readyz")  # these answer 200 once it is ready; without any, the port is taken
+
+    @property
+    def url(self) -> str:
+        """Where it answers, for a client on this machine."""
+        return f"http://{reachable(self.host)}:{self.port}"
+
+
+def choose_programs(settings: Settings, folder: Path) -> list[Program]:
+    """List what runs here, in the order in which it is started."""
+    programs = []
+    if "amqp_url" not in settings.model_fields_set:
+        programs.append(_rabbitmq(folder))
+    if "whatsapp_qr_service_url" not in settings.model_fields_set:
+        port = settings.simulator_port
+        programs.append(
+            Program(
+                "simulator", _command("simulator"), "127.0.0.1", port, "SIMULATOR_PORT", grace=3, health=("/health",)
+            )
+        )
+    programs.append(Program("ingress", _command("ingress"), settings.http_host, settings.http_port, "HTTP_PORT"))
+    for number, name in enumerate(CONSUMERS, start=1):
+        programs.append(Program(name, _command(name), settings.http_host, settings.health_port + number, "HEALTH_PORT"))
+    return programs
+
+
+def _rabbitmq(folder: Path) -> Program:
+    ports = choose_broker_ports(folder)
+    command = [str(RABBITMQ_SCRIPT), str(folder / "rabbitmq"), *map(str, ports)]
+    return Program("rabbitmq", command, "127.0.0.1", ports[0], "AMQP_URL", grace=10, health=())
+
+
+def _command(name: str) -> list[str]:
+    return [sys.executable, "-m", "service.cli", name]
+
+
+def require_free_ports(programs: list[Program]) -> None:
+    """Listen on every port once, all at once, so that two programs on one port are found too."""
+    with contextlib.ExitStack() as held:
+        for program in programs:
+            try:
+                held.enter_context(listener(program.host, program.port))
+            except OSError as error:
+                sentence = (
+                    f"{program.host}:{program.port} ({program.name}) is not free: {os.strerror(error.errno or 0)}. "
+                )
+                raise ConfigurationError(sentence + f"End what uses it or set {program.port_setting}") from error
+
+
+def pointed_at(programs: list[Program], settings: Settings) -> Settings:
+    """Point the settings that the user left open at what runs here."""
+    urls = {program.name: program.url for program in programs}
+    local = {"callback_url": urls["ingress"]} if "callback_url" not in settings.model_fields_set else {}
+    if "simulator" in urls:
+        local["whatsapp_qr_service_url"] = urls["simulator"]
+    if "rabbitmq" in urls:
+        local["amqp_url"] = urls["rabbitmq"].replace("http://", "amqp://guest:guest@") + "/"
+    return settings.model_copy(update=local)

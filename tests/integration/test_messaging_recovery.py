@@ -1,0 +1,203 @@
+"""Lost connections and broker restarts: everything comes back by itself, and nothing confirmed is lost."""
+
+import asyncio
+from functools import partial
+from uuid import UUID
+
+import pytest
+
+from service.errors import BrokerUnavailable
+from service.messaging.holding import Hold
+from service.messaging.listening import Listener
+from service.messaging.publishing import Publisher
+from service.messaging.topology import CONVERSATIONS, DEAD_LETTERS
+from tests.amqp import Amqp, Handler, a_chatbot, consuming, properties, publishing, send, until
+from tests.proxy import Proxy
+from tests.servers import Broker
+from whatsapp_qr_contracts.commands import SendMessage
+from whatsapp_qr_contracts.events import ChatbotRegistered, CommandRejected, ConversationStarted, SessionConnected
+from whatsapp_qr_contracts.message import EVENTS, SessionStatus
+
+QUEUE = CONVERSATIONS.name
+NOW = "2026-01-01T00:00:00Z"
+
+
+async def announce(publisher: Publisher, chatbot_id: UUID, cause: str) -> None:
+    """Publish an event caused by the command of that id."""
+    event = ChatbotRegistered(chatbot_id=chatbot_id)
+    await publisher.publish(event, message_id=f"event of {cause}", correlation_id=cause, key=str(chatbot_id))
+
+
+async def test_lost_connection_in_mid_handler(clean_broker: str) -> None:
+    """The handler is cancelled, its message comes again, and the consumer goes on, in order, without help."""
+    release = asyncio.Event()
+
+    async def work(_message: SendMessage) -> None:
+        await release.wait()
+
+    handler = Handler(work)
+    async with (
+        Proxy(clean_broker) as proxy,
+        publishing(clean_broker) as publisher,
+        Amqp(clean_broker) as amqp,
+        consuming(proxy.url, handler.routes, publisher) as consumer,
+    ):
+        await send(publisher, a_chatbot(), "1", "2")
+        await until(lambda: handler.begun == ["1"])
+        proxy.cut()
+        await until(lambda: handler.begun == ["1", "1"])
+        assert handler.cancelled == ["1"]
+        assert [envelope.redelivered for envelope in handler.envelopes] == [False, True]
+        release.set()
+        await until(lambda: handler.done == ["1", "2"])
+        assert consumer.ready
+        assert await amqp.waiting(DEAD_LETTERS) == 0
+    async with Amqp(clean_broker) as amqp:
+        assert await amqp.waiting(QUEUE) == 0
+
+
+async def test_dead_link_is_noticed(clean_broker: str) -> None:
+    """Where the link dies without a word the heartbeat notices, and the message is handled over a new connection."""
+    release = asyncio.Event()
+
+    async def work(_message: SendMessage) -> None:
+        await release.wait()
+
+    handler = Handler(work)
+    async with (
+        Proxy(clean_broker) as proxy,
+        publishing(clean_broker) as publisher,
+        consuming(f"{proxy.url}?heartbeat=1", handler.routes, publisher),
+    ):
+        await send(publisher, a_chatbot(), "1", "2")
+        await until(lambda: handler.begun == ["1"])
+        proxy.lose()
+        proxy.heal()  # for new connections
+        await until(lambda: handler.begun == ["1", "1"])
+        release.set()
+        await until(lambda: handler.done[-2:] == ["1", "2"])
+
+
+async def test_consumer_waits_for_its_broker(clean_broker: str) -> None:
+    """A consumer that starts before its broker is there is not ready, and subscribes once it is."""
+    handler = Handler()
+    async with Proxy(clean_broker) as proxy, publishing(clean_broker) as publisher:
+        proxy.refuse()
+        async with asyncio.timeout(20):
+            starting = asyncio.create_task(_handle_one(proxy.url, handler, publisher))
+            await send(publisher, a_chatbot(), "1")
+            await asyncio.sleep(0)
+            assert not handler.begun
+            proxy.heal()
+            await starting
+    assert handler.done == ["1"]
+
+
+async def _handle_one(url: str, handler: Handler, publisher: Publisher) -> None:
+    async with consuming(url, handler.routes, publisher) as consumer:
+        assert consumer.ready
+        await until(lambda: handler.done)
+
+
+async def test_broker_restart(breakable_broker: Broker) -> None:
+    """Confirmed messages outlive the broker's restart; publisher, consumer and listener come back by themselves."""
+    url, chatbot_id = breakable_broker.url, a_chatbot()
+    heard: list[str] = []
+    release = asyncio.Event()
+
+    async def work(_message: SendMessage) -> None:
+        await release.wait()
+
+    handler = Handler(work)
+    listener = Listener(url, 1, heard.append)
+    listener.start()
+    async with publishing(url) as publisher:
+        await send(publisher, chatbot_id, *(str(number) for number in range(20)))
+        await publisher.publish_raw(b"?", exchange=DEAD_LETTERS, routing_key="why", properties=properties("dead"))
+        async with consuming(url, handler.routes, publisher, prefetch=5):
+            await until(lambda: handler.begun == ["0"])
+            await _until_heard(publisher, chatbot_id, heard, "before")
+
+            await breakable_broker.stop()
+            with pytest.raises(BrokerUnavailable):
+                await send(publisher, chatbot_id, "20")
+            await breakable_broker.start()
+
+            await Hold()(partial(send, publisher, chatbot_id, "20"))
+            await _until_heard(publisher, chatbot_id, heard, "after")
+            release.set()
+            await until(lambda: len(handler.done) == 21)
+            assert handler.done == [str(number) for number in range(21)]
+        async with Amqp(url) as amqp:
+            assert await amqp.waiting(QUEUE) == 0
+            (dead,) = await amqp.take(DEAD_LETTERS)
+            assert dead.message_id == "dead"
+    await listener.stop()
+
+
+async def _until_heard(publisher: Publisher, chatbot_id: UUID, heard: list[str], cause: str) -> None:
+    """Announce until the listener hears it: an event that nobody listens to is lost, by design."""
+    for number in range(100):
+        await Hold()(partial(announce, publisher, chatbot_id, f"{cause} {number}"))
+        if any(heard_cause.startswith(cause) for heard_cause in heard):
+            return
+        await asyncio.sleep(0.1)
+    pytest.fail(f"the listener never heard {cause}")
+
+
+async def test_listener_hears_what_callers_wait_for(clean_broker: str) -> None:
+    """It hears session, chatbot and command events, by their correlation id, and no others."""
+    heard: list[str] = []
+    chatbot_id = a_chatbot()
+    session = SessionConnected(
+        session_id="s", chatbot_id=chatbot_id, status=SessionStatus.CONNECTED, version=1, occurred_at=NOW
+    )
+    rejected = CommandRejected(command_id="c", command="x", chatbot_id=chatbot_id, code="no_session", detail="none")
+    started = ConversationStarted(
+        conversation_id=chatbot_id, chatbot_id=chatbot_id, external_user_id="1", occurred_at=NOW
+    )
+    listener = Listener(clean_broker, 1, heard.append)
+    listener.start()
+    async with publishing(clean_broker) as publisher:
+        await _until_heard(publisher, chatbot_id, heard, "warm")
+        for number, event in enumerate((session, started, rejected)):
+            await publisher.publish(event, message_id=f"m{number}", correlation_id=event.name, key="k")
+        await publisher.publish_raw(
+            b"{}", exchange=EVENTS, routing_key="message.received", properties=properties("m9", note="no event of ours")
+        )
+        await announce(publisher, chatbot_id, "last")
+        await until(lambda: heard[-1:] == ["last"])
+    await listener.stop()
+    assert [cause for cause in heard if not cause.startswith("warm")] == [
+        "session.connected",
+        "command.rejected",
+        "last",
+    ]
+
+
+@pytest.mark.parametrize("loss", ["cut", "cut_clients"])
+async def test_listener_recovers(clean_broker: str, loss: str) -> None:
+    """A listener hears again after a lost connection, also while the broker still believes in the old one."""
+    heard: list[str] = []
+    async with Proxy(clean_broker) as proxy, publishing(clean_broker) as publisher:
+        listener = Listener(f"{proxy.url}?heartbeat=1", 1, heard.append)
+        listener.start()
+        await _until_heard(publisher, a_chatbot(), heard, "before")
+        getattr(proxy, loss)()
+        await _until_heard(publisher, a_chatbot(), heard, "after")
+        await listener.stop()
+        await until(lambda: proxy.open == 0)
+
+
+async def test_listener_waits_for_its_broker(clean_broker: str) -> None:
+    """A listener that starts before its broker hears once it is there, and stops at any time."""
+    heard: list[str] = []
+    async with Proxy(clean_broker) as proxy, publishing(clean_broker) as publisher:
+        proxy.refuse()
+        never, listener = Listener(proxy.url, 1, heard.append), Listener(proxy.url, 1, heard.append)
+        never.start()
+        listener.start()
+        await asyncio.wait_for(never.stop(), 5)
+        proxy.heal()
+        await _until_heard(publisher, a_chatbot(), heard, "now")
+        await listener.stop()
