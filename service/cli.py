@@ -13,6 +13,7 @@ from service.errors import ConfigurationError
 if TYPE_CHECKING:
     from service.settings import Settings
 
+KEEP_ALIVE = 75  # seconds; a callback that meets a connection being closed is lost, so callers should close first
 GRACE = 5  # seconds that requests in flight have when the process is told to stop
 
 app = typer.Typer(
@@ -128,6 +129,7 @@ def serve(asgi: Any, host: str, port: int, variable: str) -> None:
         access_log=False,
         log_config=None,
         timeout_graceful_shutdown=GRACE,
+        timeout_keep_alive=KEEP_ALIVE,
     )
     server = uvicorn.Server(config)
     # uvicorn raises the signal again, once it has shut down, for whoever handled it before: that ends here, with 0.

@@ -124,5 +124,7 @@ class Proxy:
                     await writer.drain()
         except OSError:
             pass
+        if writer is link.server:
+            self._links.discard(link)
         if not link.lost:
             link.cut()

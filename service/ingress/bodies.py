@@ -8,7 +8,7 @@ from pydantic import Field, StringConstraints
 
 from whatsapp_qr_contracts.addresses import Address
 from whatsapp_qr_contracts.commands import MAX_MESSAGE_CHARACTERS, Metadata
-from whatsapp_qr_contracts.message import DeliveryStatus, Role, SessionStatus, Text, WireModel
+from whatsapp_qr_contracts.message import DeliveryStatus, Instant, Role, SessionStatus, Text, WireModel
 
 
 class ChatbotRequest(WireModel):
@@ -24,7 +24,7 @@ class SendRequest(WireModel):
     to: Address
     message: Annotated[Text, StringConstraints(min_length=1, max_length=MAX_MESSAGE_CHARACTERS)]
     metadata: Metadata = Field(default_factory=dict)
-    expires_at: Annotated[datetime | None, Field(description="After this it is not sent any more")] = None
+    expires_at: Annotated[Instant | None, Field(description="After this it is not sent any more")] = None
 
 
 class Accepted(WireModel):

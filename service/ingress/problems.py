@@ -98,25 +98,34 @@ def install(app: FastAPI, publisher: Publisher) -> None:
     async def away(_request: Request, error: Unavailable) -> JSONResponse:
         return unavailable(error)
 
-    @app.exception_handler(RequestValidationError)
-    async def malformed(request: Request, error: RequestValidationError) -> JSONResponse:
-        faults = _faults(error)
+    async def keep(request: Request, why: str) -> JSONResponse | None:
+        """Keep a callback that cannot be used; return the answer where that is not possible now."""
         if request.url.path in CALLBACK_PATHS:
-            reasons = json.dumps([fault.model_dump() for fault in faults])
-            lost = Undeliverable(reasons, code="invalid_callback")
+            lost = Undeliverable(why, code="invalid_callback")
             try:
                 await dead_letter_callback(publisher, await request.body(), lost, path=request.url.path)
             except BrokerUnavailable as trouble:
                 return unavailable(trouble)
+        return None
+
+    @app.exception_handler(RequestValidationError)
+    async def malformed(request: Request, error: RequestValidationError) -> JSONResponse:
+        faults = _faults(error)
+        if trouble := await keep(request, json.dumps([fault.model_dump() for fault in faults])):
+            return trouble
         return answer(400, "invalid_request", "; ".join(f"{f.field}: {f.message}" for f in faults), errors=faults)
 
     @app.exception_handler(HTTPException)
-    async def http(_request: Request, error: HTTPException) -> JSONResponse:
-        code = HTTPStatus(error.status_code).phrase.lower().replace(" ", "_")
+    async def http(request: Request, error: HTTPException) -> JSONResponse:
+        if error.status_code == HTTPStatus.BAD_REQUEST and (trouble := await keep(request, str(error.detail))):
+            return trouble  # bytes that are no JSON text at all
+        # The phrase of 413 differs between versions of Python.
+        too_large = error.status_code == HTTPStatus.REQUEST_ENTITY_TOO_LARGE
+        code = "content_too_large" if too_large else HTTPStatus(error.status_code).phrase.lower().replace(" ", "_")
         headers = dict(error.headers) if error.headers else None
         return answer(error.status_code, code, str(error.detail), headers=headers)
 
     @app.exception_handler(Exception)
     async def unexpected(request: Request, error: Exception) -> JSONResponse:
-        log.error("request_failed", path=request.scope.get("route", request.scope)["path"], exc_info=error)
+        log.error("request_failed", path=request.url.path, exc_info=error)
         return answer(500, "internal_error", "something failed here that should not; the log of the ingress says what")

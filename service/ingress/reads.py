@@ -26,7 +26,7 @@ from service.persistence import reading
 from service.persistence.database import Database, Work
 from service.persistence.reading import Place, cursor_of
 from service.persistence.tables import ConversationRow, MessageRow, SessionRow
-from whatsapp_qr_contracts.message import WireModel
+from whatsapp_qr_contracts.message import Text, WireModel
 
 Limit = Annotated[int, Query(ge=1, le=200, description="Rows per page")]
 Cursor = Annotated[str | None, Query(max_length=200, description="nextCursor of the page before")]
@@ -53,14 +53,14 @@ class Reads:
         router.get("/conversations/{conversation_id}/messages", tags=["Conversations"])(self.messages)
         return router
 
-    async def qr_code(self, session_id: str) -> QrCode:
+    async def qr_code(self, session_id: Text) -> QrCode:
         """Return the QR code to scan; 404 while there is none yet and once the session is connected."""
         session = _known(await self._read(lambda tx: reading.current_session_by_id(tx, session_id)))
         if session.qr_code is None:
             raise Problem(404, "no_qr_code", f"there is no QR code while the session is {session.status}")
         return QrCode(session_id=session.session_id, status=session.status, qr_code=session.qr_code)
 
-    async def status(self, session_id: str) -> SessionStatusAnswer:
+    async def status(self, session_id: Text) -> SessionStatusAnswer:
         """Return a session's status."""
         session = _known(await self._read(lambda tx: reading.current_session_by_id(tx, session_id)))
         return SessionStatusAnswer(session=_shown(session, SessionStatusData))

@@ -73,7 +73,7 @@ class Publisher:
         self._url = with_heartbeat(url)
         self._partitions = partitions
         self._broker: RabbitBroker | None = None
-        self._connecting = asyncio.Lock()
+        self._connecting: asyncio.Task[None] | None = None
         self._closing: set[asyncio.Task[None]] = set()
 
     async def publish(
@@ -163,19 +163,27 @@ class Publisher:
             raise BrokerUnavailable(message) from error
 
     async def _connection(self) -> RabbitBroker:
-        async with self._connecting:
-            if self._broker is None:
-                broker = RabbitBroker(
-                    self._url,
-                    timeout=_CONNECT_SECONDS,
-                    reconnect_interval=0.5,
-                    default_channel=Channel(on_return_raises=True),
-                    app_id=APP_ID,
-                    apply_types=False,
-                )
-                await broker.connect()
-                self._broker = broker
-            return self._broker
+        while self._broker is None:
+            if self._connecting is None:
+                self._connecting = asyncio.create_task(self._connect())
+            # Cancelled with whoever waits for it, aio-pika would go on connecting behind our back, for ever.
+            await asyncio.shield(self._connecting)
+        return self._broker
+
+    async def _connect(self) -> None:
+        broker = RabbitBroker(
+            self._url,
+            timeout=_CONNECT_SECONDS,
+            reconnect_interval=0.5,
+            default_channel=Channel(on_return_raises=True),
+            app_id=APP_ID,
+            apply_types=False,
+        )
+        try:
+            await broker.connect()
+            self._broker = broker
+        finally:
+            self._connecting = None
 
     def _replace(self, broker: RabbitBroker | None) -> None:
         if broker is not None and broker is self._broker:
@@ -194,6 +202,8 @@ class Publisher:
 
     async def close(self) -> None:
         """Close the connection. Everything that publishes must have ended before."""
+        if self._connecting is not None:
+            await asyncio.gather(self._connecting, return_exceptions=True)
         self._replace(self._broker)
         await asyncio.gather(*self._closing)
 

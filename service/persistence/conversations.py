@@ -102,19 +102,20 @@ async def _conversation(
 ) -> ConversationRow:
     """Return the conversation with a customer, locked, with the time of the message that enters it now."""
     conversation_id, at = identities.conversation_id(chatbot_id, external_user_id), now()
-    new = ConversationRow(
-        id=conversation_id,
-        chatbot_id=chatbot_id,
-        channel=identities.CHANNEL,
-        external_user_id=external_user_id,
-        last_message_at=at,
-    )
-    is_new = await database.insert_new(tx, ConversationRow, **new.model_dump())
     query = select(ConversationRow).where(col(ConversationRow.id) == conversation_id).with_for_update()
-    conversation = (await tx.scalars(query)).one()
-    if not is_new:
-        # A clock may be behind; this rises all the same, and with it the order of the conversation's messages.
-        conversation.last_message_at = max(conversation.last_message_at + timedelta(microseconds=1), at)
+    conversation = (await tx.scalars(query)).one_or_none()
+    if conversation is None:
+        new = ConversationRow(
+            id=conversation_id,
+            chatbot_id=chatbot_id,
+            channel=identities.CHANNEL,
+            external_user_id=external_user_id,
+            last_message_at=at,
+        )
+        await database.insert_new(tx, ConversationRow, **new.model_dump())
+        return (await tx.scalars(query)).one()
+    # A clock may be behind; this rises all the same, and with it the order of the conversation's messages.
+    conversation.last_message_at = max(conversation.last_message_at + timedelta(microseconds=1), at)
     return conversation
 
 

@@ -1,7 +1,7 @@
 """The lane of a session: its PENDING messages in order. One message at a time is claimed, sent and recorded."""
 
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import datetime, timedelta
 from uuid import UUID
 
 from sqlalchemy import ColumnElement, TextClause, not_, text, update
@@ -56,13 +56,10 @@ def _pending(session_id: str) -> tuple[ColumnElement[bool] | TextClause, ...]:
 async def claim_next(database: Database, tx: AsyncSession, *, session_id: str, policy: SendPolicy) -> Next:
     """Claim the first message of a lane. Messages behind it are never claimed before it: that is the order."""
     session = await session_by_id(tx, session_id)
-    while (pending := await first_pending(tx, session_id)) is not None:
-        message = await _locked(tx, pending.id)
-        if message.delivery_status is _PENDING:  # a receipt may have raised it before the lock was had
-            break
-    if session is None or pending is None:
+    row = await _lock_first(database, tx, session_id)
+    if session is None or row is None:
         return Idle()
-    at = await database.present(tx)
+    message, at = row
     claimed = message.claimed_until is not None and message.claimed_until > at
     if not claimed and message.expires_at is not None and message.expires_at <= at:
         raise_status(message, DeliveryStatus.FAILED, at, error_code="expired", error_message="it waited too long")
@@ -75,6 +72,24 @@ async def claim_next(database: Database, tx: AsyncSession, *, session_id: str, p
     message.claim = uuid7()
     message.claimed_until = at + timedelta(seconds=policy.claim_seconds)
     return Claimed(message)
+
+
+async def _lock_first(database: Database, tx: AsyncSession, session_id: str) -> tuple[MessageRow, datetime] | None:
+    """Return the first message of a lane, locked, and the present time."""
+    query = (
+        select(MessageRow, database.clock())
+        .where(*_pending(session_id))
+        .order_by(col(MessageRow.lane_number))
+        .limit(1)
+        .with_for_update(of=MessageRow)
+    )
+    while True:
+        row = (await tx.execute(query, execution_options={"populate_existing": True})).one_or_none()
+        if row is not None:
+            return row[0], row[1]
+        # PostgreSQL gives nothing where a receipt raised the first message while its lock was waited for.
+        if await first_pending(tx, session_id) is None:
+            return None
 
 
 async def record_sent(tx: AsyncSession, *, message_id: UUID, whatsapp_id: str) -> MessageRow:

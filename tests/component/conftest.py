@@ -7,6 +7,9 @@ import pytest
 
 from service.persistence import migrations
 from service.persistence.database import Database
+from service.persistence.tables import SessionRow
+from tests.component.doors import Ingress
+from tests.component.rows import a_session
 
 
 @pytest.fixture
@@ -30,3 +33,17 @@ async def other_process(migrated_url: str) -> AsyncIterator[Database]:
     database = Database(migrated_url)
     yield database
     await database.close()
+
+
+@pytest.fixture
+async def ingress(sqlite_database: str) -> AsyncIterator[Ingress]:
+    await asyncio.to_thread(migrations.upgrade, sqlite_database)
+    ingress = Ingress(Database(sqlite_database))
+    yield ingress
+    await ingress.http.aclose()
+    await ingress.database.close()
+
+
+@pytest.fixture
+async def session(ingress: Ingress) -> SessionRow:
+    return await a_session(ingress.database)

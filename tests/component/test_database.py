@@ -247,6 +247,7 @@ async def main(url, chatbot_ids):
     database = Database(url)
     for chatbot_id in map(UUID, chatbot_ids):
         async def work(tx):
+            assert not await sessions.chatbot_is_known(tx, chatbot_id)  # a read before the write is what SQLite refuses
             await sessions.register_chatbot(database, tx, chatbot_id)
             await sessions.open_session(database, tx, chatbot_id, f"session_{chatbot_id}_1")
         await database.transact(work)

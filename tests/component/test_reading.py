@@ -27,6 +27,7 @@ async def test_walking_the_messages_shows_each_once_oldest_first(database: Datab
         await change(database, one.message, created_at=stored[0].message.created_at)
     shown, cursor, pages = [], None, 0
     while pages == 0 or cursor:
+        assert pages < 10
         after = place_of(cursor)
         rows, end = await database.read(
             lambda tx, after=after: reading.messages_page(tx, stored[0].conversation.id, limit=limit, after=after)
@@ -48,6 +49,7 @@ async def test_walking_the_conversations_shows_each_once_newest_first(database: 
     await receive(database, other, "A1")
     shown, after, pages = [], None, 0
     while pages == 0 or after:
+        assert pages < 10
         rows, after = await database.read(
             lambda tx, after=after: reading.conversations_page(tx, session.chatbot_id, limit=3, after=after)
         )

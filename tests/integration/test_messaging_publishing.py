@@ -3,6 +3,7 @@
 import asyncio
 import time
 from functools import partial
+from typing import Any
 from uuid import uuid4
 
 import pytest
@@ -133,16 +134,21 @@ async def test_closing_on_a_dead_link_leaves_nothing(clean_broker: str) -> None:
 
 
 async def test_limit_covers_connecting(clean_broker: str) -> None:
-    """A publish raises within its limit also where the broker takes the connection and never says a word."""
-    async with Proxy(clean_broker) as proxy, publishing(clean_broker), Amqp(clean_broker) as amqp:
+    """A publish raises within its limit also where the broker never says a word, and nothing goes on connecting."""
+    before = asyncio.all_tasks()
+    async with Proxy(clean_broker) as proxy, publishing(clean_broker):
         publisher = Publisher(proxy.url, 1)
         proxy.lose()
-        with pytest.raises(BrokerUnavailable):
+        with pytest.raises(BrokerUnavailable, match=r"within 0\.3 s"):
             await publisher.publish(a_message(), message_id="m", correlation_id="c", key="k", seconds=0.3)
+        assert proxy.open == 1
+        await until(lambda: proxy.open == 0)
         proxy.heal()
+        await until(lambda: not any("connection_factory" in repr(task) for task in asyncio.all_tasks() - before))
         await send(publisher, a_chatbot(), "m")
-        assert await amqp.waiting(QUEUE) == 1
         await publisher.close()
+        await until(lambda: proxy.open == 0)
+        assert proxy.accepted == 2
 
 
 async def test_refused_and_cut_connections(clean_broker: str) -> None:
@@ -191,6 +197,24 @@ async def test_one_publish_given_up_does_not_cancel_another(clean_broker: str, e
         assert results[1] is None or isinstance(results[1], BrokerUnavailable)
         proxy.heal()
         await send(publisher, a_chatbot(), "after")
+        await publisher.close()
+
+
+async def test_stuck_connection_cancels_nobody(clean_broker: str) -> None:
+    """Where aiormq gives up a stuck connection, which it reports as a cancellation, the publish is unavailable."""
+    async with Proxy(clean_broker) as proxy, publishing(clean_broker), Amqp(clean_broker) as amqp:
+        publisher = Publisher(proxy.url, 1)
+        await send(publisher, a_chatbot(), "before")
+        proxy.hold_answers()
+        stuck = asyncio.create_task(send(publisher, a_chatbot(), "stuck"))
+        await amqp.until_waiting(QUEUE, 2)
+        broker = publisher._broker
+        assert broker is not None
+        connection: Any = broker._connection
+        connection.transport.connection._reader_task.cancel()  # as its heartbeat does after three silent ones
+        with pytest.raises(BrokerUnavailable):
+            await stuck
+        proxy.heal()
         await publisher.close()
 
 
