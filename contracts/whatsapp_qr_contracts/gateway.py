@@ -7,9 +7,17 @@ publishes the same body on `whatsapp-qr.gateway`. A report is a hint: it may com
 from datetime import UTC, datetime
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BeforeValidator, Field, StringConstraints, model_validator
+from pydantic import (
+    BeforeValidator,
+    Field,
+    StringConstraints,
+    ValidationError,
+    ValidatorFunctionWrapHandler,
+    WrapValidator,
+    model_validator,
+)
 
-from whatsapp_qr_contracts.message import GATEWAY, Identifier, Message, Moment, Text, WireModel
+from whatsapp_qr_contracts.message import GATEWAY, Identifier, Message, Moment, Text, WireModel, storable
 
 _MILLISECONDS_FROM = 100_000_000_000  # as seconds this is the year 5138
 
@@ -30,6 +38,27 @@ def moment_of(unix_time: int) -> datetime:
     """Return the point in time of a Unix time in seconds or milliseconds."""
     seconds = unix_time / 1000 if unix_time >= _MILLISECONDS_FROM else unix_time
     return datetime.fromtimestamp(seconds, UTC)
+
+
+def _cut(length: int) -> BeforeValidator:
+    # A report must not be refused for a text that only decorates it.
+    return BeforeValidator(lambda value: None if value is None else str(storable(str(value)))[:length])
+
+
+def _or_none(value: Any, validate: ValidatorFunctionWrapHandler) -> Any:
+    try:
+        return validate(value)
+    except ValidationError:
+        return None
+
+
+Decoration = Annotated[str | None, _cut(200)]
+"""A text that decorates a report: cut after 200 characters."""
+
+Reported = Annotated[Moment | None, WrapValidator(_or_none)]
+"""When the gateway says that it happened; nothing depends on it."""
+
+Empty = BeforeValidator(lambda value: {} if value is None else value)
 
 
 class GatewayReport(Message):
@@ -60,8 +89,8 @@ class GatewayQr(GatewayReport):
 class ConnectedData(WireModel):
     """The content of a `connected` report."""
 
-    phone_number: Text | None = Field(default=None, description="The number of the linked account, where known")
-    connected_at: Moment | None = None
+    phone_number: Decoration = Field(default=None, description="The number of the linked account, where known")
+    connected_at: Reported = None
 
 
 class GatewayConnected(GatewayReport):
@@ -70,14 +99,14 @@ class GatewayConnected(GatewayReport):
     name: ClassVar[str] = "gateway.connected"
 
     type: Literal["connected"]
-    data: ConnectedData = ConnectedData()
+    data: Annotated[ConnectedData, Empty] = ConnectedData()
 
 
 class DisconnectedData(WireModel):
     """The content of a `disconnected` report."""
 
-    disconnected_at: Moment | None = None
-    reason: Text | None = Field(default=None, max_length=64, description="`logged_out`, `replaced`, `qr_expired`, …")
+    disconnected_at: Reported = None
+    reason: Decoration = Field(default=None, description="`logged_out`, `replaced`, `qr_expired`, …")
 
 
 class GatewayDisconnected(GatewayReport):
@@ -86,7 +115,7 @@ class GatewayDisconnected(GatewayReport):
     name: ClassVar[str] = "gateway.disconnected"
 
     type: Literal["disconnected"]
-    data: DisconnectedData = DisconnectedData()
+    data: Annotated[DisconnectedData, Empty] = DisconnectedData()
 
 
 class ReceiptData(WireModel):
@@ -95,7 +124,7 @@ class ReceiptData(WireModel):
     message_id: Identifier = Field(description="The WhatsApp id of the message")
     status: Literal["delivered", "read", "failed"]
     timestamp: UnixTime | None = None
-    error: Text | None = Field(default=None, max_length=1000, description="Why it failed")
+    error: Annotated[str | None, _cut(1000)] = Field(default=None, description="Why it failed")
 
 
 class GatewayReceipt(GatewayReport):
@@ -112,12 +141,14 @@ class GatewayMessage(GatewayReport):
 
     name: ClassVar[str] = "gateway.message"
 
-    sender: Identifier = Field(alias="from", description="Phone number or JID of the customer")
+    sender: Annotated[Identifier, StringConstraints(strip_whitespace=True)] = Field(
+        alias="from", description="Phone number or JID of the customer"
+    )
     message: Text = Field(max_length=65_536, description="The text; may be empty where `type` is not `text`")
     message_id: Identifier = Field(description="The WhatsApp id of the message")
     timestamp: UnixTime
-    push_name: Text | None = Field(default=None, max_length=200, description="The name the customer shows")
-    type: Text | None = Field(default=None, max_length=64, description="`text`, `image`, …")
+    push_name: Decoration = Field(default=None, description="The name the customer shows")
+    type: Decoration = Field(default=None, description="`text`, `image`, …")
 
     @model_validator(mode="after")
     def _text_or_type(self) -> "GatewayMessage":

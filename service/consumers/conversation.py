@@ -21,7 +21,8 @@ from service.messaging.consuming import Envelope, Routes
 from service.persistence import conversations
 from service.persistence.conversations import Stored
 from service.persistence.database import Database
-from service.persistence.sessions import session_by_id, session_of
+from service.persistence.reading import current_session
+from service.persistence.sessions import session_by_id
 from service.persistence.tables import ConversationRow, MessageRow, SessionRow, now
 from whatsapp_qr_contracts.commands import SendMessage
 from whatsapp_qr_contracts.events import ConversationStarted, MessageReceived
@@ -71,7 +72,7 @@ class ConversationConsumer:
     async def _store_outgoing(
         self, tx: AsyncSession, *, command: SendMessage, message_id: UUID, envelope: Envelope
     ) -> Stored:
-        session = await session_of(tx, command.chatbot_id, lock=True)
+        session = await current_session(tx, command.chatbot_id, lock=True)
         if session is None:
             message = "the chatbot has no session: initialize one first (session.initialize)"
             raise Rejected(message, code="no_session")
@@ -113,7 +114,10 @@ class ConversationConsumer:
         await self._announce_conversation(conversation, envelope)
         if not self.announcer.confirmations.has_message(message):
             # Two destinations: they may go side by side.
-            await asyncio.gather(self._hand_over(message), self._announce_received(message))
+            both = (self._hand_over(message), self._announce_received(message))
+            for result in await asyncio.gather(*both, return_exceptions=True):  # none goes on while it is repeated
+                if isinstance(result, BaseException):
+                    raise result
             self.announcer.confirmations.message(message)
 
     async def _hand_over(self, message: MessageRow) -> None:

@@ -7,6 +7,7 @@ here to look again. A session that has to wait gives its job back and is resumed
 import asyncio
 import time
 from collections import defaultdict
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from typing import TypeVar
@@ -15,7 +16,7 @@ import structlog
 from uuid_utils.compat import uuid7
 
 from service.consumers.announcing import Announcer
-from service.domain.sending import SendPolicy, TokenBucket, after_failure
+from service.domain.sending import Retry, SendPolicy, TokenBucket, after_failure
 from service.errors import GatewayError, GatewayOutcomeUnknown, GatewayRefused, GatewayUnreachable, Undeliverable
 from service.gateway import Gateway
 from service.messaging.consuming import Envelope, Routes
@@ -71,6 +72,7 @@ class OutboundConsumer:
         self.hold = hold
         self.policy = policy
         self._drains: dict[str, Drain] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
         self._timers: dict[str, asyncio.TimerHandle] = {}
         self._paces: dict[str, Pace] = defaultdict(
             lambda: Pace(TokenBucket(policy.rate, policy.burst, time.monotonic()))
@@ -90,25 +92,25 @@ class OutboundConsumer:
         if drain := self._drains.get(message.session_id):
             drain.look_again = True
             return
-        if envelope.redelivered:
-            await self.announcer.lane(message.session_id)
         # The connection may be lost and this handler cancelled; what the drain has begun it ends.
-        await asyncio.shield(self._drain(message.session_id).task)
+        await asyncio.shield(self._drain(message.session_id, after_crash=envelope.redelivered).task)
 
-    def _drain(self, session_id: str) -> Drain:
+    def _drain(self, session_id: str, *, after_crash: bool = False) -> Drain:
         drain = self._drains.get(session_id)
         if drain is None:
             drain = self._drains[session_id] = Drain()
-            drain.task = asyncio.create_task(self._run(session_id, drain), name=f"drain {session_id}")
-            drain.task.add_done_callback(_report)
+            drain.task = asyncio.create_task(self._run(session_id, drain, after_crash=after_crash))
+            self._tasks.add(drain.task)
+            drain.task.add_done_callback(self._ended)
         drain.look_again = True
         return drain
 
-    async def _run(self, session_id: str, drain: Drain) -> None:
+    async def _run(self, session_id: str, drain: Drain, *, after_crash: bool) -> None:
+        if timer := self._timers.pop(session_id, None):
+            timer.cancel()
         try:
-            if timer := self._timers.pop(session_id, None):
-                timer.cancel()
-                await self._write(partial(lanes.postpone, self.database, session_id=session_id, seconds=None))
+            if after_crash:
+                await self.hold(partial(self.announcer.lane, session_id))
             await self._send_in_order(session_id, drain)
         finally:
             self._leave(session_id, drain)
@@ -128,7 +130,10 @@ class OutboundConsumer:
                     partial(lanes.claim_next, self.database, session_id=session_id, policy=self.policy)
                 )
                 match step:
+                    case Idle(postponed=True):
+                        await self._write(partial(lanes.postpone, self.database, session_id=session_id, seconds=None))
                     case Idle():
+                        self._forget(session_id)
                         if not drain.look_again:
                             # One step with seeing the mark unset: no await may come in between.
                             self._leave(session_id, drain)
@@ -155,9 +160,9 @@ class OutboundConsumer:
             )
         except GatewayError as refusal:
             error = await self._explain(message.session_id, refusal)
-            pace.deferrals += 1
             attempts = message.attempts + isinstance(error, GatewayOutcomeUnknown)
-            verdict = after_failure(error, attempts=attempts, deferrals=pace.deferrals, policy=self.policy)
+            verdict = after_failure(error, attempts=attempts, deferrals=pace.deferrals + 1, policy=self.policy)
+            pace.deferrals = pace.deferrals + 1 if isinstance(verdict, Retry) and not verdict.counts else 0
             log.warning("not_sent", message=str(message.id), code=error.code, verdict=type(verdict).__name__)
             recorded = await self._write(partial(lanes.record_failure, self.database, claimed=message, verdict=verdict))
         else:
@@ -191,18 +196,24 @@ class OutboundConsumer:
     async def _write(self, work: Work[T]) -> T:
         return await self.hold(partial(self.database.transact, work))
 
+    def _forget(self, session_id: str) -> None:
+        pace = self._paces.get(session_id)
+        if pace and not pace.deferrals and pace.bucket.is_full(time.monotonic()):
+            del self._paces[session_id]
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) and not isinstance(error, Stopping):
+            log.error("drain_failed", exc_info=error)
+
     def stop(self) -> None:
         """Let each drain end after its present message; whoever is active next goes on."""
         self._stopping = True
-        for timer in self._timers.values():
-            timer.cancel()
 
     async def stopped(self) -> None:
-        """Wait until every drain has ended."""
-        drains = [drain.task for drain in self._drains.values()]
-        await asyncio.gather(*drains, return_exceptions=True)
-
-
-def _report(task: asyncio.Task[None]) -> None:
-    if not task.cancelled() and (error := task.exception()) and not isinstance(error, Stopping):
-        log.error("drain_failed", drain=task.get_name(), exc_info=error)
+        """Wait until every drain has ended, and ring for the lanes that wait: their jobs are acknowledged."""
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        for session_id, timer in self._timers.items():
+            timer.cancel()
+            with suppress(Stopping):  # the broker is away: `drain_at` on the session's row remains
+                await self.hold(partial(self._ring_anew, session_id))

@@ -5,7 +5,7 @@ decision, then publishes what follows; run again, it publishes again what is not
 """
 
 import asyncio
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import partial
 
@@ -15,7 +15,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from service.consumers.announcing import Announcer, session_event, session_event_id
 from service.consumers.outcomes import Outcome, begin, end, publish_outcome
 from service.domain import session as machine
-from service.domain.identities import new_session_id
+from service.domain.identities import customer_address, new_session_id
 from service.domain.session import Trigger
 from service.errors import GatewayError, GatewayUnreachable, Rejected, Undeliverable
 from service.gateway import Gateway
@@ -101,25 +101,26 @@ class SessionConsumer:
 
     async def _initialize(self, seen: SessionRow, command: InitializeSession, envelope: Envelope) -> Outcome:
         finish = partial(self._end, command=command, envelope=envelope)
+        connected = seen.status is SessionStatus.CONNECTED
         try:
             reported = await self.gateway.status(seen.session_id) if seen.version else None
         except GatewayError as error:
-            if seen.status is SessionStatus.CONNECTED:
-                return await finish(Rejected(f"the session stays connected: {error.detail}", code=error.code))
+            if connected:
+                return await finish(Rejected(f"the session stays connected: {error.detail}", code=_reason(error)))
             reported = None
-        match reported.status if reported else None, seen.status:
-            case (SessionStatus.CONNECTED, SessionStatus.CONNECTED) | (SessionStatus.QR_READY, SessionStatus.QR_READY):
-                return await finish(seen)
-            case SessionStatus.CONNECTED, _:
-                number = reported.phone_number if reported else None
-                return await finish(seen, Change(Trigger.CONNECTED, wanted=True, phone_number=number))
+        if reported is not None and reported.status is SessionStatus.CONNECTED:
+            change = Change(Trigger.CONNECTED, wanted=True, phone_number=_number(reported.phone_number))
+            return await finish(seen, None if _is_old_news(seen, change) else change)
+        cannot_say = connected and reported is not None and reported.status is None
+        shows_qr = reported is not None and reported.status is seen.status is SessionStatus.QR_READY
+        if cannot_say or shows_qr:
+            return await finish(seen)
         connecting = await self._change(seen, Change(Trigger.INITIALIZE, wanted=True))
         try:
             await self.gateway.initialize(connecting.session_id, str(connecting.chatbot_id))
         except GatewayError as error:
             log.warning("initialize_failed", session=connecting.session_id, code=error.code)
-            reason = error.code if isinstance(error, GatewayUnreachable) else "gateway_error"
-            return await finish(connecting, Change(Trigger.INITIALIZE_FAILED, wanted=True, reason=reason))
+            return await finish(connecting, Change(Trigger.INITIALIZE_FAILED, wanted=True, reason=_reason(error)))
         return await finish(connecting)
 
     async def disconnect(self, command: DisconnectSession, envelope: Envelope) -> None:
@@ -179,55 +180,50 @@ class SessionConsumer:
 
     async def follow_qr(self, report: GatewayQr, envelope: Envelope) -> None:
         """Show the QR code, where the session is wanted and not connected."""
-        await self._follow(report, Trigger.QR, envelope, qr_code=report.data.qr_code)
+        await self._follow(report, Change(Trigger.QR, wanted=True, qr_code=report.data.qr_code), envelope)
 
     async def follow_connected(self, report: GatewayConnected, envelope: Envelope) -> None:
         """Mark the session connected and ring for what waited to be sent."""
-        await self._follow(report, Trigger.CONNECTED, envelope, phone_number=report.data.phone_number)
+        number = _number(report.data.phone_number)
+        await self._follow(report, Change(Trigger.CONNECTED, wanted=True, phone_number=number), envelope)
 
     async def follow_disconnected(self, report: GatewayDisconnected, envelope: Envelope) -> None:
         """Mark the session disconnected, with the gateway's reason."""
-        await self._follow(report, Trigger.DISCONNECTED, envelope, reason=report.data.reason or "connection_lost")
+        reason = report.data.reason or "connection_lost"
+        change = Change(Trigger.DISCONNECTED, wanted=machine.still_wanted(reason), reason=reason)
+        await self._follow(report, change, envelope)
 
-    async def _follow(
-        self,
-        report: GatewayReport,
-        trigger: Trigger,
-        envelope: Envelope,
-        *,
-        reason: str | None = None,
-        qr_code: str | None = None,
-        phone_number: str | None = None,
-    ) -> None:
+    async def _follow(self, report: GatewayReport, reported: Change, envelope: Envelope) -> None:
         session = await self.database.read(lambda tx: sessions.session_by_id(tx, report.session_id))
         if session is None:
             message = "no session has this sessionId"
             raise Undeliverable(message, code="unknown_session")
-        status = machine.target(session.status, trigger, wanted=session.wanted)
-        known = qr_code is not None and session.qr_code == qr_code
-        if status is not None and not known and await self._is_confirmed(session, trigger):
-            wanted = session.wanted and machine.still_wanted(reason)
-            change = Change(trigger, wanted=wanted, reason=reason, qr_code=qr_code, phone_number=phone_number)
-            session = await self._change(session, change)
-        elif trigger is Trigger.CONNECTED and not session.wanted:
+        change = replace(reported, wanted=session.wanted and reported.wanted)
+        moves = machine.target(session.status, change.trigger, wanted=session.wanted) is not None
+        if moves and not _is_old_news(session, change):
+            if confirmed := await self._confirmed(session, change):
+                session = await self._change(session, confirmed)
+        elif change.trigger is Trigger.CONNECTED and not session.wanted:
             await self._tell_gateway(session.session_id)
         await self.announcer.session(session, caused_by=envelope.message_id)
 
-    async def _is_confirmed(self, session: SessionRow, trigger: Trigger) -> bool:
-        if not machine.must_be_confirmed(session.status, trigger):
-            return True
+    async def _confirmed(self, session: SessionRow, change: Change) -> Change | None:
+        """Return the change as the gateway confirms it; None where it keeps contradicting its own report."""
+        if not machine.must_be_confirmed(session.status, change.trigger):
+            return change
         for pause in (0.0, *_ASK_AGAIN_AFTER):
             await asyncio.sleep(pause)
             try:
                 answer = await self.gateway.status(session.session_id)
             except GatewayError:
-                return True  # it cannot say, so its report stands
+                return change  # it cannot say, so its report stands
             if answer is not None and answer.status is None:
-                return True  # it uses a word of its own
-            if machine.confirms(answer.status if answer else None, trigger, before=session.status):
-                return True
-        log.info("report_contradicted", session=session.session_id, report=trigger)
-        return False
+                return change  # it uses a word of its own
+            if machine.confirms(answer.status if answer else None, change.trigger, before=session.status):
+                number = change.phone_number or _number(answer.phone_number if answer else None)
+                return replace(change, phone_number=number if change.trigger is Trigger.CONNECTED else None)
+        log.info("report_contradicted", session=session.session_id, report=change.trigger)
+        return None
 
     # What both do
 
@@ -257,6 +253,26 @@ class SessionConsumer:
         announced = await self.announcer.session(session, caused_by=envelope.message_id) if session else None
         if outcome.message_id != announced:
             await publish_outcome(self.announcer.publisher, outcome, command, envelope)
+
+
+def _reason(error: GatewayError) -> str:
+    return error.code if isinstance(error, GatewayUnreachable) else "gateway_error"
+
+
+def _number(text: str | None) -> str | None:
+    """Return a number as it is compared: gateways write it with a plus or as a JID, and the device part changes."""
+    return customer_address(text) if text else None
+
+
+def _is_old_news(session: SessionRow, change: Change) -> bool:
+    match change.trigger, session.status:
+        case Trigger.QR, SessionStatus.QR_READY:
+            return change.qr_code == session.qr_code
+        case Trigger.CONNECTED, SessionStatus.CONNECTED:
+            return change.phone_number in {None, session.phone_number}
+        case Trigger.DISCONNECTED, SessionStatus.DISCONNECTED:
+            return change.wanted == session.wanted
+    return False
 
 
 async def _apply(tx: AsyncSession, *, seen: SessionRow, change: Change) -> SessionRow:

@@ -14,7 +14,7 @@ _WHATSAPP_PREFIX = "3EB0"
 
 def new_session_id(chatbot_id: UUID, asked_at: datetime) -> str:
     """Return the public id of a chatbot's first session, from the time its initialize command was made."""
-    return f"session_{chatbot_id}_{int(asked_at.timestamp() * 1000)}"
+    return f"session_{chatbot_id}_{max(0, int(asked_at.timestamp() * 1000))}"
 
 
 def conversation_id(chatbot_id: UUID, external_user_id: str) -> UUID:

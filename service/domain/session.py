@@ -32,6 +32,7 @@ TRANSITIONS: dict[tuple[SessionStatus, Trigger], SessionStatus] = {
     (_S.DISCONNECTED, Trigger.INITIALIZE): _S.CONNECTING,
     (_S.DISCONNECTED, Trigger.QR): _S.QR_READY,
     (_S.DISCONNECTED, Trigger.CONNECTED): _S.CONNECTED,
+    (_S.DISCONNECTED, Trigger.DISCONNECTED): _S.DISCONNECTED,
     (_S.DISCONNECTED, Trigger.DISCONNECT): _S.DISCONNECTED,
     (_S.CONNECTING, Trigger.INITIALIZE): _S.CONNECTING,
     (_S.CONNECTING, Trigger.INITIALIZE_FAILED): _S.DISCONNECTED,
@@ -46,10 +47,15 @@ TRANSITIONS: dict[tuple[SessionStatus, Trigger], SessionStatus] = {
     (_S.QR_READY, Trigger.DISCONNECT): _S.DISCONNECTED,
     (_S.CONNECTED, Trigger.INITIALIZE): _S.CONNECTING,
     (_S.CONNECTED, Trigger.QR): _S.QR_READY,
+    (_S.CONNECTED, Trigger.CONNECTED): _S.CONNECTED,
     (_S.CONNECTED, Trigger.DISCONNECTED): _S.DISCONNECTED,
     (_S.CONNECTED, Trigger.DISCONNECT): _S.DISCONNECTED,
 }
-"""What is not listed changes nothing. INITIALIZE leaves CONNECTED only where the gateway denies the connection."""
+"""What is not listed changes nothing.
+
+INITIALIZE leaves CONNECTED only where the gateway denies the connection. CONNECTED follows CONNECTED only with another
+number, and DISCONNECTED follows DISCONNECTED only with a reason after which nobody wants the session any more.
+"""
 
 # Reports without which the account stays linked: after these nobody wants the session any more.
 _ENDS_THE_WISH = frozenset({"logged_out", "replaced"})

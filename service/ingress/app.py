@@ -6,12 +6,11 @@ from contextlib import asynccontextmanager
 from fastapi import FastAPI
 from fastapi_offline import FastAPIOffline
 
-from service.ingress import problems
 from service.ingress.bodies import Accepted
 from service.ingress.callbacks import callbacks
 from service.ingress.commands import Commands
 from service.ingress.limits import BodyLimit
-from service.ingress.problems import ProblemBody
+from service.ingress.problems import ProblemBody, Problems
 from service.ingress.reads import Reads
 from service.ingress.waiting import Waiters
 from service.messaging.listening import Listener
@@ -47,7 +46,7 @@ def build_ingress(
         strict_content_type=False,  # a callback without a content type must not be lost
     )
     app.add_middleware(BodyLimit)
-    problems.install(app, publisher)
+    Problems(publisher).install(app)
     app.include_router(Commands(publisher, database, waiters).router())
     app.include_router(Reads(database).router())
     app.include_router(callbacks(publisher))

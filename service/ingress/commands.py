@@ -31,7 +31,7 @@ from whatsapp_qr_contracts.message import SessionStatus
 from whatsapp_qr_contracts.partitions import chatbot_key
 
 READ_SECONDS = 2.0
-_REJECTIONS = {"unknown_chatbot": 404, "no_session": 404, "gateway_unreachable": 502}
+_REJECTIONS = {"unknown_chatbot": 404, "no_session": 404, "gateway_unreachable": 502, "gateway_error": 502}
 
 IdempotencyKey = Annotated[
     str | None,

@@ -1,6 +1,7 @@
 """Every error that a caller can meet, as application/problem+json (RFC 9457) with a stable code."""
 
 import json
+from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Any
 
@@ -87,45 +88,61 @@ def _faults(error: RequestValidationError) -> list[FieldFault]:
     return faults
 
 
-def install(app: FastAPI, publisher: Publisher) -> None:
-    """Let the application answer every error as a problem; a malformed callback is kept as a dead letter too."""
+@dataclass(frozen=True)
+class Problems:
+    """Answers every error of the application as a problem; a callback that cannot be read is kept as a dead letter."""
 
-    @app.exception_handler(Problem)
-    async def problem(_request: Request, error: Problem) -> JSONResponse:
+    publisher: Publisher
+
+    def install(self, app: FastAPI) -> None:
+        """Take over the application's errors."""
+        app.add_exception_handler(Problem, self.problem)
+        app.add_exception_handler(Unavailable, self.away)
+        app.add_exception_handler(RequestValidationError, self.malformed)
+        app.add_exception_handler(HTTPException, self.http)
+        app.add_exception_handler(Exception, self.unexpected)
+
+    async def problem(self, _request: Request, error: Exception) -> JSONResponse:
+        """Answer what an endpoint refused."""
+        assert isinstance(error, Problem)  # noqa: S101  # installed for it alone; so below
         return answer(error.status, error.code, error.detail)
 
-    @app.exception_handler(Unavailable)
-    async def away(_request: Request, error: Unavailable) -> JSONResponse:
+    async def away(self, _request: Request, error: Exception) -> JSONResponse:
+        """Answer while the database or the broker is away."""
+        assert isinstance(error, Unavailable)  # noqa: S101
         return unavailable(error)
 
-    async def keep(request: Request, why: str) -> JSONResponse | None:
-        """Keep a callback that cannot be used; return the answer where that is not possible now."""
-        if request.url.path in CALLBACK_PATHS:
-            lost = Undeliverable(why, code="invalid_callback")
-            try:
-                await dead_letter_callback(publisher, await request.body(), lost, path=request.url.path)
-            except BrokerUnavailable as trouble:
-                return unavailable(trouble)
-        return None
-
-    @app.exception_handler(RequestValidationError)
-    async def malformed(request: Request, error: RequestValidationError) -> JSONResponse:
+    async def malformed(self, request: Request, error: Exception) -> JSONResponse:
+        """Answer a request whose fields are wrong."""
+        assert isinstance(error, RequestValidationError)  # noqa: S101
         faults = _faults(error)
-        if trouble := await keep(request, json.dumps([fault.model_dump() for fault in faults])):
+        if trouble := await self._keep(request, json.dumps([fault.model_dump() for fault in faults])):
             return trouble
         return answer(400, "invalid_request", "; ".join(f"{f.field}: {f.message}" for f in faults), errors=faults)
 
-    @app.exception_handler(HTTPException)
-    async def http(request: Request, error: HTTPException) -> JSONResponse:
-        if error.status_code == HTTPStatus.BAD_REQUEST and (trouble := await keep(request, str(error.detail))):
-            return trouble  # bytes that are no JSON text at all
+    async def http(self, request: Request, error: Exception) -> JSONResponse:
+        """Answer what the framework refused: no such path, a body that is too large or no JSON text at all."""
+        assert isinstance(error, HTTPException)  # noqa: S101
+        status = error.status_code
+        if status == HTTPStatus.BAD_REQUEST and (trouble := await self._keep(request, str(error.detail))):
+            return trouble
         # The phrase of 413 differs between versions of Python.
-        too_large = error.status_code == HTTPStatus.REQUEST_ENTITY_TOO_LARGE
-        code = "content_too_large" if too_large else HTTPStatus(error.status_code).phrase.lower().replace(" ", "_")
-        headers = dict(error.headers) if error.headers else None
-        return answer(error.status_code, code, str(error.detail), headers=headers)
+        too_large = status == HTTPStatus.REQUEST_ENTITY_TOO_LARGE
+        code = "content_too_large" if too_large else HTTPStatus(status).phrase.lower().replace(" ", "_")
+        return answer(status, code, str(error.detail), headers=dict(error.headers) if error.headers else None)
 
-    @app.exception_handler(Exception)
-    async def unexpected(request: Request, error: Exception) -> JSONResponse:
+    async def unexpected(self, request: Request, error: Exception) -> JSONResponse:
+        """Answer what should not happen, and log it."""
         log.error("request_failed", path=request.url.path, exc_info=error)
         return answer(500, "internal_error", "something failed here that should not; the log of the ingress says what")
+
+    async def _keep(self, request: Request, why: str) -> JSONResponse | None:
+        """Keep a callback that cannot be used; return the answer where that is not possible now."""
+        if request.url.path not in CALLBACK_PATHS:
+            return None
+        lost = Undeliverable(why, code="invalid_callback")
+        try:
+            await dead_letter_callback(self.publisher, await request.body(), lost, path=request.url.path)
+        except BrokerUnavailable as trouble:
+            return unavailable(trouble)
+        return None

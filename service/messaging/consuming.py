@@ -124,7 +124,7 @@ class Consumer:
         """Finish what has begun, for at most so many seconds, and give up all partitions."""
         self._hold.stop()
         if self._starting is not None:
-            await self._starting
+            await asyncio.gather(self._starting, return_exceptions=True)
         await asyncio.gather(*(partition.give_up(seconds) for partition in self._partitions))
 
     async def _live(self, number: int, delivery: RabbitMessage) -> bool:
@@ -166,7 +166,7 @@ class Consumer:
             message = f"{self._queue.name} carries no message of type {name!r}"
             raise Undeliverable(message, code="unknown_type")
         model, handler = self._routes[name]
-        body = _read(model, raw.body, raw.headers)
+        body = _read(model, raw.body, raw.headers or {})
         key = lane_key(raw.body, raw.headers)
         if (home := partition_of(key, self._count)) != number:
             await self._pass_on(delivery, model, home)
@@ -213,5 +213,5 @@ async def _reaching_broker(operation: Callable[[], Awaitable[None]]) -> None:
     try:
         await operation()
     except BROKER_TROUBLE as error:
-        message = f"RabbitMQ is not reachable: {str(error) or type(error).__name__}"
+        message = f"RabbitMQ is not reachable: {type(error).__name__}"
         raise BrokerUnavailable(message) from error

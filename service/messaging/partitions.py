@@ -15,13 +15,15 @@ from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
 from types import TracebackType
 from typing import Any
+from uuid import UUID
 
 import structlog
 from faststream import AckPolicy, BaseMiddleware
 from faststream.rabbit import Channel, RabbitBroker, RabbitMessage, RabbitQueue
 
 from service.messaging.publishing import BROKER_TROUBLE, with_heartbeat
-from whatsapp_qr_contracts.partitions import session_key
+from service.messaging.tolerance import tolerate_foreign_properties
+from whatsapp_qr_contracts.partitions import chatbot_key, session_key
 
 log = structlog.get_logger()
 
@@ -29,7 +31,7 @@ Process = Callable[[RabbitMessage], Awaitable[bool]]
 """Does all that follows from a message; says whether it may be acknowledged."""
 
 
-def lane_key(body: bytes, headers: Mapping[str, Any]) -> str:
+def lane_key(body: bytes, headers: Mapping[str, Any] | None) -> str:
     """Return the key whose messages are processed one after another: the chatbot, or a foreign session id.
 
     The body decides, because a wrong header must not disorder anything; where it cannot be read the header does.
@@ -37,12 +39,12 @@ def lane_key(body: bytes, headers: Mapping[str, Any]) -> str:
     try:
         content = json.loads(body)
         if isinstance(chatbot := content.get("chatbotId"), str):
-            return chatbot.lower()
+            return chatbot_key(UUID(chatbot))  # however it is written
         if isinstance(session := content.get("sessionId"), str):
             return session_key(session)
     except (ValueError, AttributeError, RecursionError):
         pass  # the message's life will say what is wrong with it
-    return str(headers.get("partition-key", ""))
+    return str((headers or {}).get("partition-key", ""))
 
 
 class Gate:
@@ -152,6 +154,7 @@ class Partition:
         Raises:
             aio_pika.exceptions.AMQPError, OSError: the broker is away, or the queue is not declared.
         """
+        tolerate_foreign_properties()
         self._gate = Gate()
         broker = RabbitBroker(
             self._url,
@@ -189,8 +192,10 @@ class Partition:
 
     @property
     def subscribed(self) -> bool:
-        """Whether this process has subscribed and not given up the partition."""
-        return self._broker is not None
+        """Whether this process is subscribed and connected, and has not given up the partition."""
+        if self._broker is None or (connection := self._broker._connection) is None:  # noqa: SLF001  # nothing public
+            return False
+        return connection.connected.is_set()
 
     async def give_up(self, seconds: float) -> None:
         """Finish what has begun, for at most so many seconds, then close the channel. What has not begun goes back."""

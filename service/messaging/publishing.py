@@ -12,6 +12,7 @@ from aio_pika.exceptions import AMQPError
 from aiormq.exceptions import PublishError
 from faststream.rabbit import Channel, RabbitBroker
 from pamqp.encode import encode_table_value
+from pamqp.encode import field_table as encode_table
 
 from service.errors import BrokerUnavailable
 from service.messaging import topology
@@ -28,6 +29,8 @@ _CONNECT_SECONDS = 3.0
 _CLOSE_SECONDS = 4.0 * HEARTBEAT
 # aiormq makes up an id where there is none, and a made-up id would hide that the sender gave none.
 _NO_ID = " "
+_MAX_HEADER_BYTES = 65_536
+_OWN_HEADERS = frozenset({"partition-key", "schema-version"})
 # aio-pika reports a connection that is being replaced as RuntimeError.
 BROKER_TROUBLE = (AMQPError, OSError, RuntimeError, TimeoutError)
 
@@ -47,9 +50,15 @@ class Properties:
     headers: Mapping[str, Any]
 
 
-def copied_headers(headers: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the headers that a sender gave, without the broker's, as they can be published again."""
-    return {name: _publishable(value) for name, value in headers.items() if not name.startswith("x-")}
+def copied_headers(headers: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Return the headers that a sender gave, without the broker's, as they can be published again.
+
+    Headers must fit into one frame, with room for ours: where they are too large only our own are kept.
+    """
+    copied = {name: _publishable(value) for name, value in (headers or {}).items() if not name.startswith("x-")}
+    if len(encode_table(copied)) > _MAX_HEADER_BYTES:
+        return {name: copied[name] for name in _OWN_HEADERS & copied.keys()} | {"headers-cut": True}
+    return copied
 
 
 def _publishable(value: Any) -> Any:
@@ -153,7 +162,7 @@ class Publisher:
             message = f"RabbitMQ did not confirm within {seconds:.1f} s"
             raise BrokerUnavailable(message) from error
         except BROKER_TROUBLE as error:
-            message = f"RabbitMQ is not reachable: {str(error) or type(error).__name__}"
+            message = f"RabbitMQ is not reachable: {type(error).__name__}"
             raise BrokerUnavailable(message) from error
         except Exception as error:
             # A connection that the end of another publish has replaced fails what is in flight with a bare Exception.

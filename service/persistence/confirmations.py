@@ -9,9 +9,11 @@ from typing import TYPE_CHECKING
 
 import structlog
 from sqlalchemy import update
+from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlmodel import col
 
+from service.domain.sending import backoff
 from service.errors import DatabaseUnavailable
 from service.persistence.database import Database
 from service.persistence.tables import ConversationRow, MessageRow
@@ -59,12 +61,13 @@ class Confirmations:
         self._writing = asyncio.create_task(self._keep_writing())
 
     async def _keep_writing(self) -> None:
+        failures = 0
         while True:
             await self._some.wait()
-            await asyncio.sleep(_LAG_SECONDS)
-            await self._write()
+            await asyncio.sleep(backoff(failures) if failures else _LAG_SECONDS)
+            failures = 0 if await self._write() else failures + 1
 
-    async def _write(self) -> None:
+    async def _write(self) -> bool:
         self._some.clear()
         messages, conversations = set(self._messages), set(self._conversations)
         by_status: dict[DeliveryStatus, list[UUID]] = defaultdict(list)
@@ -81,12 +84,13 @@ class Confirmations:
 
         try:
             await self._database.transact(mark)
-        except DatabaseUnavailable as error:
-            log.warning("confirmations_not_written", reason=error.detail)
+        except (DatabaseUnavailable, SQLAlchemyError) as error:
+            log.warning("confirmations_not_written", reason=str(error))
             self._some.set()
-        else:
-            self._messages -= messages
-            self._conversations -= conversations
+            return False
+        self._messages -= messages
+        self._conversations -= conversations
+        return True
 
     async def close(self) -> None:
         """Write what is left."""

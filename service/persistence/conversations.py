@@ -18,6 +18,9 @@ from whatsapp_qr_contracts.message import DeliveryStatus, Role
 
 _S = DeliveryStatus
 
+FAILED_BY_WHATSAPP = "failed_by_whatsapp"
+"""The error code of a message that a receipt reported as failed."""
+
 
 class Stored(NamedTuple):
     """A message and its conversation, as they stand after the transaction."""
@@ -143,7 +146,7 @@ async def apply_receipt(
             ReceiptRow(session_id=session_id, whatsapp_message_id=whatsapp_id, status=status, at=at, error=error)
         )
         return None
-    raise_status(message, status, at, error_code="failed_by_whatsapp", error_message=error)
+    raise_status(message, status, at, error_code=FAILED_BY_WHATSAPP, error_message=error)
     return message
 
 
@@ -153,7 +156,9 @@ async def _sent_as(tx: AsyncSession, session_id: str, whatsapp_id: str) -> Messa
         col(MessageRow.whatsapp_message_id) == whatsapp_id,
         col(MessageRow.role) == Role.ASSISTANT,
     )
-    return (await tx.scalars(query.with_for_update())).one_or_none()
+    # A gateway that uses an id twice must not stop its receipts: they are the newest message's.
+    newest = query.order_by(col(MessageRow.lane_number).desc()).limit(1)
+    return (await tx.scalars(newest.with_for_update())).one_or_none()
 
 
 async def apply_waiting_receipts(tx: AsyncSession, message: MessageRow) -> None:
@@ -163,7 +168,7 @@ async def apply_waiting_receipts(tx: AsyncSession, message: MessageRow) -> None:
         col(ReceiptRow.whatsapp_message_id) == message.whatsapp_message_id,
     )
     for receipt in await tx.scalars(select(ReceiptRow).where(*key)):
-        raise_status(message, receipt.status, receipt.at, error_code="failed_by_whatsapp", error_message=receipt.error)
+        raise_status(message, receipt.status, receipt.at, error_code=FAILED_BY_WHATSAPP, error_message=receipt.error)
     await tx.execute(delete(ReceiptRow).where(*key))
 
 

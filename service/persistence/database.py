@@ -23,10 +23,11 @@ _POOL_SIZE = 10
 _CONNECT_SECONDS = 3
 _STATEMENT_SECONDS = 10
 
-# SQLSTATE classes and codes that pass by themselves: connection, resources, operator intervention, system, rollback
-# (deadlock, serialization), lock not available, read-only standby, schema not migrated yet.
-_PASSING_CLASSES = frozenset({"08", "53", "57", "58", "40"})
-_PASSING_CODES = frozenset({"55P03", "25006", "42P01", "3D000"})
+# SQLSTATE classes and codes that pass by themselves or once an operator has acted: connection, resources, operator
+# intervention, system, rollback (deadlock, serialization), password; lock not available, read-only standby, no such
+# database; table, column or right that a migration has not brought yet.
+_PASSING_CLASSES = frozenset({"08", "53", "57", "58", "40", "28"})
+_PASSING_CODES = frozenset({"55P03", "25006", "3D000", "42P01", "42703", "42501"})
 
 
 class Database:
@@ -51,10 +52,16 @@ class Database:
         Raises:
             DatabaseUnavailable: nothing was committed as far as is known; running it again must do no harm.
         """
-        return await _run(self._writer, work)
+        task = asyncio.create_task(_run(self._writer, work))
+        try:
+            return await asyncio.shield(task)
+        except asyncio.CancelledError:
+            # What has begun ends: a driver call that is cancelled may keep SQLite's lock on the whole file.
+            await asyncio.wait([task])
+            raise
 
     async def read(self, work: Work[T], *, seconds: float | None = None) -> T:
-        """Run `work`, which only reads, on one consistent state.
+        """Run `work`, which only reads, without changing anything.
 
         Raises:
             DatabaseUnavailable: no answer, or none within `seconds`.
@@ -114,11 +121,11 @@ async def _run(engine: AsyncEngine, work: Work[T]) -> T:
             raise DatabaseUnavailable(message) from error
         raise
     except (PoolTimeoutError, OSError, TimeoutError) as error:
-        message = f"the database is not available: {str(error) or type(error).__name__}"
+        message = f"the database is not available: {type(error).__name__}"
         raise DatabaseUnavailable(message) from error
     except SQLAlchemyError as error:
         if isinstance(error.__cause__, OSError):
-            message = f"the database is not available: {error.__cause__}"
+            message = f"the database is not available: {type(error.__cause__).__name__}"
             raise DatabaseUnavailable(message) from error
         raise
 

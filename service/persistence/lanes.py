@@ -10,7 +10,7 @@ from sqlmodel import col, select
 from uuid_utils.compat import uuid7
 
 from service.domain.sending import GiveUp, Retry, SendPolicy
-from service.persistence.conversations import apply_waiting_receipts, raise_status
+from service.persistence.conversations import FAILED_BY_WHATSAPP, apply_waiting_receipts, raise_status
 from service.persistence.database import Database
 from service.persistence.sessions import session_by_id
 from service.persistence.tables import MessageRow, SessionRow, now
@@ -22,6 +22,9 @@ _PENDING = DeliveryStatus.PENDING
 @dataclass(frozen=True, slots=True)
 class Idle:
     """Nothing can be sent: the lane is empty, or the session is not connected and its messages wait for that."""
+
+    postponed: bool = False
+    """Whether the row still says that the lane is to be looked at again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,14 +61,14 @@ async def claim_next(database: Database, tx: AsyncSession, *, session_id: str, p
     session = await session_by_id(tx, session_id)
     row = await _lock_first(database, tx, session_id)
     if session is None or row is None:
-        return Idle()
+        return Idle(postponed=session is not None and session.drain_at is not None)
     message, at = row
     claimed = message.claimed_until is not None and message.claimed_until > at
     if not claimed and message.expires_at is not None and message.expires_at <= at:
         raise_status(message, DeliveryStatus.FAILED, at, error_code="expired", error_message="it waited too long")
         return Expired(message)
     if session.status is not SessionStatus.CONNECTED:
-        return Idle()
+        return Idle(postponed=session.drain_at is not None)
     ready_at = message.claimed_until if claimed else message.not_before
     if ready_at is not None and ready_at > at:
         return Wait((ready_at - at).total_seconds())
@@ -99,7 +102,8 @@ async def record_sent(tx: AsyncSession, *, message_id: UUID, whatsapp_id: str) -
     if renamed:
         await session_by_id(tx, message.session_id, lock=True)  # apply_receipt keeps early receipts under this lock
     message = await _locked(tx, message_id)
-    raise_status(message, DeliveryStatus.SENT, now())
+    if message.error_code != FAILED_BY_WHATSAPP:  # that receipt is newer than the answer that is recorded here
+        raise_status(message, DeliveryStatus.SENT, now())
     if renamed:
         message.whatsapp_message_id = whatsapp_id  # a gateway with ids of its own: its receipts will carry this one
         await apply_waiting_receipts(tx, message)

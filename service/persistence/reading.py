@@ -16,9 +16,9 @@ from service.persistence.tables import ChatbotRow, ConversationRow, MessageRow, 
 Place = tuple[datetime, UUID]
 
 
-async def current_session(tx: AsyncSession, chatbot_id: UUID) -> SessionRow | None:
-    """Return the session of a chatbot that was not removed."""
-    return await _session(tx, chatbot_id=chatbot_id)
+async def current_session(tx: AsyncSession, chatbot_id: UUID, *, lock: bool = False) -> SessionRow | None:
+    """Return the session of a chatbot that was not removed; locked against other transactions if asked for."""
+    return await _session(tx, chatbot_id=chatbot_id, lock=lock)
 
 
 async def current_session_by_id(tx: AsyncSession, session_id: str) -> SessionRow | None:
@@ -27,7 +27,7 @@ async def current_session_by_id(tx: AsyncSession, session_id: str) -> SessionRow
 
 
 async def _session(
-    tx: AsyncSession, *, chatbot_id: UUID | None = None, session_id: str | None = None
+    tx: AsyncSession, *, chatbot_id: UUID | None = None, session_id: str | None = None, lock: bool = False
 ) -> SessionRow | None:
     query = (
         select(SessionRow)
@@ -38,7 +38,7 @@ async def _session(
         query = query.where(col(SessionRow.chatbot_id) == chatbot_id)
     if session_id is not None:
         query = query.where(col(SessionRow.session_id) == session_id)
-    return (await tx.scalars(query)).one_or_none()
+    return (await tx.scalars(query.with_for_update(of=SessionRow) if lock else query)).one_or_none()
 
 
 async def conversations_page(
