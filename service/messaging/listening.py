@@ -48,7 +48,8 @@ class Listener:
                 self._broker = await self._listen()
             except BROKER_TROUBLE as error:
                 failures += 1
-                log.warning("not_listening_yet", reason=repr(error))
+                if failures == 1:
+                    log.warning("not_listening_yet", reason=type(error).__name__)
                 await asyncio.sleep(backoff(failures))
 
     async def _listen(self) -> RabbitBroker:

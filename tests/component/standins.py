@@ -1,0 +1,148 @@
+"""Stand-ins for the broker and the gateway of one consumer, and crashes at any step between them."""
+
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any
+from uuid import UUID
+
+from service.consumers.announcing import Announcer
+from service.consumers.session import SessionConsumer
+from service.errors import GatewayError
+from service.gateway import GatewaySession
+from service.messaging.consuming import Envelope
+from service.persistence.confirmations import Confirmations
+from service.persistence.database import Database
+from service.persistence.tables import SessionRow
+from tests.component.rows import a_session, all_of, change
+from whatsapp_qr_contracts.gateway import GatewayConnected, GatewayDisconnected
+from whatsapp_qr_contracts.message import Message, SessionStatus
+
+Answer = GatewaySession | GatewayError | None
+ASKED_AT = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
+
+
+class CrashError(Exception):
+    """The process ends here."""
+
+
+@dataclass
+class Steps:
+    """Everything that a handler does outside the database, in order; one step may be the process's last."""
+
+    taken: int = 0
+    crash_at: int | None = None
+    when_done: bool = False
+    """Whether the crash comes after the step has had its effect."""
+
+    def take(self, effect: Callable[[], None]) -> None:
+        self.taken += 1
+        crash = self.taken == self.crash_at
+        if not crash or self.when_done:
+            effect()
+        if crash:
+            raise CrashError
+
+
+@dataclass
+class Recorder:
+    """The broker: everything that was published, with its id and what caused it."""
+
+    steps: Steps = field(default_factory=Steps)
+    out: list[tuple[Any, str, str]] = field(default_factory=list)
+
+    async def publish(self, message: Message, *, message_id: str, correlation_id: str, **_: Any) -> None:
+        self.steps.take(lambda: self.out.append((message, message_id, correlation_id)))
+
+    @property
+    def names(self) -> list[str]:
+        return [message.name for message, _, _ in self.out]
+
+    @property
+    def ids(self) -> list[str]:
+        return [message_id for _, message_id, _ in self.out]
+
+
+@dataclass
+class Gateway:
+    """The gateway: gives the answers that a test scripts, the last one for ever, and remembers what it was asked."""
+
+    steps: Steps = field(default_factory=Steps)
+    answers: list[Answer] = field(default_factory=lambda: [None])
+    refusal: GatewayError | None = None
+    """Its answer to whatever is to be done."""
+    calls: list[str] = field(default_factory=list)
+    meanwhile: Callable[[], Awaitable[None]] | None = None
+    """Happens elsewhere while it is asked for the status."""
+
+    async def status(self, session_id: str) -> GatewaySession | None:
+        self.steps.take(lambda: self.calls.append(f"status {session_id}"))
+        if self.meanwhile is not None:
+            await self.meanwhile()
+        answer = self.answers.pop(0) if len(self.answers) > 1 else self.answers[0]
+        if isinstance(answer, GatewayError):
+            raise answer
+        return answer
+
+    async def initialize(self, session_id: str, chatbot_id: str) -> None:
+        self._do(f"initialize {session_id} {chatbot_id}")
+
+    async def disconnect(self, session_id: str) -> None:
+        self._do(f"disconnect {session_id}")
+
+    def _do(self, call: str) -> None:
+        self.steps.take(lambda: self.calls.append(call))
+        if self.refusal is not None:
+            raise self.refusal
+
+    @property
+    def asked(self) -> list[str]:
+        """What was asked, without of which session."""
+        return [call.split()[0] for call in self.calls]
+
+
+class World:
+    """One process with a session consumer, its gateway and its broker."""
+
+    def __init__(self, database: Database, *, strict: bool = False) -> None:
+        self.database = database
+        self.steps = Steps()
+        self.broker = Recorder(self.steps)
+        self.gateway = Gateway(self.steps)
+        self.consumer = SessionConsumer(database, self.gateway, announcer(database, self.broker), strict=strict)  # type: ignore[arg-type]
+
+    async def handle(self, message: Message, message_id: str = "c") -> None:
+        """Handle a message as the consumer's route for it does."""
+        await self.consumer.routes()[type(message)](message, Envelope(message_id, ASKED_AT, redelivered=False))
+
+    def says(self, *answers: Answer | SessionStatus) -> None:
+        """Script what the gateway answers when it is asked for the status."""
+        self.gateway.answers = [GatewaySession("", one) if isinstance(one, SessionStatus) else one for one in answers]
+
+    async def row(self, chatbot_id: UUID) -> SessionRow:
+        """Return the chatbot's session."""
+        [row] = await all_of(self.database, SessionRow, chatbot_id=chatbot_id)
+        assert isinstance(row, SessionRow)
+        return row
+
+
+def announcer(database: Database, broker: Recorder) -> Announcer:
+    """Build what announces, as a process does that has confirmed nothing yet."""
+    return Announcer(database, broker, Confirmations(database))  # type: ignore[arg-type]
+
+
+async def settled(database: Database, *, status: SessionStatus = SessionStatus.CONNECTED, **fields: Any) -> SessionRow:
+    """Make a session whose present version is announced."""
+    session = await a_session(database, status=status)
+    await change(database, session, **{"announced_version": session.version, **fields})
+    [row] = await all_of(database, SessionRow, id=session.id)
+    assert isinstance(row, SessionRow)
+    return row
+
+
+def connected(session: SessionRow, number: str | None = None) -> GatewayConnected:
+    return GatewayConnected(type="connected", session_id=session.session_id, data={"phoneNumber": number})
+
+
+def disconnected(session: SessionRow, reason: str | None = None) -> GatewayDisconnected:
+    return GatewayDisconnected(type="disconnected", session_id=session.session_id, data={"reason": reason})

@@ -1,0 +1,285 @@
+"""The session consumer on both databases: what each command leads to, also after a crash."""
+
+from collections.abc import Callable
+from typing import Any
+from uuid import UUID, uuid4
+
+import pytest
+
+from service.domain.identities import output_id
+from service.errors import GatewayError, GatewayOutcomeUnknown, GatewayRefused, GatewayUnreachable, Undeliverable
+from service.gateway import GatewaySession
+from service.persistence import sessions
+from service.persistence.database import Database
+from service.persistence.tables import CommandRow, SessionRow
+from tests.component.rows import all_of, enqueue
+from tests.component.standins import ASKED_AT, CrashError, World, connected, disconnected, settled
+from whatsapp_qr_contracts.commands import DisconnectSession, InitializeSession, RegisterChatbot, RemoveChatbot
+from whatsapp_qr_contracts.message import Message
+from whatsapp_qr_contracts.message import SessionStatus as S
+
+NUMBER, OTHER = "5491112345678", "5491100000000"
+
+
+@pytest.fixture
+def world(database: Database) -> World:
+    return World(database)
+
+
+def initialize(chatbot_id: UUID) -> InitializeSession:
+    return InitializeSession(chatbot_id=chatbot_id)
+
+
+# Initialize
+
+
+async def test_a_first_initialize_opens_a_session(world: World) -> None:
+    """A session named after its chatbot and the time it was asked for; the gateway opens it; one event says so."""
+    chatbot_id = uuid4()
+    await world.handle(initialize(chatbot_id))
+    row = await world.row(chatbot_id)
+    assert row.session_id == f"session_{chatbot_id}_{int(ASKED_AT.timestamp() * 1000)}"
+    assert (row.status, row.wanted, row.version, row.announced_version) == (S.CONNECTING, True, 1, 1)
+    assert world.gateway.calls == [f"initialize {row.session_id} {chatbot_id}"]
+    [(event, message_id, cause)] = world.broker.out
+    assert (event.name, message_id, cause) == ("session.connecting", output_id(row.id, "version 1"), "c")
+
+
+async def test_initialize_believes_a_gateway_that_is_connected(world: World) -> None:
+    """A link that the gateway still has is taken over, with its number, and not opened again."""
+    session = await settled(world.database, status=S.DISCONNECTED, wanted=False)
+    world.says(GatewaySession("", S.CONNECTED, phone_number=f"{NUMBER}:7@s.whatsapp.net"))
+    await world.handle(initialize(session.chatbot_id))
+    row = await world.row(session.chatbot_id)
+    assert (row.status, row.wanted, row.phone_number) == (S.CONNECTED, True, NUMBER)
+    assert world.gateway.asked == ["status"]
+    assert world.broker.names == ["session.connected"]
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (GatewayUnreachable("away"), "gateway_unreachable"),
+        (GatewayOutcomeUnknown("late"), "gateway_error"),
+        (GatewayRefused("no", code="busy"), "gateway_error"),
+    ],
+)
+async def test_initialize_leaves_a_connected_session_to_a_gateway_that_cannot_say(
+    world: World, error: GatewayError, code: str
+) -> None:
+    """While nobody knows, a working link is not torn: the command is rejected and nothing has changed."""
+    session = await settled(world.database)
+    world.says(error)
+    await world.handle(initialize(session.chatbot_id))
+    [(event, _, cause)] = world.broker.out
+    assert (event.name, event.code, event.command_id, cause) == ("command.rejected", code, "c", "c")
+    row = await world.row(session.chatbot_id)
+    assert (row.status, row.version) == (S.CONNECTED, session.version)
+    assert world.gateway.asked == ["status"]
+
+
+async def test_initialize_takes_an_unknown_word_as_no_denial(world: World) -> None:
+    """A gateway with a word of its own does not deny the link: the session stays CONNECTED and the command ends so."""
+    session = await settled(world.database)
+    world.says(GatewaySession("", None))
+    await world.handle(initialize(session.chatbot_id))
+    assert world.broker.names == ["session.connected"]
+    assert (await world.row(session.chatbot_id)).version == session.version
+    assert world.gateway.asked == ["status"]
+
+
+async def test_initialize_shows_the_qr_code_that_is_there(world: World) -> None:
+    """A QR code that waits to be scanned is not replaced: the command ends in it."""
+    session = await settled(world.database, status=S.QR_READY, qr_code="data:QR")
+    world.says(S.QR_READY)
+    await world.handle(initialize(session.chatbot_id))
+    [(event, _, _)] = world.broker.out
+    assert (event.name, event.qr_code) == ("session.qr_ready", "data:QR")
+    assert world.gateway.asked == ["status"]
+
+
+@pytest.mark.parametrize("answer", [None, S.DISCONNECTED, S.QR_READY])
+async def test_initialize_leaves_connected_only_where_the_gateway_denies_it(world: World, answer: S | None) -> None:
+    """A row that says CONNECTED against the gateway's word is opened anew, under the same session id."""
+    session = await settled(world.database)
+    world.says(answer)
+    await world.handle(initialize(session.chatbot_id))
+    row = await world.row(session.chatbot_id)
+    assert (row.session_id, row.status) == (session.session_id, S.CONNECTING)
+    assert world.gateway.asked == ["status", "initialize"]
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [(GatewayUnreachable("away"), "gateway_unreachable"), (GatewayRefused("no", code="full"), "gateway_error")],
+)
+async def test_initialize_ends_in_disconnected_where_the_gateway_does_not_open(
+    world: World, error: GatewayError, reason: str
+) -> None:
+    """One event with the reason, still wanted; the next command tries again, also where the status cannot be had."""
+    chatbot_id = uuid4()
+    world.gateway.refusal = error
+    await world.handle(initialize(chatbot_id))
+    [(event, _, _)] = world.broker.out
+    assert (event.name, event.status_reason) == ("session.disconnected", reason)
+    assert (await world.row(chatbot_id)).wanted
+    world.gateway.refusal = None
+    world.says(error)
+    await world.handle(initialize(chatbot_id), "again")
+    assert world.broker.names[1:] == ["session.connecting"]
+
+
+async def test_a_strict_service_knows_its_chatbots(database: Database) -> None:
+    """An unknown or removed chatbot gets no session and the gateway hears nothing; once registered it does."""
+    world, chatbot_id = World(database, strict=True), uuid4()
+    await world.handle(initialize(chatbot_id))
+    [(event, _, _)] = world.broker.out
+    assert (event.name, event.code) == ("command.rejected", "unknown_chatbot")
+    assert await all_of(database, SessionRow) == []
+    assert world.gateway.calls == []
+    await world.handle(RegisterChatbot(chatbot_id=chatbot_id), "register")
+    await world.handle(initialize(chatbot_id), "now")
+    await world.handle(RemoveChatbot(chatbot_id=chatbot_id), "remove")
+    await world.handle(initialize(chatbot_id), "later")
+    assert world.broker.names[1:] == [
+        "chatbot.registered", "session.connecting", "session.disconnected", "chatbot.removed", "command.rejected"
+    ]  # fmt: skip
+
+
+# Disconnect, remove, register
+
+
+@pytest.mark.parametrize("away", [None, GatewayUnreachable("away")])
+async def test_disconnect_ends_the_wish(world: World, away: GatewayError | None) -> None:
+    """Whatever the gateway says, nobody wants the session any more; a repetition under another id has no effect."""
+    session = await settled(world.database)
+    world.gateway.refusal = away
+    await world.handle(DisconnectSession(chatbot_id=session.chatbot_id), "1")
+    row = await world.row(session.chatbot_id)
+    assert (row.status, row.status_reason, row.wanted) == (S.DISCONNECTED, "requested", False)
+    assert world.gateway.calls == [f"disconnect {session.session_id}"]
+    await world.handle(DisconnectSession(chatbot_id=session.chatbot_id), "2")
+    assert (await world.row(session.chatbot_id)).version == row.version
+    assert world.broker.names == ["session.disconnected"] * 2
+    assert [cause for _, _, cause in world.broker.out] == ["1", "2"]
+    assert len({message_id for _, message_id, _ in world.broker.out}) == 2
+
+
+async def test_disconnect_needs_a_session(world: World) -> None:
+    """A chatbot without one is told so, and the gateway nothing."""
+    await world.handle(DisconnectSession(chatbot_id=uuid4()))
+    [(event, _, _)] = world.broker.out
+    assert (event.name, event.code) == ("command.rejected", "no_session")
+    assert world.gateway.calls == []
+
+
+async def test_remove_ends_session_and_chatbot(world: World) -> None:
+    """Both are told, the session first; one that is not known is removed all the same; register brings it back."""
+    session = await settled(world.database)
+    await world.handle(RemoveChatbot(chatbot_id=session.chatbot_id))
+    await world.handle(RemoveChatbot(chatbot_id=uuid4()))
+    assert world.broker.names == ["session.disconnected", "chatbot.removed", "chatbot.removed"]
+    assert world.gateway.asked == ["disconnect"]
+    assert not await world.database.read(lambda tx: sessions.chatbot_is_known(tx, session.chatbot_id))
+    await world.handle(RegisterChatbot(chatbot_id=session.chatbot_id), "back")
+    assert world.broker.names[3:] == ["chatbot.registered"]
+    assert await world.database.read(lambda tx: sessions.chatbot_is_known(tx, session.chatbot_id))
+
+
+async def test_a_command_without_an_id_is_no_command(world: World) -> None:
+    """Doing it twice could not be told from doing it once: it is for the dead letters, and nothing was done."""
+    chatbot_id = uuid4()
+    for command in (
+        initialize,
+        lambda one: DisconnectSession(chatbot_id=one),
+        lambda one: RemoveChatbot(chatbot_id=one),
+    ):
+        with pytest.raises(Undeliverable) as raised:
+            await world.handle(command(chatbot_id), "")
+        assert raised.value.code == "missing_id"
+    assert (world.broker.out, world.gateway.calls) == ([], [])
+    assert await all_of(world.database, CommandRow) == []
+
+
+# A crash at each step
+
+
+async def a_new_initialize(_: World) -> Message:
+    return initialize(uuid4())
+
+
+async def a_refused_initialize(world: World) -> Message:
+    world.gateway.refusal = GatewayUnreachable("away")
+    return initialize(uuid4())
+
+
+async def an_initialize_of_a_connected_session(world: World) -> Message:
+    world.says(S.CONNECTED)
+    return initialize((await settled(world.database)).chatbot_id)
+
+
+async def a_rejected_initialize(world: World) -> Message:
+    world.says(GatewayUnreachable("away"))
+    return initialize((await settled(world.database)).chatbot_id)
+
+
+async def a_disconnect(world: World) -> Message:
+    return DisconnectSession(chatbot_id=(await settled(world.database)).chatbot_id)
+
+
+async def a_remove(world: World) -> Message:
+    return RemoveChatbot(chatbot_id=(await settled(world.database)).chatbot_id)
+
+
+async def a_connection_with_waiting_messages(world: World) -> Message:
+    session = await settled(world.database, status=S.DISCONNECTED, phone_number=NUMBER)
+    await enqueue(world.database, session)
+    world.says(S.CONNECTED)
+    return connected(session, NUMBER)
+
+
+async def a_connection_with_another_number(world: World) -> Message:
+    session = await settled(world.database, status=S.DISCONNECTED, phone_number=NUMBER)
+    await enqueue(world.database, session)
+    world.says(S.CONNECTED)
+    return connected(session, OTHER)
+
+
+async def an_end(world: World) -> Message:
+    return disconnected(await settled(world.database), "logged_out")
+
+
+@pytest.mark.parametrize("when_done", [False, True])
+@pytest.mark.parametrize(
+    "prepare",
+    [
+        a_new_initialize, a_refused_initialize, an_initialize_of_a_connected_session, a_rejected_initialize,
+        a_disconnect, a_remove, a_connection_with_waiting_messages, a_connection_with_another_number, an_end,
+    ],
+)  # fmt: skip
+async def test_a_crash_at_any_step_is_made_good(
+    database: Database, prepare: Callable[[World], Any], *, when_done: bool
+) -> None:
+    """Whatever step was the last, the redelivered message ends as if undisturbed: each output under one id only."""
+    undisturbed = World(database)
+    await undisturbed.handle(await prepare(undisturbed))
+    expected = undisturbed.broker.names
+    for step in range(1, undisturbed.steps.taken + 1):
+        world = World(database)
+        message = await prepare(world)
+        world.steps.crash_at, world.steps.when_done = step, when_done
+        with pytest.raises(CrashError):
+            await world.handle(message)
+        again = World(database)
+        again.gateway.answers, again.gateway.refusal = world.gateway.answers, world.gateway.refusal
+        await again.handle(message)
+        published = world.broker.out + again.broker.out
+        once = {message_id: message for message, message_id, _ in published}
+        assert sorted(message.name for message in once.values()) == sorted(expected), step
+        assert len({(message_id, message.wire()) for message, message_id, _ in published}) == len(once), step
+        last = world.gateway.asked + again.gateway.asked
+        assert set(undisturbed.gateway.asked) <= set(last) <= {*undisturbed.gateway.asked, "status"}, step
+        silent = World(database)
+        await silent.handle(message)
+        assert {message_id for _, message_id, _ in silent.broker.out} <= set(once), step
+        assert "initialize" not in silent.gateway.asked, step

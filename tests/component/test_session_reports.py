@@ -1,0 +1,262 @@
+"""What the gateway reports about a session is settled by asking it: late, replayed or contradicted does no harm."""
+
+from typing import Any
+
+import pytest
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from service.consumers import session as session_module
+from service.domain.identities import output_id
+from service.errors import DatabaseUnavailable, GatewayOutcomeUnknown, GatewayUnreachable, Undeliverable
+from service.gateway import GatewaySession
+from service.persistence import sessions
+from service.persistence.database import Database
+from service.persistence.tables import SessionRow
+from tests.component.rows import change, enqueue, reread
+from tests.component.standins import Answer, World, connected, disconnected, settled
+from whatsapp_qr_contracts.commands import DisconnectSession, InitializeSession
+from whatsapp_qr_contracts.gateway import GatewayQr
+from whatsapp_qr_contracts.message import DeliveryStatus, Message
+from whatsapp_qr_contracts.message import SessionStatus as S
+
+NUMBER, OTHER = "5491112345678", "5491100000000"
+DEVICE = f"{NUMBER}:14@s.whatsapp.net"
+NO_ANSWERS = [GatewayUnreachable("away"), GatewayOutcomeUnknown("late"), GatewaySession("", None)]
+
+
+@pytest.fixture
+def world(database: Database, monkeypatch: pytest.MonkeyPatch) -> World:
+    monkeypatch.setattr(session_module, "_ASK_AGAIN_AFTER", (0.0, 0.0))
+    return World(database)
+
+
+def a_qr(session: SessionRow, code: str = "data:QR") -> GatewayQr:
+    return GatewayQr(type="qr", session_id=session.session_id, data={"qrCode": code})
+
+
+async def state(world: World, session: SessionRow) -> tuple[S, int]:
+    row = await world.row(session.chatbot_id)
+    return row.status, row.version - session.version
+
+
+@pytest.mark.parametrize(
+    ("before", "report", "answer"),
+    [
+        (S.CONNECTED, disconnected, S.CONNECTED),
+        (S.CONNECTED, a_qr, S.CONNECTED),
+        (S.CONNECTING, connected, S.DISCONNECTED),
+        (S.QR_READY, connected, None),
+        (S.CONNECTING, disconnected, S.QR_READY),
+    ],
+)
+async def test_a_contradicted_report_changes_nothing(world: World, before: S, report: Any, answer: S | None) -> None:
+    """The gateway is asked three times; where it keeps contradicting its report, that was old news."""
+    session = await settled(world.database, status=before)
+    world.says(answer)
+    await world.handle(report(session))
+    assert world.gateway.asked == ["status"] * 3
+    assert await state(world, session) == (before, 0)
+    assert world.broker.out == []
+
+
+@pytest.mark.parametrize("answer", [*NO_ANSWERS, S.CONNECTED])
+async def test_a_connection_is_believed_unless_it_is_denied(world: World, answer: Answer | S) -> None:
+    """Confirmed, or reported by a gateway that cannot say more: connected, with the reported number."""
+    session = await settled(world.database, status=S.QR_READY)
+    world.says(answer)
+    await world.handle(connected(session, f"+{NUMBER}"))
+    assert await state(world, session) == (S.CONNECTED, 1)
+    assert (await world.row(session.chatbot_id)).phone_number == NUMBER
+    assert world.broker.names == ["session.connected"]
+    assert world.broker.ids == [output_id(session.id, f"version {session.version + 1}")]
+
+
+@pytest.mark.parametrize("answer", [*NO_ANSWERS, None, S.DISCONNECTED, S.QR_READY])
+async def test_an_end_is_believed_unless_it_is_denied(world: World, answer: Answer | S) -> None:
+    """A session that the gateway does not call connected is disconnected, with the reported reason, still wanted."""
+    session = await settled(world.database)
+    world.says(answer)
+    await world.handle(disconnected(session))
+    row = await world.row(session.chatbot_id)
+    assert (row.status, row.status_reason, row.wanted) == (S.DISCONNECTED, "connection_lost", True)
+
+
+async def test_a_gateway_that_comes_round_is_believed(world: World) -> None:
+    """Its status may lag behind its report: the second answer counts."""
+    session = await settled(world.database, status=S.CONNECTING)
+    world.says(S.CONNECTING, GatewaySession("", S.CONNECTED, phone_number=DEVICE))
+    await world.handle(connected(session))
+    assert world.gateway.asked == ["status"] * 2
+    assert await state(world, session) == (S.CONNECTED, 1)
+    assert (await world.row(session.chatbot_id)).phone_number == NUMBER
+
+
+async def test_a_replayed_report_is_not_even_asked_about(world: World) -> None:
+    """Each report twice: the second changes nothing, announces nothing and costs the gateway nothing."""
+    session = await settled(world.database, status=S.CONNECTING)
+    for report, answer in ((a_qr, S.QR_READY), (connected, S.CONNECTED), (disconnected, S.DISCONNECTED)):
+        world.says(answer)
+        await world.handle(report(session))
+        names, asked = list(world.broker.names), list(world.gateway.asked)
+        await world.handle(report(session), "again")
+        assert (world.broker.names, world.gateway.asked) == (names, asked)
+    assert world.broker.names == ["session.qr_ready", "session.connected", "session.disconnected"]
+
+
+async def test_a_renewed_qr_code_is_shown(world: World) -> None:
+    """A code that differs from the last one is a new version with an event of its own."""
+    session = await settled(world.database, status=S.CONNECTING)
+    for code in ("data:1", "data:1", "data:2"):
+        await world.handle(a_qr(session, code))
+    assert [event.qr_code for event, _, _ in world.broker.out] == ["data:1", "data:2"]
+    assert len(set(world.broker.ids)) == 2
+
+
+async def test_nobody_wants_what_was_disconnected(world: World) -> None:
+    """A QR code of an unwanted session is ignored, and its connection is ended at the gateway."""
+    session = await settled(world.database, status=S.DISCONNECTED, wanted=False)
+    world.says(S.CONNECTED)
+    await world.handle(a_qr(session))
+    await world.handle(connected(session, NUMBER))
+    assert world.gateway.calls == [f"disconnect {session.session_id}"]
+    assert await state(world, session) == (S.DISCONNECTED, 0)
+    assert world.broker.out == []
+
+
+async def test_a_report_of_an_unknown_session_is_undeliverable(world: World) -> None:
+    """Nobody knows it and nobody ever will: it is for the dead letters, and the gateway is not asked."""
+    session = await settled(world.database)
+    for report in (a_qr, connected, disconnected):
+        foreign = report(session).model_copy(update={"session_id": "foreign"})
+        with pytest.raises(Undeliverable) as raised:
+            await world.handle(foreign)
+        assert raised.value.code == "unknown_session"
+    assert world.gateway.calls == []
+
+
+@pytest.mark.parametrize("reason", ["logged_out", "replaced"])
+async def test_a_logout_after_a_lost_connection_ends_the_wish(world: World, reason: str) -> None:
+    """It comes to a session that is disconnected already, and is told all the same; a later loss is old news."""
+    session = await settled(world.database)
+    await world.handle(disconnected(session, "connection_lost"))
+    assert (await world.row(session.chatbot_id)).wanted
+    await world.handle(disconnected(session, reason))
+    row = await world.row(session.chatbot_id)
+    assert (row.status, row.status_reason, row.wanted) == (S.DISCONNECTED, reason, False)
+    await world.handle(disconnected(session, "connection_lost"))
+    assert await state(world, session) == (S.DISCONNECTED, 2)
+    assert [event.status_reason for event, _, _ in world.broker.out] == ["connection_lost", reason]
+
+
+# Numbers
+
+
+@pytest.mark.parametrize("form", [f"+{NUMBER}", f"+54 911 1234-{NUMBER[-4:]}", DEVICE, f"{NUMBER}@c.us", NUMBER])
+async def test_the_forms_of_a_number_are_one_number(world: World, form: str) -> None:
+    """With a plus, as a JID or from another device: the same account, so what waits is rung for and does not fail."""
+    session = await settled(world.database, status=S.DISCONNECTED, phone_number=NUMBER)
+    message = await enqueue(world.database, session)
+    world.says(GatewaySession("", S.CONNECTED, phone_number=form))
+    await world.handle(connected(session, form))
+    assert (await reread(world.database, message)).delivery_status is DeliveryStatus.PENDING
+    assert (await world.row(session.chatbot_id)).phone_number == NUMBER
+    await world.handle(connected(session, form), "again")
+    assert world.broker.names == ["whatsapp-qr-send", "session.connected"]
+
+
+@pytest.mark.parametrize(
+    ("reported", "answered"), [(OTHER, OTHER), (OTHER, None), (None, OTHER), (f"+{OTHER}", f"{OTHER}:3@s.whatsapp.net")]
+)
+async def test_another_number_fails_what_waits(world: World, reported: str | None, answered: str | None) -> None:
+    """Whoever names the other number, report or status: what was written for the old account is not sent from it."""
+    session = await settled(world.database, status=S.DISCONNECTED, phone_number=NUMBER)
+    message = await enqueue(world.database, session)
+    world.says(GatewaySession("", S.CONNECTED, phone_number=answered))
+    await world.handle(connected(session, reported))
+    failed = await reread(world.database, message)
+    assert (failed.delivery_status, failed.error_code) == (DeliveryStatus.FAILED, "number_changed")
+    assert (await world.row(session.chatbot_id)).phone_number == OTHER
+    assert world.broker.names == ["message.failed", "session.connected"]
+
+
+@pytest.mark.parametrize("by_command", [False, True])
+async def test_another_number_is_seen_while_connected(world: World, *, by_command: bool) -> None:
+    """A re-pairing that nobody reported the end of: the new number is kept and announced, what waited fails."""
+    session = await settled(world.database, phone_number=NUMBER)
+    message = await enqueue(world.database, session)
+    world.says(GatewaySession("", S.CONNECTED, phone_number=OTHER))
+    initialize = InitializeSession(chatbot_id=session.chatbot_id)
+    await world.handle(initialize if by_command else connected(session, OTHER))
+    assert await state(world, session) == (S.CONNECTED, 1)
+    assert (await world.row(session.chatbot_id)).phone_number == OTHER
+    assert (await reread(world.database, message)).error_code == "number_changed"
+    assert world.broker.names == ["message.failed", "session.connected"]
+
+
+# What else happens meanwhile
+
+
+async def test_a_connection_rings_for_what_waited(world: World) -> None:
+    """For the first message, before the event says so, under an id of this version: a repetition is the same ring."""
+    session = await settled(world.database, status=S.DISCONNECTED)
+    first = await enqueue(world.database, session)
+    await enqueue(world.database, session)
+    world.says(S.CONNECTED)
+    await world.handle(connected(session, NUMBER))
+    assert world.broker.names == ["whatsapp-qr-send", "session.connected"]
+    assert world.broker.out[0][0].message_id == first.id
+    assert world.broker.ids[0] == output_id(session.id, f"ring {session.version + 1}")
+
+
+@pytest.mark.parametrize("report", [connected, disconnected])
+async def test_a_decision_on_a_stale_state_is_made_again(world: World, other_process: Database, report: Any) -> None:
+    """Another process disconnects while the gateway is asked: nothing is written over it, and the next try sees it."""
+    before, answer = (S.QR_READY, S.CONNECTED) if report is connected else (S.CONNECTED, S.DISCONNECTED)
+    session = await settled(world.database, status=before)
+    await stale(world, other_process, session, report(session), answer)
+    await world.handle(report(session))
+    row = await world.row(session.chatbot_id)
+    assert (row.status, row.status_reason, row.wanted) == (S.DISCONNECTED, "requested", False)
+    assert world.gateway.asked == (["status", "disconnect"] if report is connected else ["status"])
+    assert world.broker.names == ["session.disconnected"]
+
+
+async def test_an_initialize_on_a_stale_state_is_decided_again(world: World, other_process: Database) -> None:
+    """It came after the disconnect that it did not see: the gateway is asked and the session opened once."""
+    session = await settled(world.database)
+    command = InitializeSession(chatbot_id=session.chatbot_id)
+    await stale(world, other_process, session, command, S.DISCONNECTED)
+    assert world.gateway.asked == ["status"]
+    await world.handle(command)
+    assert world.gateway.asked == ["status", "status", "initialize"]
+    assert world.broker.names == ["session.connecting"]
+    assert (await world.row(session.chatbot_id)).wanted
+
+
+async def stale(world: World, other: Database, session: SessionRow, message: Message, answer: S) -> None:
+    """Handle a message while another process ends the session."""
+
+    async def end(tx: AsyncSession) -> None:
+        locked = await sessions.session_by_id(tx, session.session_id, lock=True)
+        assert locked is not None
+        sessions.move(locked, S.DISCONNECTED, wanted=False, reason="requested")
+
+    async def elsewhere() -> None:
+        await other.transact(end)
+
+    world.says(answer)
+    world.gateway.meanwhile = elsewhere
+    with pytest.raises(DatabaseUnavailable):
+        await world.handle(message)
+    world.gateway.meanwhile = None
+    assert world.broker.out == []
+
+
+async def test_what_a_crash_left_is_announced_with_the_next_report(world: World) -> None:
+    """A version whose event was never confirmed is announced by any later report, whatever that one says."""
+    session = await settled(world.database)
+    await change(world.database, session, announced_version=session.version - 1)
+    await world.handle(connected(session))
+    assert world.broker.ids == [output_id(session.id, f"version {session.version}")]
+    await world.handle(DisconnectSession(chatbot_id=session.chatbot_id))
+    assert world.broker.names == ["session.connected", "session.disconnected"]
