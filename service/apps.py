@@ -3,8 +3,6 @@
 A process imports only what it runs: that is a third of its start.
 """
 
-import logging
-import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -13,7 +11,6 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import structlog
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse
@@ -33,66 +30,6 @@ from service.settings import Settings
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
-
-_QUIET = ("httpx", "httpcore", "aio_pika", "aiormq", "faststream", "aiosqlite", "asyncio")
-
-
-class _OncePerOutage(logging.Filter):
-    """Lets the AMQP libraries tell once, not at every attempt, that the broker is away; and tells that it is back.
-
-    It counts for all connections of the process together: what was told is told again once one has been made.
-    """
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._told: set[str] = set()
-
-    def filter(self, record: logging.LogRecord) -> bool:
-        if record.name == "aiormq.connection":  # it raises the same error to its caller, and that is what is told
-            return not str(record.msg).startswith("error when creating transport")
-        if self._told and str(record.msg).startswith("Connection made"):
-            self._told.clear()
-            structlog.get_logger("service.messaging").info("broker_is_back")
-        if record.levelno < logging.WARNING or record.getMessage() in self._told:
-            return False
-        self._told.add(record.getMessage())
-        return True
-
-
-def configure_logging(settings: Settings) -> None:
-    """Log to standard error: text for people, or one JSON object per line."""
-    shared: list[structlog.typing.Processor] = [
-        structlog.contextvars.merge_contextvars,
-        structlog.stdlib.add_log_level,
-        structlog.stdlib.add_logger_name,
-        structlog.processors.TimeStamper(fmt="iso", utc=True),
-        structlog.processors.StackInfoRenderer(),
-    ]
-    as_json = settings.log_format == "json"
-    last: list[structlog.typing.Processor] = (
-        [structlog.processors.dict_tracebacks, structlog.processors.JSONRenderer()]
-        if as_json
-        else [structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())]
-    )
-    handler = logging.StreamHandler()
-    handler.setFormatter(
-        structlog.stdlib.ProcessorFormatter(
-            foreign_pre_chain=shared, processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *last]
-        )
-    )
-    logging.basicConfig(handlers=[handler], level=settings.log_level.upper(), force=True)
-    for name in _QUIET:
-        logging.getLogger(name).setLevel(logging.WARNING)
-    once = _OncePerOutage()
-    logging.getLogger("aiormq.connection").addFilter(once)
-    logging.getLogger("aio_pika.robust_connection").addFilter(once)
-    logging.getLogger("aio_pika.robust_connection").setLevel(logging.DEBUG)  # it tells there that it is back
-    structlog.configure(
-        processors=[*shared, structlog.stdlib.ProcessorFormatter.wrap_for_formatter],
-        logger_factory=structlog.stdlib.LoggerFactory(),
-        wrapper_class=structlog.stdlib.BoundLogger,
-        cache_logger_on_first_use=True,
-    )
 
 
 def migrate(settings: Settings) -> None:

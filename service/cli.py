@@ -91,6 +91,7 @@ def read_settings() -> "Settings":
     """Read the settings from the environment and set logging up; say which one is wrong."""
     from pydantic import ValidationError
 
+    from service import logs
     from service.settings import Settings
 
     try:
@@ -104,9 +105,8 @@ def read_settings() -> "Settings":
                 for problem in error.errors()
             )
         ) from error
-    from service import apps
 
-    apps.configure_logging(settings)
+    logs.configure(settings.log_format, settings.log_level)
     return settings
 
 
