@@ -185,7 +185,7 @@ class System:
         """Link a chatbot: init, wait for the QR code, scan it, wait for CONNECTED."""
         chatbot_id = chatbot_id or uuid4()
         answer = await self.post("/init", chatbotId=str(chatbot_id))
-        assert answer.status_code == 200, answer.text
+        assert answer.status_code in {200, 202}, answer.text  # 202: still under way on a busy machine
         session_id = answer.json()["sessionId"]
         await self.scan(session_id, phone)
         return chatbot_id, session_id

@@ -212,8 +212,10 @@ class OutboundConsumer:
 
     async def stopped(self) -> None:
         """Wait until every drain has ended, and ring for the lanes that wait: their jobs are acknowledged."""
-        await asyncio.gather(*self._tasks, return_exceptions=True)
-        for session_id, timer in self._timers.items():
+        while self._tasks:  # a timer may start one more drain meanwhile
+            await asyncio.gather(*self._tasks, return_exceptions=True)
+        for timer in self._timers.values():
             timer.cancel()
+        for session_id in list(self._timers):
             with suppress(Stopping):  # the broker is away: `drain_at` on the session's row remains
                 await self.hold(partial(self._ring_anew, session_id))

@@ -1,5 +1,6 @@
 """The conversation consumer on both databases: what follows from each message, also after a failed publish."""
 
+import asyncio
 from datetime import timedelta
 from typing import Any
 from uuid import uuid4
@@ -8,7 +9,7 @@ import pytest
 
 from service.consumers.conversation import ConversationConsumer
 from service.domain.identities import conversation_id, incoming_message_id, outgoing_message_id, output_id
-from service.errors import Undeliverable
+from service.errors import BrokerUnavailable, Undeliverable
 from service.messaging.consuming import Envelope
 from service.persistence import sessions
 from service.persistence.database import Database
@@ -115,6 +116,32 @@ async def test_a_message_outlives_a_failed_publish(database: Database, step: int
     before = len(world.broker.out)
     await world.handle(a_report(session), "again")
     assert len(world.broker.out) == before
+
+
+async def test_no_publish_goes_on_while_the_message_is_held(
+    database: Database, world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where one output fails the handler waits for the other: it must not run into its own repetition."""
+    session = await a_session(database)
+    begun, release, ended = asyncio.Event(), asyncio.Event(), asyncio.Event()
+    publish = world.broker.publish
+
+    async def half(message: Message, **properties: Any) -> None:
+        if message.name == "incoming-messages":
+            raise BrokerUnavailable("away")
+        if message.name == "message.received":
+            begun.set()
+            await release.wait()
+            ended.set()
+        await publish(message, **properties)
+
+    monkeypatch.setattr(world.broker, "publish", half)
+    task = asyncio.create_task(world.handle(a_report(session)))
+    await begun.wait()
+    asyncio.get_running_loop().call_later(0.05, release.set)
+    with pytest.raises(BrokerUnavailable):
+        await task
+    assert ended.is_set()
 
 
 async def test_a_second_message_starts_nothing(database: Database, world: World) -> None:

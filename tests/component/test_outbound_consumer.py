@@ -101,6 +101,18 @@ class World:
         async with asyncio.timeout(20):
             await self.consumer.stopped()
 
+    def hang_at(self, text: str) -> tuple[asyncio.Event, asyncio.Event]:
+        """Let the call for this text hang; return what says that it has begun, and what lets it end."""
+        begun, release = asyncio.Event(), asyncio.Event()
+
+        async def hang(sending: str) -> None:
+            if sending == text:
+                begun.set()
+                await release.wait()
+
+        self.gateway.meanwhile = hang
+        return begun, release
+
     async def drain_at(self, session: SessionRow) -> datetime | None:
         [row] = await all_of(self.database, SessionRow, id=session.id)
         at: datetime | None = row.drain_at
@@ -142,14 +154,7 @@ async def test_one_ring_sends_the_lane_in_order(database: Database, world: World
 
 async def test_sessions_go_side_by_side(database: Database, world: World) -> None:
     """A session whose gateway call hangs holds up its own lane only; a ring for it returns at once."""
-    begun, release = asyncio.Event(), asyncio.Event()
-
-    async def hang(text: str) -> None:
-        if text == "slow":
-            begun.set()
-            await release.wait()
-
-    world.gateway.meanwhile = hang
+    begun, release = world.hang_at("slow")
     slow = await lane(database, await a_session(database), "slow", "behind")
     quick = await lane(database, await a_session(database), "quick")
     task = asyncio.create_task(world.ring(slow[0]))
@@ -164,13 +169,7 @@ async def test_sessions_go_side_by_side(database: Database, world: World) -> Non
 
 async def test_a_cancelled_handler_leaves_its_drain(database: Database, world: World) -> None:
     """Where the broker's connection is lost in mid-call the call is ended and recorded: it is not made twice."""
-    begun, release = asyncio.Event(), asyncio.Event()
-
-    async def hang(_text: str) -> None:
-        begun.set()
-        await release.wait()
-
-    world.gateway.meanwhile = hang
+    begun, release = world.hang_at("1")
     messages = await lane(database, await a_session(database), "1")
     task = asyncio.create_task(world.ring(messages[0]))
     await begun.wait()
@@ -233,15 +232,16 @@ async def test_three_unknown_outcomes_fail_a_message(database: Database, world: 
     assert (event.name, event.error_code, event.error_message) == ("message.failed", "outcome_unknown", "no answer")
 
 
-async def test_a_refusal_without_a_code_is_the_messages_where_the_session_is_connected(
-    database: Database, world: World
+@pytest.mark.parametrize("code", [None, "invalid_number"])
+async def test_a_refusal_fails_the_message_where_the_session_is_connected(
+    database: Database, world: World, code: str | None
 ) -> None:
-    """The gateway is asked whether the session is connected: it is, so the message is no good and the lane goes on."""
-    world.gateway.results = [GatewayRefused("no such number")]
+    """The gateway's code says what is wrong; without one it is asked about the session. The lane goes on."""
+    world.gateway.results = [GatewayRefused("no such number", code=code)]
     messages = await lane(database, await a_session(database), "1", "2")
     await world.ring(messages[0])
-    assert (world.gateway.texts, world.gateway.asked) == (["1", "2"], 1)
-    assert await statuses(database, messages) == [(D.FAILED, "refused"), (D.SENT, None)]
+    assert (world.gateway.texts, world.gateway.asked) == (["1", "2"], 0 if code else 1)
+    assert await statuses(database, messages) == [(D.FAILED, code or "refused"), (D.SENT, None)]
 
 
 @pytest.mark.parametrize(
@@ -268,15 +268,6 @@ async def test_a_session_that_is_not_connected_there_backs_off(database: Databas
     await world.ring(messages[0])
     assert (world.gateway.texts, world.gateway.asked) == (["1"] * 5, 0)
     assert (await reread(database, messages[0])).attempts == 0
-
-
-async def test_a_refusal_with_a_code_fails_the_message(database: Database, world: World) -> None:
-    """The gateway's own code is what the caller is told."""
-    world.gateway.results = [GatewayRefused("bad", code="invalid_number")]
-    messages = await lane(database, await a_session(database), "1")
-    await world.ring(messages[0])
-    assert await statuses(database, messages) == [(D.FAILED, "invalid_number")]
-    assert world.gateway.asked == 0
 
 
 async def test_a_claim_of_another_process_is_waited_for(database: Database, world: World) -> None:
@@ -361,13 +352,8 @@ async def test_a_lane_that_waits_is_rung_for_at_the_end(database: Database, worl
 
 async def test_an_attempt_is_ended_at_the_end(database: Database, world: World) -> None:
     """A process that stops in mid-call records how it ended, sends nothing more, and rings for what waits."""
-    begun, release = asyncio.Event(), asyncio.Event()
-
-    async def hang(_text: str) -> None:
-        begun.set()
-        await release.wait()
-
-    world.gateway.meanwhile, world.gateway.results = hang, [GatewayOutcomeUnknown("late")]
+    begun, release = world.hang_at("1")
+    world.gateway.results = [GatewayOutcomeUnknown("late")]
     messages = await lane(database, await a_session(database), "1", "2")
     task = asyncio.create_task(world.ring(messages[0]))
     await begun.wait()
@@ -377,6 +363,30 @@ async def test_an_attempt_is_ended_at_the_end(database: Database, world: World) 
     assert world.gateway.texts == ["1"]
     assert (await reread(database, messages[0])).attempts == 1
     assert [(one.name, one.message_id) for one, _, _ in world.broker.out] == [("whatsapp-qr-send", messages[0].id)]
+
+
+async def test_a_timer_that_fires_at_the_end_starts_nothing(
+    database: Database, world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While one lane is rung for no other one's timer may fire: every lane is rung for, and no drain is left."""
+    sessions = [await a_session(database) for _ in range(2)]
+    for session in sessions:
+        [message] = await lane(database, session, "1")
+        await claimed(database, session)
+        await world.ring(message)
+    publish = world.broker.publish
+
+    async def publish_while_timers_fire(message: Message, **properties: Any) -> None:
+        for session_id, timer in list(world.consumer._timers.items()):
+            if not timer.cancelled():
+                world.consumer._drain(session_id)
+                await asyncio.sleep(0)
+        await publish(message, **properties)
+
+    monkeypatch.setattr(world.broker, "publish", publish_while_timers_fire)
+    await world.end()
+    assert sorted(job.session_id for job, _, _ in world.broker.out) == sorted(one.session_id for one in sessions)
+    assert not world.consumer._tasks
 
 
 async def test_without_the_broker_the_row_remembers(
