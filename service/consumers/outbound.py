@@ -41,6 +41,9 @@ class Drain:
 
     task: asyncio.Task[None] = field(init=False)
     look_again: bool = True
+    """Set by whoever rings while it runs."""
+    after_crash: bool = False
+    """Whether somebody may have died between sending a message of this lane and announcing it."""
 
 
 @dataclass
@@ -89,28 +92,27 @@ class OutboundConsumer:
         if message is None:
             detail = "no message has the messageId of this job"
             raise Undeliverable(detail, code="unknown_message")
-        if drain := self._drains.get(message.session_id):
-            drain.look_again = True
-            return
-        # The connection may be lost and this handler cancelled; what the drain has begun it ends.
-        await asyncio.shield(self._drain(message.session_id, after_crash=envelope.redelivered).task)
+        runs_already = message.session_id in self._drains
+        drain = self._drain(message.session_id)
+        drain.after_crash |= envelope.redelivered
+        if not runs_already:
+            # The connection may be lost and this handler cancelled; what the drain has begun it ends.
+            await asyncio.shield(drain.task)
 
-    def _drain(self, session_id: str, *, after_crash: bool = False) -> Drain:
+    def _drain(self, session_id: str) -> Drain:
         drain = self._drains.get(session_id)
         if drain is None:
             drain = self._drains[session_id] = Drain()
-            drain.task = asyncio.create_task(self._run(session_id, drain, after_crash=after_crash))
+            drain.task = asyncio.create_task(self._run(session_id, drain))
             self._tasks.add(drain.task)
             drain.task.add_done_callback(self._ended)
         drain.look_again = True
         return drain
 
-    async def _run(self, session_id: str, drain: Drain, *, after_crash: bool) -> None:
+    async def _run(self, session_id: str, drain: Drain) -> None:
         if timer := self._timers.pop(session_id, None):
             timer.cancel()
         try:
-            if after_crash:
-                await self.hold(partial(self.announcer.lane, session_id))
             await self._send_in_order(session_id, drain)
         finally:
             self._leave(session_id, drain)
@@ -123,28 +125,12 @@ class OutboundConsumer:
         pace = self._paces[session_id]
         until = time.monotonic() + _DRAIN_SECONDS
         while time.monotonic() < until and not self._stopping:
-            pause = pace.bucket.wait(time.monotonic())
-            if not pause:
-                drain.look_again = False
-                step = await self._write(
-                    partial(lanes.claim_next, self.database, session_id=session_id, policy=self.policy)
-                )
-                match step:
-                    case Idle(postponed=True):
-                        await self._write(partial(lanes.postpone, self.database, session_id=session_id, seconds=None))
-                    case Idle():
-                        self._forget(session_id)
-                        if not drain.look_again:
-                            # One step with seeing the mark unset: no await may come in between.
-                            self._leave(session_id, drain)
-                            return
-                    case Expired(message):
-                        await self.hold(partial(self.announcer.status, message))
-                    case Claimed(message):
-                        pace.bucket.take()
-                        await self._attempt(message, pace)
-                    case Wait(seconds):
-                        pause = seconds
+            if drain.after_crash:
+                drain.after_crash = False
+                await self.hold(partial(self.announcer.lane, session_id))
+            pause = pace.bucket.wait(time.monotonic()) or await self._step(session_id, drain, pace)
+            if pause is None:
+                return
             if pause > _LONGEST_PAUSE:
                 await self._resume_later(session_id, pause)
                 return
@@ -152,6 +138,26 @@ class OutboundConsumer:
         # Whoever rings from here on starts a drain of his own; this one only passes on what it leaves.
         self._leave(session_id, drain)
         await self.hold(partial(self._ring_anew, session_id))
+
+    async def _step(self, session_id: str, drain: Drain, pace: Pace) -> float | None:
+        """Do what is next in the lane; return the seconds to wait then, or None once the drain has left the table."""
+        drain.look_again = False
+        claim = partial(lanes.claim_next, self.database, session_id=session_id, policy=self.policy)
+        match await self._write(claim):
+            case Idle(postponed=True):
+                await self._write(partial(lanes.postpone, self.database, session_id=session_id, seconds=None))
+            case Idle() if not drain.look_again:
+                # One step with seeing the mark unset: no await may come in between.
+                self._leave(session_id, drain)
+                return None
+            case Expired(message):
+                await self.hold(partial(self.announcer.status, message))
+            case Claimed(message):
+                pace.bucket.take()
+                await self._attempt(message, pace)
+            case Wait(seconds):
+                return seconds
+        return 0.0
 
     async def _attempt(self, message: MessageRow, pace: Pace) -> None:
         try:
@@ -195,11 +201,6 @@ class OutboundConsumer:
 
     async def _write(self, work: Work[T]) -> T:
         return await self.hold(partial(self.database.transact, work))
-
-    def _forget(self, session_id: str) -> None:
-        pace = self._paces.get(session_id)
-        if pace and not pace.deferrals and pace.bucket.is_full(time.monotonic()):
-            del self._paces[session_id]
 
     def _ended(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)

@@ -103,10 +103,6 @@ class TokenBucket:
         self._at = now
         return max(0.0, (1 - self._tokens) / self._rate)
 
-    def is_full(self, now: float) -> bool:
-        """Say whether nothing is to be remembered: a new bucket would be the same."""
-        return not self.wait(now) and self._tokens >= self._burst
-
     def take(self) -> None:
         """Count one message that goes."""
         self._tokens -= 1
