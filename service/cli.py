@@ -1,6 +1,7 @@
 """The `whatsapp-qr` command: one subcommand per process."""
 
 import os
+import re
 import signal
 import socket
 import sys
@@ -100,7 +101,7 @@ def read_settings() -> "Settings":
         fields = Settings.model_fields
         raise ConfigurationError(
             "\n".join(
-                f"{(name := str(problem['loc'][0])).upper()} is {problem['input']!r}: {problem['msg']}. "
+                f"{(name := str(problem['loc'][0])).upper()} is {_masked(problem['input'])}: {problem['msg']}. "
                 f"It is: {fields[name].description} (default: {fields[name].default})"
                 for problem in error.errors()
             )
@@ -108,6 +109,10 @@ def read_settings() -> "Settings":
 
     logs.configure(settings.log_format, settings.log_level)
     return settings
+
+
+def _masked(value: object) -> str:
+    return re.sub(r":[^:/@]*@", ":***@", repr(value))
 
 
 def serve(asgi: Any, host: str, port: int, variable: str) -> None:

@@ -10,7 +10,8 @@ from typing import Literal
 import structlog
 from structlog.tracebacks import ExceptionDictTransformer
 
-_QUIET = ("httpx", "httpcore", "aio_pika", "aiormq", "faststream", "aiosqlite", "asyncio")
+# FastStream would log two lines per message, and sets up a logger named like itself when it is imported.
+_QUIET = ("httpx", "httpcore", "aio_pika", "aiormq", "service.faststream", "aiosqlite", "asyncio", "alembic")
 
 
 def configure(form: Literal["text", "json"], level: str) -> None:

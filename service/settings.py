@@ -8,17 +8,28 @@ from typing import Annotated, Literal
 from pydantic import BeforeValidator, Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+_DRIVERS = {"postgres": "postgresql+asyncpg", "postgresql": "postgresql+asyncpg", "sqlite": "sqlite+aiosqlite"}
+
 
 def _async_driver(url: object) -> object:
     """Accept the database URLs that platforms hand out and name the asynchronous driver."""
     if not isinstance(url, str):
         return url
     scheme, separator, rest = url.partition("://")
-    drivers = {"postgres": "postgresql+asyncpg", "postgresql": "postgresql+asyncpg", "sqlite": "sqlite+aiosqlite"}
-    return f"{drivers.get(scheme, scheme)}{separator}{rest}"
+    driver = _DRIVERS.get(scheme.partition("+")[0])
+    if not separator or driver is None:
+        raise ValueError("write postgresql://user:password@host/database or sqlite:///file")
+    return f"{driver}{separator}{rest}"
+
+
+def _amqp(url: object) -> object:
+    if isinstance(url, str) and not url.startswith(("amqp://", "amqps://")):
+        raise ValueError("write amqp://user:password@host:5672/ or amqps://…")
+    return url
 
 
 DatabaseUrl = Annotated[str, BeforeValidator(_async_driver)]
+AmqpUrl = Annotated[str, BeforeValidator(_amqp)]
 Port = Annotated[int, Field(ge=0, le=65_535)]
 
 
@@ -27,7 +38,7 @@ class Settings(BaseSettings):
 
     model_config = SettingsConfigDict(frozen=True, env_ignore_empty=True)
 
-    amqp_url: str = Field(default="amqp://guest:guest@127.0.0.1:5672/", description="RabbitMQ, 3.10 or later")
+    amqp_url: AmqpUrl = Field(default="amqp://guest:guest@127.0.0.1:5672/", description="RabbitMQ, 3.10 or later")
     database_url: DatabaseUrl = Field(
         default="sqlite+aiosqlite:///.local/whatsapp-qr.db", description="`postgresql://…` or `sqlite:///file`"
     )
@@ -36,7 +47,10 @@ class Settings(BaseSettings):
     )
     http_host: str = Field(default="127.0.0.1", description="Address the ingress and the health endpoints listen on")
     http_port: Port = Field(default=8000, description="Port of the ingress")
-    health_port: Port = Field(default=8080, description="Port of a consumer's /livez and /readyz; 0 = any free one")
+    health_port: Port = Field(
+        default=8080,
+        description="Port of a consumer's /livez and /readyz; `make run` adds 1, 2 and 3; 0 = any free one",
+    )
     simulator_port: Port = Field(default=3001, description="Port of the gateway simulator")
     callback_url: str = Field(
         default="http://127.0.0.1:8000", description="Base URL of the ingress, where the simulator posts its callbacks"

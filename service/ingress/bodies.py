@@ -92,7 +92,7 @@ class MessageData(WireModel):
     content: str
     delivery_status: DeliveryStatus
     whatsapp_message_id: str
-    attempts: int
+    attempts: int = Field(description="Attempts to send it whose outcome is unknown")
     error_code: str | None
     error_message: str | None
     metadata: dict[str, Any]

@@ -21,6 +21,7 @@ LEAST_FREE_DISK = 300_000_000
 def only_one(folder: Path) -> Iterator[None]:
     """Keep a second run out of this folder; a killed one holds no lock."""
     folder.mkdir(exist_ok=True)
+    folder.chmod(0o700)  # it holds what customers write, and QR codes
     if shutil.disk_usage(folder).free < LEAST_FREE_DISK:
         raise ConfigurationError(
             f"The disk of {folder} has less than {LEAST_FREE_DISK // 1_000_000} MB left: free some"

@@ -60,7 +60,7 @@ class Listener:
             reconnect_interval=0.5,
             apply_types=False,
             decoder=_undecoded,
-            logger=logging.getLogger("faststream"),
+            logger=logging.getLogger("service.faststream"),
         )
         channel = Channel(prefetch_count=1000)
         broker.subscriber(queue, channel=channel, ack_policy=AckPolicy.ACK_FIRST, no_reply=True)(

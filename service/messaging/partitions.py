@@ -164,7 +164,7 @@ class Partition:
             middlewares=[partial(Turn, self._gate, {} if self._ordered else None)],
             decoder=_undecoded,
             apply_types=False,
-            logger=logging.getLogger("faststream"),
+            logger=logging.getLogger("service.faststream"),
         )
         self._subscriber = broker.subscriber(
             self._queue,

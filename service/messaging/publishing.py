@@ -152,7 +152,7 @@ class Publisher:
                 broker = await self._connection()
                 yield broker
         except PublishError as error:
-            message = "RabbitMQ has no queue for this message: is the topology declared?"
+            message = "RabbitMQ has no queue for this message yet: have the consumers been started?"
             raise BrokerUnavailable(message) from error
         except (TimeoutError, asyncio.CancelledError) as error:
             # What is unconfirmed now must not mix with a later publish under the same id.

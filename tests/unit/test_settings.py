@@ -67,3 +67,22 @@ def test_a_wrong_setting_ends_the_command_with_status_2(
         main()
     assert caught.value.code == 2
     assert capsys.readouterr().err.startswith("whatsapp-qr: HTTP_PORT is 'abc'")
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "advice"),
+    [
+        ("AMQP_URL", "localhost:5672", "write amqp://"),
+        ("DATABASE_URL", "mysql://user:secret@host/x", "write postgresql://"),
+        ("DATABASE_URL", "foo", "write postgresql://"),
+    ],
+)
+def test_a_url_of_another_kind_is_refused(
+    monkeypatch: pytest.MonkeyPatch, variable: str, value: str, advice: str
+) -> None:
+    """A URL without a scheme that can be used is refused with what to write, and its password is not shown."""
+    monkeypatch.setenv(variable, value)
+    with pytest.raises(ConfigurationError, match=advice) as refused:
+        read_settings()
+    assert variable in refused.value.detail
+    assert "secret" not in refused.value.detail
