@@ -11,6 +11,7 @@ from service.messaging.consuming import Envelope
 from service.messaging.publishing import Publisher
 from service.persistence.database import Database
 from service.persistence.sessions import command_row
+from service.persistence.tables import CommandRow
 from whatsapp_qr_contracts import events
 from whatsapp_qr_contracts.commands import Command
 from whatsapp_qr_contracts.events import CommandRejected, Event
@@ -56,7 +57,6 @@ async def begin(database: Database, tx: AsyncSession, command: Command, envelope
 
 
 async def end(
-    database: Database,
     tx: AsyncSession,
     command: Command,
     envelope: Envelope,
@@ -64,10 +64,9 @@ async def end(
     *,
     message_id: str | None = None,
 ) -> Outcome:
-    """Write down the event that answers a command.
+    """Write down the event that answers a command, which `begin` wrote down before.
 
     Args:
-        database: of the transaction.
         tx: the transaction that also holds what the command changed.
         command: the command.
         envelope: its envelope.
@@ -75,9 +74,7 @@ async def end(
         message_id: the event's id where it has one of its own; else one is derived from the command's.
     """
     event = rejection(command, envelope, result) if isinstance(result, Rejected) else result
-    row = await command_row(
-        database, tx, chatbot_id=command.chatbot_id, command_id=envelope.message_id, name=command.name
-    )
+    row = await tx.get_one(CommandRow, (command.chatbot_id, envelope.message_id))
     own_id = output_id(command.chatbot_id, f"{event.name} {envelope.message_id}")
     outcome = Outcome(event.name, message_id or own_id, event.model_dump(mode="json", by_alias=True))
     row.outcome = asdict(outcome)

@@ -94,7 +94,7 @@ class SessionConsumer:
             await sessions.register_chatbot(self.database, tx, command.chatbot_id)
         elif not await sessions.chatbot_is_known(tx, command.chatbot_id):
             rejected = Rejected("register the chatbot first (chatbot.register)", code="unknown_chatbot")
-            return await end(self.database, tx, command, envelope, rejected)
+            return await end(tx, command, envelope, rejected)
         asked_at = command.requested_at or envelope.timestamp or datetime.now(UTC)
         session_id = new_session_id(command.chatbot_id, asked_at)
         return await sessions.open_session(self.database, tx, command.chatbot_id, session_id)
@@ -144,7 +144,7 @@ class SessionConsumer:
             async def forget(tx: AsyncSession) -> Outcome:
                 await sessions.remove_chatbot(tx, command.chatbot_id)
                 event = ChatbotRemoved(chatbot_id=command.chatbot_id)
-                return await end(self.database, tx, command, envelope, event)
+                return await end(tx, command, envelope, event)
 
             closed = await self.database.transact(forget)
         await self._answer(closed, command, envelope)
@@ -172,7 +172,7 @@ class SessionConsumer:
                 return outcome
             await sessions.register_chatbot(self.database, tx, command.chatbot_id)
             event = ChatbotRegistered(chatbot_id=command.chatbot_id)
-            return await end(self.database, tx, command, envelope, event)
+            return await end(tx, command, envelope, event)
 
         await self._answer(await self.database.transact(register), command, envelope)
 
@@ -240,11 +240,11 @@ class SessionConsumer:
     ) -> Outcome:
         async def write(tx: AsyncSession) -> Outcome:
             if isinstance(result, Rejected):
-                return await end(self.database, tx, command, envelope, result)
+                return await end(tx, command, envelope, result)
             session = await _apply(tx, seen=result, change=change) if change else result
             news = session.announced_version < session.version
             message_id = session_event_id(session) if news else None
-            return await end(self.database, tx, command, envelope, session_event(session), message_id=message_id)
+            return await end(tx, command, envelope, session_event(session), message_id=message_id)
 
         return await self.database.transact(write)
 

@@ -61,7 +61,7 @@ class Database:
             raise
 
     async def read(self, work: Work[T], *, seconds: float | None = None) -> T:
-        """Run `work`, which only reads, without changing anything.
+        """Run `work`, which only reads.
 
         Raises:
             DatabaseUnavailable: no answer, or none within `seconds`.
