@@ -8,7 +8,7 @@ READY := $(VENV)/.ready
 LOCK := uv pip compile pyproject.toml --quiet --universal --python-version 3.11 --generate-hashes --no-header \
 	--no-annotate --no-emit-index-url --no-emit-find-links --no-emit-package whatsapp-qr-contracts
 
-.PHONY: help setup run test check format lint types imports generated lock clean
+.PHONY: help setup run test check format lint types imports generated diagram lock clean
 
 help: ## Print this help
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' Makefile | while IFS="	" read -r name text; do printf '  make %-10s %s\n' "$$name" "$$text"; done
@@ -20,7 +20,7 @@ $(READY): requirements-dev.lock pyproject.toml contracts/pyproject.toml
 	@if command -v uv >/dev/null; then \
 		set -ex; \
 		[ -x $(BIN)/python ] || uv venv --quiet --clear --python '>=3.11' $(VENV); \
-		uv pip install --quiet --python $(BIN)/python --require-hashes -r requirements-dev.lock; \
+		uv pip install --quiet --compile-bytecode --python $(BIN)/python --require-hashes -r requirements-dev.lock; \
 		uv pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation -e contracts -e .; \
 	else \
 		set -ex; \
@@ -31,7 +31,6 @@ $(READY): requirements-dev.lock pyproject.toml contracts/pyproject.toml
 	@touch $@
 
 run: setup ## Run everything on this machine: http://127.0.0.1:8000/docs
-	@[ -n "$$AMQP_URL" ] || deploy/local/setup.sh rabbitmq || true
 	@exec $(BIN)/whatsapp-qr up
 
 test: setup ## Run the tests on real RabbitMQ, PostgreSQL and SQLite
@@ -56,6 +55,11 @@ imports: setup ## Check the dependency rules between modules
 
 generated: setup ## Check that the generated files are up to date
 	$(BIN)/python schemas/generate.py --check
+
+diagram: ## Draw the picture in the README anew (needs Graphviz)
+	@command -v dot >/dev/null || { echo "Missing: Graphviz. Type: sudo apt-get install graphviz" >&2; exit 1; }
+	dot -Tsvg docs/architecture.dot -o docs/architecture.svg
+	echo "<!-- drawn from architecture.dot $$(sha256sum <docs/architecture.dot | cut -c 1-16) -->" >>docs/architecture.svg
 
 lock: ## Pin the newest allowed dependencies, with hashes
 	$(LOCK) --upgrade -o requirements.lock

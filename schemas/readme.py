@@ -26,7 +26,7 @@ def readme() -> str:
 def _settings() -> str:
     rows = ["", "| variable | default | meaning |", "|---|---|---|"]
     for name, field in Settings.model_fields.items():
-        default = "" if field.default is PydanticUndefined else f"`{field.default}`"
+        default = "" if field.default in {PydanticUndefined, None, ()} else f"`{field.default}`"
         rows.append(f"| `{name.upper()}` | {default} | {field.description} |")
     return "\n".join([*rows, "", ""])
 

@@ -11,6 +11,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from pydantic import SecretStr
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse
@@ -50,17 +51,43 @@ def migrate(settings: Settings) -> None:
         raise ConfigurationError(message) from error
 
 
+def require_keys(settings: Settings) -> None:
+    """Raise ConfigurationError where the ingress would let other machines in without a key."""
+    from service.ingress.keys import is_loopback
+
+    if not settings.api_keys and not is_loopback(settings.http_host):
+        raise ConfigurationError(
+            f"HTTP_HOST={settings.http_host} lets other machines in, and without API_KEYS they could send and read "
+            "messages. Set API_KEYS, for example to the output of openssl rand -hex 24, or leave HTTP_HOST at 127.0.0.1"
+        )
+
+
 def ingress_app(settings: Settings) -> "FastAPI":
-    """Return the door in."""
+    """Return the door in.
+
+    Raises:
+        ConfigurationError: it would be open to other machines.
+    """
+    require_keys(settings)
     from service.ingress.app import build_ingress
+    from service.ingress.keys import Keys
     from service.ingress.waiting import Waiters
     from service.messaging.listening import Listener
 
+    keys = Keys(
+        api=tuple(key.get_secret_value() for key in settings.api_keys),
+        webhook_token=_revealed(settings.webhook_token),
+        webhook_secret=_revealed(settings.webhook_secret),
+    )
     publisher = Publisher(settings.amqp_url, settings.partitions)
     database = Database(settings.database_url)
     waiters = Waiters(database)
     listener = Listener(settings.amqp_url, settings.partitions, waiters.hear)
-    return build_ingress(publisher, database, listener, waiters, version=version("whatsapp-qr"))
+    return build_ingress(publisher, database, listener, waiters, keys, version=version("whatsapp-qr"))
+
+
+def _revealed(secret: SecretStr | None) -> str | None:
+    return secret.get_secret_value() if secret else None
 
 
 @dataclass(frozen=True)
@@ -187,9 +214,11 @@ def _consumer_app(parts: Parts, consumer: Consumer, stop: Callable[[], Awaitable
 def simulator_app(settings: Settings) -> "FastAPI":
     """Return the gateway simulator; its sessions live in `.local/`."""
     from service.simulator.app import simulator_app as build_simulator
+    from service.simulator.signing import Credentials
 
     return build_simulator(
         callback_url=settings.callback_url,
         state_path=Path(".local") / "simulator.db",
         public_url=f"http://127.0.0.1:{settings.simulator_port}",
+        credentials=Credentials(_revealed(settings.webhook_token), _revealed(settings.webhook_secret)),
     )

@@ -1,5 +1,6 @@
 """The `whatsapp-qr` command: one subcommand per process."""
 
+import gc
 import os
 import re
 import signal
@@ -12,6 +13,9 @@ import typer
 from service.errors import ConfigurationError
 
 if TYPE_CHECKING:
+    from pydantic.fields import FieldInfo
+    from pydantic_core import ErrorDetails
+
     from service.settings import Settings
 
 KEEP_ALIVE = 75  # seconds; a callback that meets a connection being closed is lost, so callers should close first
@@ -85,6 +89,8 @@ def up() -> None:
     settings = read_settings()
     from service import apps, local
 
+    gc.enable()
+    apps.require_keys(settings)
     local.up(settings, apps.migrate)
 
 
@@ -98,17 +104,20 @@ def read_settings() -> "Settings":
     try:
         settings = Settings()
     except ValidationError as error:
-        fields = Settings.model_fields
         raise ConfigurationError(
-            "\n".join(
-                f"{(name := str(problem['loc'][0])).upper()} is {_masked(problem['input'])}: {problem['msg']}. "
-                f"It is: {fields[name].description} (default: {fields[name].default})"
-                for problem in error.errors()
-            )
+            "\n".join(_sentence(str(fault["loc"][0]), fault, Settings.model_fields) for fault in error.errors())
         ) from error
 
     logs.configure(settings.log_format, settings.log_level)
     return settings
+
+
+def _sentence(name: str, fault: "ErrorDetails", fields: "dict[str, FieldInfo]") -> str:
+    secret = "SecretStr" in str(fields[name].annotation)
+    shown = "not usable" if secret else _masked(fault["input"])
+    default = "not set" if secret else fields[name].default
+    reason = fault["msg"].removeprefix("Value error, ")
+    return f"{name.upper()} is {shown}: {reason}. It is: {fields[name].description} (default: {default})"
 
 
 def _masked(value: object) -> str:
@@ -135,7 +144,10 @@ def serve(asgi: Any, host: str, port: int, variable: str) -> None:
         log_config=None,
         timeout_graceful_shutdown=GRACE,
         timeout_keep_alive=KEEP_ALIVE,
+        proxy_headers=False,  # who calls is decided by the socket, never by a header
     )
+    gc.freeze()
+    gc.enable()
     server = uvicorn.Server(config)
     # uvicorn raises the signal again, once it has shut down, for whoever handled it before: that ends here, with 0.
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -148,6 +160,7 @@ def serve(asgi: Any, host: str, port: int, variable: str) -> None:
 
 def main() -> None:
     """Run the command; a wrong configuration is one sentence and exit status 2."""
+    gc.disable()  # importing makes no garbage, and looking for it is a seventh of the start
     try:
         app()
     except ConfigurationError as error:

@@ -3,12 +3,16 @@
 Only the composition roots (`apps`, `local`, `cli`) read it; everything else is given values.
 """
 
+import base64
+import binascii
+import re
 from typing import Annotated, Literal
 
-from pydantic import BeforeValidator, Field
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic import AfterValidator, BeforeValidator, Field, SecretStr
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 _DRIVERS = {"postgres": "postgresql+asyncpg", "postgresql": "postgresql+asyncpg", "sqlite": "sqlite+aiosqlite"}
+_SIGNING_SECRET_BYTES = 24  # the least that Standard Webhooks allows
 
 
 def _async_driver(url: object) -> object:
@@ -28,15 +32,48 @@ def _amqp(url: object) -> object:
     return url
 
 
+def _separated(text: object) -> object:
+    if not isinstance(text, str):
+        return text
+    keys = tuple(filter(None, map(str.strip, text.split(","))))
+    if not keys:  # whoever sets the variable does not want an open door
+        raise ValueError("it holds no key; make one with: openssl rand -hex 24")
+    return keys
+
+
+def _key(key: SecretStr) -> SecretStr:
+    if not re.fullmatch(r"[!-~]{16,}", key.get_secret_value()):
+        raise ValueError(
+            "a key has at least 16 letters, digits or signs, no spaces; make one with: openssl rand -hex 24"
+        )
+    return key
+
+
+def _signing_secret(secret: SecretStr) -> SecretStr:
+    found = re.fullmatch(r"whsec_([A-Za-z0-9+/]+=*)", secret.get_secret_value())
+    try:
+        size = len(base64.b64decode(found[1])) if found else 0
+    except binascii.Error:
+        size = 0
+    if size < _SIGNING_SECRET_BYTES:
+        raise ValueError(
+            "write whsec_ and at least 24 bytes as base64: WEBHOOK_SECRET=whsec_$(openssl rand -base64 32)"
+        )
+    return secret
+
+
 DatabaseUrl = Annotated[str, BeforeValidator(_async_driver)]
 AmqpUrl = Annotated[str, BeforeValidator(_amqp)]
+Key = Annotated[SecretStr, AfterValidator(_key)]
+Keys = Annotated[tuple[Key, ...], NoDecode, BeforeValidator(_separated)]
+SigningSecret = Annotated[SecretStr, AfterValidator(_signing_secret)]
 Port = Annotated[int, Field(ge=0, le=65_535)]
 
 
 class Settings(BaseSettings):
     """The settings. The name of the environment variable is the field's name in upper case."""
 
-    model_config = SettingsConfigDict(frozen=True, env_ignore_empty=True)
+    model_config = SettingsConfigDict(frozen=True, env_ignore_empty=True, hide_input_in_errors=True)
 
     amqp_url: AmqpUrl = Field(default="amqp://guest:guest@127.0.0.1:5672/", description="RabbitMQ, 3.10 or later")
     database_url: DatabaseUrl = Field(
@@ -54,6 +91,25 @@ class Settings(BaseSettings):
     simulator_port: Port = Field(default=3001, description="Port of the gateway simulator")
     callback_url: str = Field(
         default="http://127.0.0.1:8000", description="Base URL of the ingress, where the simulator posts its callbacks"
+    )
+    api_keys: Keys = Field(
+        default=(),
+        description="Keys of the callers, separated by commas: each /whatsapp-qr call brings one, as `Authorization: "
+        "Bearer …` or `X-API-Key`; where unset, only this machine is let in and `HTTP_HOST` must be loopback",
+    )
+    webhook_token: Key | None = Field(
+        default=None,
+        description="The gateway brings it to /webhook and /incoming, as `Authorization: Bearer …`, also from this "
+        "machine; where neither it nor `WEBHOOK_SECRET` is set, only this machine is let in",
+    )
+    webhook_secret: SigningSecret | None = Field(
+        default=None,
+        description="`whsec_…`; the gateway signs /webhook and /incoming with it (Standard Webhooks; clocks at most "
+        "5 minutes apart), also from this machine; where `WEBHOOK_TOKEN` is set too, one of the two is enough",
+    )
+    echo_bot: bool = Field(
+        default=True,
+        description="`make run` starts the echo bot, which answers every customer; `off` for your own worker",
     )
     partitions: int = Field(
         default=4, ge=1, le=64, description="Partitions of each partitioned queue; fixed for the life of a deployment"

@@ -16,11 +16,12 @@ import aio_pika
 import httpx
 
 from tests.servers import REPOSITORY, free_ports
-from whatsapp_qr_contracts.commands import SendMessage
+from whatsapp_qr_contracts.commands import Command
 from whatsapp_qr_contracts.partitions import partition_of
 
 SECONDS = 60.0
 CONSUMERS = ("session-consumer", "conversation-consumer", "outbound-consumer")
+ECHO_BOT = REPOSITORY / "contracts" / "examples" / "echo_bot.py"
 
 
 async def eventually(
@@ -37,7 +38,7 @@ async def eventually(
 
 
 class Process:
-    """One process of the service."""
+    """One process of the service, or the echo bot beside it."""
 
     def __init__(self, name: str, port: int, environment: dict[str, str], log: Path) -> None:
         self.name = name
@@ -50,9 +51,7 @@ class Process:
         with self._log.open("ab") as log:
             self._process = await asyncio.create_subprocess_exec(
                 sys.executable,
-                "-m",
-                "service.cli",
-                self.name,
+                *((str(ECHO_BOT),) if self.name == "echo-bot" else ("-m", "service.cli", self.name)),
                 cwd=self._log.parent,
                 env=self._environment,
                 stdout=log,
@@ -62,6 +61,8 @@ class Process:
     async def ready(self, http: httpx.AsyncClient) -> bool:
         assert self._process is not None
         assert self._process.returncode is None, f"{self.name} ended:\n{self.log()[-3000:]}"
+        if self.name == "echo-bot":
+            return "answering" in self.log()
         path = "/health" if self.name == "simulator" else "/readyz"
         try:
             return (await http.get(self.url + path)).status_code == 200
@@ -102,7 +103,8 @@ class System:
         self.database_url = database_url
         self.folder = folder
         self.settings = settings
-        self.http = httpx.AsyncClient(timeout=30)
+        keys = {"X-API-Key": settings["API_KEYS"]} if "API_KEYS" in settings else {}
+        self.http = httpx.AsyncClient(timeout=30, headers=keys)
         self.processes: list[Process] = []
         self.connection: aio_pika.abc.AbstractRobustConnection | None = None
         self._jobs: Heard | None = None
@@ -255,8 +257,8 @@ class Heard:
         return await eventually(look, lambda found: len(found) >= count)
 
 
-async def send_by_amqp(system: System, command: SendMessage, command_id: str) -> None:
-    """Do what an AI worker does: publish message.send, under the partition's routing key."""
+async def send_by_amqp(system: System, command: Command, command_id: str) -> None:
+    """Publish a command under its partition's routing key."""
     channel = await system.channel()
     exchange = await channel.get_exchange(command.exchange)
     partition = partition_of(str(command.chatbot_id), 4)

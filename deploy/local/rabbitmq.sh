@@ -90,6 +90,7 @@ end_orphan
 "$epmd" -port "$epmd_port" -address 127.0.0.1 &
 epmd_pid=$!
 echo "$epmd_pid" >"$dir/epmd.pid"
+cd "$dir" # where Erlang leaves its crash dumps
 "$sbin/rabbitmq-server" &
 server_pid=$!
 [ -z "$stopping" ] || kill -TERM "$server_pid" 2>/dev/null || true

@@ -24,6 +24,16 @@ package() {
     esac
 }
 
+case " $* " in *" venv "*)
+    if ! command -v uv >/dev/null && command -v python3 >/dev/null; then
+        python3 -c 'import sys; sys.exit(sys.version_info < (3, 11))' || {
+            echo "$(python3 --version) is too old: install Python 3.11 or later, or uv, which brings its own" >&2
+            exit 1
+        }
+    fi
+    ;;
+esac
+
 missing=
 for part in "$@"; do
     has "$part" || missing="$missing $(package "$part")"
@@ -36,16 +46,23 @@ if [ "$(id -u)" != 0 ] || ! command -v apt-get >/dev/null; then
 fi
 
 policy=/usr/sbin/policy-rc.d
+log=$(mktemp)
+forget=$log
+trap 'rm -f $forget' EXIT
+trap 'exit 130' INT TERM
 if [ ! -e "$policy" ]; then
-    trap 'rm -f "$policy"' EXIT
-    trap 'exit 130' INT TERM
+    forget="$log $policy"
     printf '#!/bin/sh\nexit 101\n' >"$policy"
     chmod 755 "$policy"
 fi
 export DEBIAN_FRONTEND=noninteractive
-apt-get update --quiet=2
+echo "Installing:$missing (apt-get)"
 # shellcheck disable=SC2086 # several packages
-apt-get install --quiet=2 --yes --no-install-recommends $missing
+{ apt-get update && apt-get install --yes --no-install-recommends $missing; } >"$log" 2>&1 </dev/null || {
+    tail -n 20 "$log" >&2
+    echo "apt-get could not install:$missing" >&2
+    exit 1
+}
 
 for part in "$@"; do
     has "$part" || { echo "$(package "$part") was installed, but is not usable" >&2; exit 1; }

@@ -9,6 +9,8 @@ from fastapi_offline import FastAPIOffline
 from service.ingress.bodies import Accepted
 from service.ingress.callbacks import callbacks
 from service.ingress.commands import Commands
+from service.ingress.guard import Guard, describe_guard
+from service.ingress.keys import Keys
 from service.ingress.limits import BodyLimit
 from service.ingress.problems import ProblemBody, Problems
 from service.ingress.reads import Reads
@@ -20,11 +22,12 @@ from service.persistence.database import Database
 _DESCRIPTION = """Links chatbots to WhatsApp by QR code, and sends and receives their messages.
 
 A 2xx answer means that the message broker has the request on disk. Errors are `application/problem+json` with a stable
-`code`; 503 carries `Retry-After`. To use the service by AMQP see `asyncapi.yaml`."""
+`code`; 503 carries `Retry-After`. Where `API_KEYS` is set, every call brings a key (Authorize, below). To use
+the service by AMQP see `asyncapi.yaml`."""
 
 
 def build_ingress(
-    publisher: Publisher, database: Database, listener: Listener, waiters: Waiters, *, version: str
+    publisher: Publisher, database: Database, listener: Listener, waiters: Waiters, keys: Keys, *, version: str
 ) -> FastAPI:
     """Return the ingress' application. It takes requests at once, whatever else is away."""
 
@@ -45,7 +48,8 @@ def build_ingress(
         redoc_url=None,
         strict_content_type=False,  # a callback without a content type must not be lost
     )
-    app.add_middleware(BodyLimit)
+    app.add_middleware(Guard, keys=keys)
+    app.add_middleware(BodyLimit)  # the last one added comes first: what the guard reads is limited too
     Problems(publisher).install(app)
     app.include_router(Commands(publisher, database, waiters).router())
     app.include_router(Reads(database).router())
@@ -61,12 +65,12 @@ def build_ingress(
         """Answer as soon as requests are taken. Callbacks are taken whatever else is away, so nothing else counts."""
         return Accepted()
 
-    _describe_errors(app)
+    _describe_errors_and_keys(app)
     return app
 
 
-def _describe_errors(app: FastAPI) -> None:
-    """Let the OpenAPI document name our errors instead of the framework's 422, which is never sent."""
+def _describe_errors_and_keys(app: FastAPI) -> None:
+    """Let the OpenAPI document name what a call brings, and our errors instead of the framework's 422, never sent."""
     generate = app.openapi
 
     def openapi() -> dict[str, object]:
@@ -82,6 +86,7 @@ def _describe_errors(app: FastAPI) -> None:
         for path in document["paths"].values():
             for operation in path.values():
                 operation["responses"].pop("422", None)
+        describe_guard(document)
         return document
 
     app.openapi = openapi  # type: ignore[method-assign]

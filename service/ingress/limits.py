@@ -35,4 +35,7 @@ class BodyLimit:
                 raise HTTPException(_TOO_LARGE, _DETAIL)
             return message
 
-        await self._app(scope, counted, send)
+        try:
+            await self._app(scope, counted, send)
+        except HTTPException:  # read before the application, which would have answered it
+            await answer(_TOO_LARGE, "content_too_large", _DETAIL)(scope, receive, send)

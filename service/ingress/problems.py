@@ -44,11 +44,16 @@ class ProblemBody(BaseModel):
 class Problem(Exception):  # noqa: N818  # RFC 9457's own word
     """Ends a request with an error."""
 
-    def __init__(self, status: int, code: str, detail: str) -> None:
+    def __init__(self, status: int, code: str, detail: str, headers: dict[str, str] | None = None) -> None:
         super().__init__(detail)
         self.status = status
         self.code = code
         self.detail = detail
+        self.headers = headers
+
+    def answer(self) -> JSONResponse:
+        """Return its response."""
+        return answer(self.status, self.code, self.detail, headers=self.headers)
 
 
 def responses(*statuses: int) -> dict[int | str, dict[str, Any]]:
@@ -105,7 +110,7 @@ class Problems:
     async def problem(self, _request: Request, error: Exception) -> JSONResponse:
         """Answer what an endpoint refused."""
         assert isinstance(error, Problem)  # noqa: S101  # installed for it alone; so below
-        return answer(error.status, error.code, error.detail)
+        return error.answer()
 
     async def away(self, _request: Request, error: Exception) -> JSONResponse:
         """Answer while the database or the broker is away."""
@@ -133,16 +138,16 @@ class Problems:
 
     async def unexpected(self, request: Request, error: Exception) -> JSONResponse:
         """Answer what should not happen, and log it."""
-        log.error("request_failed", path=request.url.path, exc_info=error)
+        log.error("request_failed", path=request.scope["path"], exc_info=error)
         return answer(500, "internal_error", "something failed here that should not; the log of the ingress says what")
 
     async def _keep(self, request: Request, why: str) -> JSONResponse | None:
         """Keep a callback that cannot be used; return the answer where that is not possible now."""
-        if request.url.path not in CALLBACK_PATHS:
+        if request.scope["path"] not in CALLBACK_PATHS:
             return None
         lost = Undeliverable(why, code="invalid_callback")
         try:
-            await dead_letter_callback(self.publisher, await request.body(), lost, path=request.url.path)
+            await dead_letter_callback(self.publisher, await request.body(), lost, path=request.scope["path"])
         except BrokerUnavailable as trouble:
             return unavailable(trouble)
         return None

@@ -36,24 +36,25 @@ def up(settings: Settings, migrate: Callable[[Settings], None]) -> None:
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         signal.signal(number, lambda *_: stop.set())
+    began = time.monotonic()
     with only_one(folder):
-        end_leftovers(folder)
+        if end_leftovers(folder):
+            say("Ended what an earlier run had left behind")
         programs = choose_programs(settings, folder)
         require_free_ports(programs)
         settings = pointed_at(programs, settings)
         say("Preparing the database")
         migrate(settings)
         if not stop.is_set():
-            _run(settings, programs, folder, stop)
+            _run(settings, programs, folder, stop, began)
 
 
-def _run(settings: Settings, programs: list[Program], folder: Path, stop: threading.Event) -> None:
+def _run(settings: Settings, programs: list[Program], folder: Path, stop: threading.Event, began: float) -> None:
     supervisor = start_supervisor(settings, programs, folder)
     try:
-        started = time.monotonic()
         wait_until_ready(programs, folder, supervisor, stop)
         if not stop.is_set():
-            say_what_runs(settings, programs, time.monotonic() - started)
+            say_what_runs(settings, programs, time.monotonic() - began)
         while not stop.wait(0.5):
             require_alive(supervisor, folder)
     finally:

@@ -1,30 +1,56 @@
-"""The private RabbitMQ node of a run: whether this machine has one, and its ports."""
+"""The private RabbitMQ of a run: which of the ways to get one works on this machine, and on which ports."""
 
+import os
+import shutil
 import subprocess
 from pathlib import Path
 
 from service.errors import ConfigurationError
 from service.local.ports import is_free
 
-RABBITMQ_SCRIPT = Path(__file__).parents[2] / "deploy" / "local" / "rabbitmq.sh"
-RABBITMQ_PORT = 5680  # the first of three in a row: AMQP, Erlang distribution, epmd
+_DEPLOY = Path(__file__).parents[2] / "deploy" / "local"
+_NODE = _DEPLOY / "rabbitmq.sh"
+_CONTAINER = _DEPLOY / "rabbitmq-container.sh"
+_SETUP = _DEPLOY / "setup.sh"
+_FIRST_PORT = 5680  # the first of three in a row: AMQP, Erlang distribution, epmd
 
-NO_BROKER = """There is no RabbitMQ 3.10 or later on this machine. One of these helps:
+NO_BROKER = """There is no RabbitMQ 3.10 or later on this machine. One of these helps, then start again:
   - a running broker:    export AMQP_URL=amqp://user:password@host:5672/
-  - an installed one:    apt-get install rabbitmq-server   (a private node of it is started)
-  - one in a container:  docker run -d -p 127.0.0.1:5672:5672 rabbitmq:4; export AMQP_URL=amqp://127.0.0.1/"""
+  - an installed one:    sudo apt-get install rabbitmq-server   (a private node of it is started)
+  - a Docker engine:     a container of rabbitmq:4 is started
+  - being root:          rabbitmq-server is installed by apt-get"""
 
 
-def choose_broker_ports(folder: Path) -> list[int]:
-    """Choose the private node's ports: those of the last run, or the next ones that are free.
+def choose_broker(folder: Path) -> tuple[list[str], int]:
+    """Choose how RabbitMQ is started here, installing it if that is the only way; return the command and its port.
 
     Raises:
-        ConfigurationError: there is no usable RabbitMQ on this machine.
+        ConfigurationError: no way works on this machine.
     """
-    if not RABBITMQ_SCRIPT.exists() or subprocess.run([RABBITMQ_SCRIPT, "--installed"], check=False).returncode:  # noqa: S603
+    data = str(folder / "rabbitmq")
+    if _works(_NODE, "--installed"):
+        script = _NODE
+    elif _works(_CONTAINER, "--usable"):
+        script = _CONTAINER
+        _works(script, "--remove", data)  # a killed run's container still holds the port
+    elif os.geteuid() == 0 and shutil.which("apt-get") and _works(_SETUP, "rabbitmq", silent=False):
+        script = _NODE
+    else:
         raise ConfigurationError(NO_BROKER)
+    ports = _free_ports(folder)
+    return [str(script), data, *map(str, ports)], ports[0]
+
+
+def _works(script: Path, *arguments: str, silent: bool = True) -> bool:
+    if not script.exists():  # installed from a wheel, without the repository around it
+        return False
+    return subprocess.run([script, *arguments], check=False, capture_output=silent).returncode == 0  # noqa: S603
+
+
+def _free_ports(folder: Path) -> list[int]:
+    """Return the ports of the last run, or the next ones that are free."""
     memory = folder / "rabbitmq.port"
-    first = int(memory.read_text()) if memory.exists() else RABBITMQ_PORT
+    first = int(memory.read_text()) if memory.exists() else _FIRST_PORT
     while not all(is_free("127.0.0.1", port) for port in range(first, first + 3)):
         first += 3
     memory.write_text(str(first))

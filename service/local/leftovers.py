@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from service.errors import ConfigurationError
+from service.local.programs import ECHO_BOT
 from service.local.supervision import STOP_TIMEOUT
 
 ORPHAN_TIMEOUT = 15.0
@@ -36,18 +37,21 @@ def only_one(folder: Path) -> Iterator[None]:
         path.unlink(missing_ok=True)
 
 
-def end_leftovers(folder: Path) -> None:
-    """End what is still running of an earlier run: known by its pid file, believed by its command line."""
+def end_leftovers(folder: Path) -> bool:
+    """End what is still running of an earlier run, and say whether there was anything.
+
+    They are known by their pid files and believed by their command lines.
+    """
     supervisor = {folder / "supervisord.pid": str(folder / "supervisord.conf")}
     parts = {path: f"service.cli {path.stem}" for path in (folder / "run").glob("*.pid")}
     parts[folder / "run" / "rabbitmq.pid"] = str(folder / "rabbitmq")
+    if (echo_bot := folder / "run" / "echo-bot.pid") in parts:
+        parts[echo_bot] = str(ECHO_BOT)
     node = {folder / "rabbitmq" / "rabbitmq.pid": "-whatsapp_qr_node", folder / "rabbitmq" / "epmd.pid": "epmd -port"}
-    _end(supervisor, STOP_TIMEOUT)
-    _end(parts, ORPHAN_TIMEOUT)
-    _end(node, ORPHAN_TIMEOUT)
+    return any([_end(supervisor, STOP_TIMEOUT), _end(parts, ORPHAN_TIMEOUT), _end(node, ORPHAN_TIMEOUT)])
 
 
-def _end(marks: dict[Path, str], patience: float) -> None:
+def _end(marks: dict[Path, str], patience: float) -> bool:
     running = {pid for path, mark in marks.items() if (pid := _read_pid(path)) and mark in _command_line(pid)}
     before = {pid: _command_line(pid) for pid in running}
     for number, seconds in ((signal.SIGTERM, patience), (signal.SIGKILL, 5.0)):
@@ -60,6 +64,7 @@ def _end(marks: dict[Path, str], patience: float) -> None:
             time.sleep(0.1)
     for path in marks:
         path.unlink(missing_ok=True)
+    return bool(before)
 
 
 def _read_pid(path: Path) -> int:

@@ -1,9 +1,13 @@
 """What a run prints."""
 
 import re
+from typing import TYPE_CHECKING
 
-from service.local.programs import Program
-from service.settings import Settings
+if TYPE_CHECKING:
+    from service.local.programs import Program
+    from service.settings import Settings
+
+_CHATBOT = "6f9619ff-8b86-4011-b42d-00c04fc964ff"
 
 
 def say(line: str) -> None:
@@ -11,17 +15,36 @@ def say(line: str) -> None:
     print(line, flush=True)  # noqa: T201
 
 
-def say_what_runs(settings: Settings, programs: list[Program], seconds: float) -> None:
-    """Print where everything answers."""
-    places = {program.name: program.url for program in programs}
+def say_what_runs(settings: "Settings", programs: "list[Program]", seconds: float) -> None:
+    """Print where everything answers, and what to type next."""
+    places = {program.name: program.url if program.port else "" for program in programs}
     places["ingress"] += "   (API documentation: /docs)"
     places["rabbitmq"] = settings.amqp_url if "rabbitmq" in places else _without_password(settings.amqp_url)
     if "simulator" not in places:
         places["gateway"] = _without_password(settings.whatsapp_qr_service_url)
+    if "echo-bot" in places:
+        places["echo-bot"] = "answers every customer with his own text   (ECHO_BOT=off: not)"
     places |= {"database": _without_password(settings.database_url), "logs": ".local/log/"}
     say(f"Ready after {seconds:.0f} s; Ctrl-C stops everything.")
     for name, place in places.items():
         say(f"  {name:22} {place}")
+    urls = {program.name: program.url for program in programs}
+    say("Try it in a second terminal: link a chatbot, scan its QR code, see a customer get an answer.")
+    for command in _commands(urls["ingress"], urls.get("simulator"), with_key=bool(settings.api_keys)):
+        say(f"  {command}")
+
+
+def _commands(ingress: str, simulator: str | None, *, with_key: bool) -> list[str]:
+    key = " -H 'X-API-Key: <one of API_KEYS>'" if with_key else ""
+    api = f"{ingress}/whatsapp-qr"
+    link = f"""SESSION=$(curl -s{key} {api}/init --json '{{"chatbotId": "{_CHATBOT}"}}' | grep -o 'session_[^"]*')"""
+    if simulator is None:
+        show = f"curl{key} {api}/qr-code/$SESSION   # a PNG as a data URL: open it in a browser and scan it"
+        return [link, show, f"curl{key} {api}/status/$SESSION"]
+    phone = f"{simulator}/simulator/sessions/$SESSION"
+    scan = f"""curl "{phone}/scan?wait=10" --json '{{"phoneNumber": "5491100000000"}}'"""
+    ask = f"""curl "{phone}/customers?wait=10" --json '{{"from": "5491112345678", "message": "Hola"}}'"""
+    return [link, scan, ask]
 
 
 def _without_password(url: str) -> str:

@@ -7,22 +7,24 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from service.errors import ConfigurationError
-from service.local.broker import RABBITMQ_SCRIPT, choose_broker_ports
+from service.ingress.keys import is_loopback
+from service.local.broker import choose_broker
 from service.local.ports import listener, reachable
 from service.settings import Settings
 
 CONSUMERS = ("session-consumer", "conversation-consumer", "outbound-consumer")
+ECHO_BOT = Path(__file__).parents[2] / "contracts" / "examples" / "echo_bot.py"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Program:
     """One process: how it is started and where it answers."""
 
     name: str
     command: list[str]
-    host: str
-    port: int
-    port_setting: str  # the variable that chooses the port
+    host: str = ""
+    port: int = 0  # 0: it listens nowhere
+    port_setting: str = ""  # the variable that chooses the port
     grace: int = 30  # seconds it has to finish
     health: tuple[str, ...] = ("/livez", "/readyz")  # these answer 200 once it is ready; without any, the port is taken
 
@@ -39,6 +41,7 @@ def choose_programs(settings: Settings, folder: Path) -> list[Program]:
         programs.append(_rabbitmq(folder))
     if "whatsapp_qr_service_url" not in settings.model_fields_set:
         port = settings.simulator_port
+        _require_callbacks_let_in(settings)
         programs.append(
             Program(
                 "simulator", _command("simulator"), "127.0.0.1", port, "SIMULATOR_PORT", grace=3, health=("/health",)
@@ -47,13 +50,24 @@ def choose_programs(settings: Settings, folder: Path) -> list[Program]:
     programs.append(Program("ingress", _command("ingress"), settings.http_host, settings.http_port, "HTTP_PORT"))
     for number, name in enumerate(CONSUMERS, start=1):
         programs.append(Program(name, _command(name), settings.http_host, settings.health_port + number, "HEALTH_PORT"))
+    if settings.echo_bot and ECHO_BOT.exists():
+        programs.append(Program("echo-bot", [sys.executable, str(ECHO_BOT)], grace=10))
     return programs
 
 
+def _require_callbacks_let_in(settings: Settings) -> None:
+    """The simulator calls the ingress at its address, and from it: only loopback needs no credentials."""
+    local = settings.http_host in {"0.0.0.0", "::"} or is_loopback(settings.http_host)  # noqa: S104
+    if not (local or settings.webhook_token or settings.webhook_secret):
+        raise ConfigurationError(
+            f"HTTP_HOST={settings.http_host}: the simulator's callbacks would come from there and be refused. Set "
+            "WEBHOOK_SECRET=whsec_$(openssl rand -base64 32), or HTTP_HOST=0.0.0.0"
+        )
+
+
 def _rabbitmq(folder: Path) -> Program:
-    ports = choose_broker_ports(folder)
-    command = [str(RABBITMQ_SCRIPT), str(folder / "rabbitmq"), *map(str, ports)]
-    return Program("rabbitmq", command, "127.0.0.1", ports[0], "AMQP_URL", grace=10, health=())
+    command, port = choose_broker(folder)
+    return Program("rabbitmq", command, "127.0.0.1", port, "AMQP_URL", grace=10, health=())
 
 
 def _command(name: str) -> list[str]:
@@ -63,19 +77,25 @@ def _command(name: str) -> list[str]:
 def require_free_ports(programs: list[Program]) -> None:
     """Listen on every port once, all at once, so that two programs on one port are found too."""
     with contextlib.ExitStack() as held:
-        for program in programs:
+        for program in filter(_listens, programs):
             try:
                 held.enter_context(listener(program.host, program.port))
             except OSError as error:
                 sentence = (
                     f"{program.host}:{program.port} ({program.name}) is not free: {os.strerror(error.errno or 0)}. "
                 )
-                raise ConfigurationError(sentence + f"End what uses it or set {program.port_setting}") from error
+                consumers = " (the consumers take the three ports after it)" if program.name in CONSUMERS else ""
+                remedy = f"End what uses it or set {program.port_setting}{consumers}"
+                raise ConfigurationError(sentence + remedy) from error
+
+
+def _listens(program: Program) -> bool:
+    return program.port > 0
 
 
 def pointed_at(programs: list[Program], settings: Settings) -> Settings:
     """Point the settings that the user left open at what runs here."""
-    urls = {program.name: program.url for program in programs}
+    urls = {program.name: program.url for program in filter(_listens, programs)}
     local = {"callback_url": urls["ingress"]} if "callback_url" not in settings.model_fields_set else {}
     if "simulator" in urls:
         local["whatsapp_qr_service_url"] = urls["simulator"]

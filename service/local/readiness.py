@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     import subprocess
 
 START_TIMEOUT = 90.0
+TELL_EVERY = 10.0
 
 
 def wait_until_ready(
@@ -29,26 +30,37 @@ def wait_until_ready(
         ConfigurationError: supervisord ended, a program has given up, or it takes too long.
     """
     say("Starting " + ", ".join(program.name for program in programs))
-    waiting = list(programs)
+    waiting = [program for program in programs if program.port]
     deadline = time.monotonic() + START_TIMEOUT
+    told = time.monotonic()
     with httpx.Client(timeout=3, trust_env=False) as client:
         while waiting and not stop.wait(0.2):
             require_alive(supervisor, folder)
             failed = _given_up(programs, folder) or (waiting[0] if time.monotonic() > deadline else None)
             if failed:
                 raise ConfigurationError(_failure(failed, folder))
-            for program in [program for program in waiting if _is_ready(program, client)]:
+            missing = {program: reason for program in waiting if (reason := _missing(program, client))}
+            for program in [program for program in waiting if program not in missing]:
                 waiting.remove(program)
                 say(f"  {program.name} is ready")
+            if waiting and time.monotonic() > told + TELL_EVERY:
+                told = time.monotonic()
+                say("  waiting for " + ", ".join(f"{program.name} ({reason})" for program, reason in missing.items()))
 
 
-def _is_ready(program: Program, client: httpx.Client) -> bool:
+def _missing(program: Program, client: httpx.Client) -> str:
+    """Say what a program still lacks; empty once it is ready."""
     if not program.health:
-        return not is_free(program.host, program.port)
+        return "starts" if is_free(program.host, program.port) else ""
     try:
-        return all(client.get(program.url + path).status_code == httpx.codes.OK for path in program.health)
+        answers = [client.get(program.url + path) for path in program.health]
     except httpx.HTTPError:
-        return False
+        return "starts"
+    refusals = [answer for answer in answers if answer.status_code != httpx.codes.OK]
+    if not refusals:
+        return ""
+    checks = refusals[0].json().get("checks", {})
+    return "not yet: " + ", ".join(name for name, is_there in checks.items() if not is_there)
 
 
 def _given_up(programs: list[Program], folder: Path) -> Program | None:

@@ -13,7 +13,7 @@ from service.local.programs import CONSUMERS, Program
 from service.settings import Settings
 
 # supervisord stops group by group, from the last to the first, and the programs of a group together.
-GROUPS = {"broker": ["rabbitmq"], "gateway": ["simulator"], "service": ["ingress", *CONSUMERS]}
+GROUPS = {"broker": ["rabbitmq"], "gateway": ["simulator"], "service": ["ingress", *CONSUMERS], "worker": ["echo-bot"]}
 STOP_TIMEOUT = 60.0
 
 
@@ -83,7 +83,7 @@ def _program_section(program: Program, folder: Path) -> list[str]:
     return [
         f"[program:{program.name}]",
         f"command = {_escaped(shlex.join(start))}",
-        f'environment = {program.port_setting}="{program.port}"' if program.name != "rabbitmq" else "",
+        f'environment = {program.port_setting}="{program.port}"' if program.port and program.name != "rabbitmq" else "",
         f"stdout_logfile = {_escaped(program_log(program, folder))}",
         "redirect_stderr = true",
         "stdout_logfile_maxbytes = 10MB",

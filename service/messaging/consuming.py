@@ -34,6 +34,7 @@ log = structlog.get_logger()
 _TRIES = 3
 _TRACEBACK_CHARACTERS = 8_000
 _GRACE_SECONDS = 25.0
+_START_PAUSE = 1.0  # a process and the broker that start together are not held up by each other
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,9 +109,10 @@ class Consumer:
 
     async def _subscribe(self) -> None:
         try:
-            await self._hold(partial(_reaching_broker, partial(topology.declare, self._url, self._count)))
+            declare = partial(topology.declare, self._url, self._count)
+            await self._hold(partial(_reaching_broker, declare), longest=_START_PAUSE)
             for partition in self._partitions:
-                await self._hold(partial(_reaching_broker, partition.start))
+                await self._hold(partial(_reaching_broker, partition.start), longest=_START_PAUSE)
         except Stopping:
             return
         log.info("consuming", queue=self._queue.name, partitions=self._count)

@@ -26,8 +26,8 @@ class Hold:
         """Operations that wait at this moment; the process is not ready while there are any."""
         self._told: set[str] = set()
 
-    async def __call__(self, operation: Callable[[], Awaitable[T]]) -> T:
-        """Run the operation until it does not raise Unavailable any more, with 0.2 to 10 s between the attempts.
+    async def __call__(self, operation: Callable[[], Awaitable[T]], *, longest: float = 10.0) -> T:
+        """Run the operation until it does not raise Unavailable any more, with 0.2 to `longest` s between the attempts.
 
         However many operations wait, each reason is logged once, and once that none waits any more.
 
@@ -40,7 +40,7 @@ class Hold:
             self._tell(error)
         self.held += 1
         try:
-            answer = await self._repeat(operation)
+            answer = await self._repeat(operation, longest)
         finally:
             self.held -= 1
             if not self.held:
@@ -49,10 +49,10 @@ class Hold:
             log.info("held_no_longer")
         return answer
 
-    async def _repeat(self, operation: Callable[[], Awaitable[T]]) -> T:
+    async def _repeat(self, operation: Callable[[], Awaitable[T]], longest: float) -> T:
         failures = 1
         while True:
-            await self._pause(backoff(failures))
+            await self._pause(min(longest, backoff(failures)))
             try:
                 return await operation()
             except Unavailable as error:

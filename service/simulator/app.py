@@ -12,10 +12,11 @@ from service.errors import ServiceError
 from service.simulator import contract, control
 from service.simulator.answers import explain
 from service.simulator.phones import PairingPace
+from service.simulator.signing import Credentials
 from service.simulator.simulator import SimulatorOptions, running_simulator
 
 
-def simulator_app(
+def simulator_app(  # noqa: PLR0913  # all by name: one for each thing that a test turns
     *,
     callback_url: str,
     state_path: Path | None = None,
@@ -25,6 +26,7 @@ def simulator_app(
     qr_limit: int = 15,
     receipt_delay: float = 0.2,
     hold_seconds: float = 60,
+    credentials: Credentials | None = None,
 ) -> FastAPI:
     """Return a WhatsApp gateway with simulated phones; it works while its lifespan runs.
 
@@ -37,9 +39,11 @@ def simulator_app(
         qr_limit: QR codes shown before a pairing is given up (`qr_expired`).
         receipt_delay: Seconds from a send to `delivered`, and from there to `read`.
         hold_seconds: How long the fault `timeout_after_accept` holds an answer back.
+        credentials: What every callback brings to be let in; None where nothing is asked for.
     """
     options = SimulatorOptions(
         callback_url=callback_url,
+        credentials=credentials or Credentials(),
         state_path=state_path,
         public_url=public_url.rstrip("/"),
         receipt_delay=receipt_delay,

@@ -7,6 +7,7 @@ from itertools import count
 import httpx
 import structlog
 
+from service.simulator.signing import Credentials
 from service.simulator.store import Callback, Store
 
 ATTEMPT_SECONDS = 5.0
@@ -29,9 +30,10 @@ class CallbackLanes:
     tried again.
     """
 
-    def __init__(self, store: Store, client: httpx.AsyncClient, callback_url: str) -> None:
+    def __init__(self, store: Store, client: httpx.AsyncClient, callback_url: str, credentials: Credentials) -> None:
         self._store = store
         self._client = client
+        self._credentials = credentials
         self._base = callback_url.rstrip("/")
         self._lanes: dict[str, asyncio.Event] = {}
         self._tasks: set[asyncio.Task[None]] = set()
@@ -97,11 +99,10 @@ class CallbackLanes:
 
     async def _post(self, callback: Callback) -> httpx.Response | str:
         """Return the answer, or why there was none."""
+        headers = {"content-type": "application/json"} | self._credentials.headers(callback)
         try:
             async with asyncio.timeout(ATTEMPT_SECONDS):
-                return await self._client.post(
-                    self._base + callback.path, content=callback.body, headers={"content-type": "application/json"}
-                )
+                return await self._client.post(self._base + callback.path, content=callback.body, headers=headers)
         except TimeoutError:
             return f"no answer within {ATTEMPT_SECONDS:g} s"
         except httpx.HTTPError as error:

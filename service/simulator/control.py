@@ -1,10 +1,12 @@
 """Control endpoints under /simulator: people and tests play the phone, the customer and the bad day."""
 
+import asyncio
 import time
+from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Annotated, Any
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Query
 from fastapi.exceptions import RequestValidationError
 from pydantic import ConfigDict, Field, StringConstraints, ValidationError
 
@@ -14,9 +16,14 @@ from service.simulator.faults import Faults
 from service.simulator.simulator import Running
 from whatsapp_qr_contracts.addresses import Address, normalize_address
 from whatsapp_qr_contracts.gateway import GatewayMessage, UnixTime
-from whatsapp_qr_contracts.message import Identifier, Text, WireModel
+from whatsapp_qr_contracts.message import Identifier, SessionStatus, Text, WireModel
 
 routes = APIRouter(prefix="/simulator")
+
+Patience = Annotated[float, Query(ge=0, le=30, description="Seconds to wait for what is not there yet")]
+
+
+_SCANNED_OR_SHOWN = {SessionStatus.QR_READY, SessionStatus.CONNECTED}
 
 
 class _Body(WireModel):
@@ -48,8 +55,9 @@ class Forget(_Body):
 
 
 @routes.post("/sessions/{session_id}/scan")
-async def scan(session_id: str, body: Scan, simulator: Running) -> dict[str, Any]:
-    """Scan the session's QR code; 409 where it shows none."""
+async def scan(session_id: str, body: Scan, simulator: Running, wait: Patience = 0) -> dict[str, Any]:
+    """Scan the session's QR code; 409 where it shows none within `wait`."""
+    await _until(lambda: simulator.phones.get(session_id).status in _SCANNED_OR_SHOWN, wait)
     return {"success": True, "session": described(simulator.phones.scan(session_id, body.phone_number))}
 
 
@@ -72,8 +80,14 @@ async def reconnect(session_id: str, simulator: Running) -> dict[str, Any]:
 
 
 @routes.post("/sessions/{session_id}/customers")
-async def customer_writes(session_id: str, body: CustomerMessage, simulator: Running) -> dict[str, Any]:
-    """Let a customer write to the linked account; 409 where it is not connected."""
+async def customer_writes(
+    session_id: str, body: CustomerMessage, simulator: Running, wait: Patience = 0
+) -> dict[str, Any]:
+    """Let a customer write to the linked account; 409 where it is not connected.
+
+    The answer lists what the customer was sent since then: what arrives first within `wait`.
+    """
+    before = len(simulator.chats.sent(session_id, _recipient(body.sender)))
     message_id = body.message_id or whatsapp_id()
     fields = body.model_dump(by_alias=True, exclude={"repeat"}, exclude_none=True)
     try:
@@ -83,7 +97,9 @@ async def customer_writes(session_id: str, body: CustomerMessage, simulator: Run
     except ValidationError as error:
         raise RequestValidationError(error.errors()) from error
     simulator.chats.receive(message, body.repeat)
-    return {"success": True, "messageId": message_id}
+    await _until(lambda: len(simulator.chats.sent(session_id, _recipient(body.sender))) > before, wait)
+    answers = simulator.chats.sent(session_id, _recipient(body.sender))[before:]
+    return {"success": True, "messageId": message_id, "answers": [answer.message for answer in answers]}
 
 
 @routes.post("/forget")
@@ -127,6 +143,12 @@ async def sent(simulator: Running, sessionId: str | None = None, to: str | None 
 async def callbacks(simulator: Running) -> dict[str, Any]:
     """Return how many callbacks wait to be accepted, for each session that has any."""
     return {"success": True, "waiting": simulator.chats.waiting_callbacks()}
+
+
+async def _until(condition: Callable[[], bool], seconds: float) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition() and time.monotonic() < deadline:  # noqa: ASYNC110  # nothing signals it, and people are slow
+        await asyncio.sleep(0.05)
 
 
 def _recipient(text: str | None) -> str | None:

@@ -16,6 +16,7 @@ from service.simulator.chats import Chats
 from service.simulator.faults import Faults
 from service.simulator.phones import PairingPace, Phones
 from service.simulator.reporting import Reports
+from service.simulator.signing import Credentials
 from service.simulator.store import Store
 from whatsapp_qr_contracts.message import SessionStatus
 
@@ -27,6 +28,7 @@ class SimulatorOptions:
     """How the simulator behaves; `simulator_app` explains each."""
 
     callback_url: str
+    credentials: Credentials
     state_path: Path | None
     public_url: str
     receipt_delay: float
@@ -51,7 +53,7 @@ async def running_simulator(options: SimulatorOptions) -> AsyncIterator[Simulato
     limits = httpx.Limits(max_connections=None, max_keepalive_connections=100)
     # trust_env: callbacks go to our own ingress, never through a proxy
     async with httpx.AsyncClient(timeout=None, limits=limits, trust_env=False) as client:  # noqa: S113 - lanes time out
-        lanes = CallbackLanes(store, client, options.callback_url)
+        lanes = CallbackLanes(store, client, options.callback_url, options.credentials)
         reports = Reports(store, lanes.wake)
         phones = Phones(store, reports, options.pace)
         phones.resume()

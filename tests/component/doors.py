@@ -9,6 +9,7 @@ import httpx
 
 from service.errors import BrokerUnavailable
 from service.ingress.app import build_ingress
+from service.ingress.keys import Keys
 from service.ingress.waiting import Waiters
 from service.persistence.database import Database
 from service.persistence.tables import SessionRow
@@ -58,13 +59,13 @@ class Silence:
 
 
 class Ingress:
-    def __init__(self, database: Database) -> None:
+    def __init__(self, database: Database, keys: Keys | None = None, peer: str = "127.0.0.1") -> None:
         self.database = database
         self.broker = Recorder()
         parts: tuple[Any, Any] = (self.broker, Silence())
-        self.app = build_ingress(parts[0], database, parts[1], Waiters(database), version="1.2.3")
-        transport = httpx.ASGITransport(self.app, raise_app_exceptions=False)
-        self.http = httpx.AsyncClient(transport=transport, base_url="http://ingress")
+        self.app = build_ingress(parts[0], database, parts[1], Waiters(database), keys or Keys(), version="1.2.3")
+        transport = httpx.ASGITransport(self.app, raise_app_exceptions=False, client=(peer, 50_000))
+        self.http = httpx.AsyncClient(transport=transport, base_url="http://localhost:8000")
 
     async def post(self, path: str, body: Any = None, **options: Any) -> httpx.Response:
         given = {"json": body} if isinstance(body, dict | list) else {"content": body}

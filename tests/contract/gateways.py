@@ -50,6 +50,8 @@ class Receiver:
     posts: list[tuple[GatewayReport, int]] = field(default_factory=list)
     """Everything that was posted, with the status it was given."""
     invalid: list[str] = field(default_factory=list)
+    raw: list[tuple[dict[str, str], bytes]] = field(default_factory=list)
+    """The headers and the body of everything that was posted."""
 
     def __post_init__(self) -> None:
         self._changed = threading.Condition()
@@ -105,16 +107,18 @@ def _handler(receiver: Receiver) -> type[BaseHTTPRequestHandler]:
         wbufsize = -1  # head and body in one packet: a second one waits 40 ms for an acknowledgement
 
         def do_POST(self) -> None:
-            status = receiver.take(self.path, self.rfile.read(int(self.headers["content-length"])))
+            body = self.rfile.read(int(self.headers["content-length"]))
+            receiver.raw.append(({name.lower(): value for name, value in self.headers.items()}, body))
+            status = receiver.take(self.path, body)
             if status == BREAK_OFF:
                 self.close_connection = True
                 return
-            body = json.dumps({"success": status == 200}).encode()
+            answer = json.dumps({"success": status == 200}).encode()
             with suppress(ConnectionError):  # a gateway that has given up hears nothing
                 self.send_response(status)
-                self.send_header("content-length", str(len(body)))
+                self.send_header("content-length", str(len(answer)))
                 self.end_headers()
-                self.wfile.write(body)
+                self.wfile.write(answer)
 
         def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - the base class's name
             pass

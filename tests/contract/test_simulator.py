@@ -9,9 +9,11 @@ from typing import Any
 
 import httpx
 import pytest
+from standardwebhooks import Webhook
 from structlog.testing import capture_logs
 
 from service.simulator import callbacks
+from service.simulator.signing import Credentials
 from tests.contract.gateways import (
     BREAK_OFF,
     CHATBOT,
@@ -28,6 +30,7 @@ from tests.contract.gateways import (
 )
 from whatsapp_qr_contracts.gateway import GatewayReport
 
+TOKEN, SECRET = "t" * 48, "whsec_" + "c2VjcmV0" * 5
 MESSAGE_ID = "3EB0AAAAAAAAAAAAAAAAAA"
 HTTP_SERVERS = ["h11", *(["httptools"] if importlib.util.find_spec("httptools") else [])]
 
@@ -91,6 +94,23 @@ class TestPairing:
             answer = simulator.client.post(f"/simulator/sessions/{SESSION}/scan", json={"phoneNumber": PHONE})
             assert answer.status_code == 409
             assert "no QR code" in answer.json()["error"]
+
+    def test_a_scan_waits_for_the_qr_code_where_asked_to(self) -> None:
+        with SimulatedGateway(connecting_seconds=0.5) as simulator:
+            simulator.client.post("/init", json={"sessionId": SESSION, "chatbotId": CHATBOT})
+            simulator.control("POST", f"/sessions/{SESSION}/scan?wait=10", phoneNumber=PHONE)
+            assert status_of(simulator) == "CONNECTED"
+
+    def test_a_customer_sees_his_answer_and_none_of_the_earlier_ones(self, simulator: SimulatedGateway) -> None:
+        connect(simulator)
+        send(simulator, message="too early")
+        with ThreadPoolExecutor(1) as pool:
+            ask = {"from": CUSTOMER, "message": "hello?"}
+            asking = pool.submit(simulator.control, "POST", f"/sessions/{SESSION}/customers?wait=10", **ask)
+            simulator.receiver.wait_for("message")
+            send(simulator, message="here I am")
+            assert asking.result()["answers"] == ["here I am"]
+            assert simulator.control("POST", f"/sessions/{SESSION}/customers", **ask)["answers"] == []
 
     def test_a_lost_connection_comes_back_without_a_qr_code(self, simulator: SimulatedGateway) -> None:
         connect(simulator)
@@ -309,6 +329,26 @@ class TestCallbacks:
             customers_write(simulator, "quick")
             simulator.receiver.wait_for("message")
             assert simulator.receiver.of("receipt") == []
+
+    def test_each_attempt_is_signed_anew_under_the_id_of_its_callback(self) -> None:
+        with SimulatedGateway(credentials=Credentials(TOKEN, SECRET)) as simulator:
+            connect(simulator)
+            simulator.receiver.change(refused(503, BREAK_OFF))
+            customers_write(simulator, "first", "second")
+            simulator.receiver.wait_for("message", 2)
+            *_, once, again, accepted, second = simulator.receiver.raw
+            for headers, body in simulator.receiver.raw:
+                Webhook(SECRET).verify(body, headers)
+                assert headers["authorization"] == f"Bearer {TOKEN}"
+            assert [body for _, body in (once, again)] == [accepted[1]] * 2
+            assert once[0]["webhook-id"] == again[0]["webhook-id"] == accepted[0]["webhook-id"]
+            assert len({headers["webhook-id"] for headers, _ in simulator.receiver.raw}) == 4  # qr, connected, these
+            assert second[0]["webhook-id"] != accepted[0]["webhook-id"]
+
+    def test_where_nothing_is_asked_for_nothing_is_brought(self, simulator: SimulatedGateway) -> None:
+        initialize(simulator)
+        [(headers, _)] = simulator.receiver.raw
+        assert not {"authorization", "webhook-id", "webhook-timestamp", "webhook-signature"} & set(headers)
 
 
 @pytest.mark.usefixtures("impatient")

@@ -1,5 +1,6 @@
 """`whatsapp-qr up` with real processes: it starts, survives being killed, and leaves nothing running."""
 
+import json
 import os
 import signal
 import socket
@@ -15,7 +16,7 @@ import pytest
 
 from tests.servers import free_ports
 
-READY = "Ready after"
+READY = "Try it in a second terminal"
 
 
 class Up:
@@ -25,7 +26,7 @@ class Up:
         self.folder = folder
         http, simulator, health, *_ = self.ports = free_ports(6)
         self.url = f"http://127.0.0.1:{http}"
-        own = {"AMQP_URL", "DATABASE_URL", "WHATSAPP_QR_SERVICE_URL", "CALLBACK_URL"}
+        own = {"AMQP_URL", "DATABASE_URL", "WHATSAPP_QR_SERVICE_URL", "CALLBACK_URL", "API_KEYS", "ECHO_BOT"}
         self.environment = {name: value for name, value in os.environ.items() if name not in own} | {
             "HTTP_PORT": str(http),
             "SIMULATOR_PORT": str(simulator),
@@ -49,10 +50,15 @@ class Up:
 
     def wait_until_ready(self, process: "subprocess.Popen[bytes]") -> None:
         deadline = time.monotonic() + 150
-        while READY not in self.output:
+        while len(self.commands) < 3:
             assert process.poll() is None, self.output
             assert time.monotonic() < deadline, self.output
             time.sleep(0.1)
+
+    @property
+    def commands(self) -> list[str]:
+        """The commands to try that it prints."""
+        return [line.strip() for line in self.output.partition(READY)[2].splitlines()[1:]]
 
     @property
     def output(self) -> str:
@@ -90,10 +96,13 @@ def test_it_starts_and_stops_in_order_and_starts_again_after_a_kill(up: Up) -> N
     os.kill(supervisor, signal.SIGKILL)
     killed.kill()
     killed.wait()
-    assert up.left_running()
+    left = {process.pid for process in up.left_running()}
+    assert left
 
     process = up.start()
     up.wait_until_ready(process)
+    assert "an earlier run had left behind" in up.output
+    assert not left & {process.pid for process in up.left_running()}
     assert httpx.get(f"{up.url}/readyz").status_code == 200
     started = time.monotonic()
     process.terminate()
@@ -102,6 +111,31 @@ def test_it_starts_and_stops_in_order_and_starts_again_after_a_kill(up: Up) -> N
     assert time.monotonic() - started < 45
     assert up.left_running() == []
     assert not (up.folder / ".local" / "up.lock").exists()
+
+
+def test_the_printed_commands_lead_to_an_answered_message(up: Up) -> None:
+    """Pasted as they stand, they link a chatbot, and the echo bot answers a customer; a second run kept the chatbot."""
+    for run in (1, 2):
+        process = up.start()
+        up.wait_until_ready(process)
+        script = "set -e\n" + "\n".join(up.commands[:3] if run == 1 else [up.commands[0], up.commands[2]])
+        shown = subprocess.run(["/bin/bash", "-c", script], capture_output=True, text=True, check=False)
+        assert shown.returncode == 0, shown.stderr
+        answer = json.loads(shown.stdout[shown.stdout.rindex('{"success"') :])
+        assert answer["answers"] == ["Hola"], shown.stdout
+        process.send_signal(signal.SIGINT)
+        assert process.wait(60) == 0, up.output
+        assert up.left_running() == []
+
+
+def test_the_echo_bot_can_be_left_out(up: Up) -> None:
+    """ECHO_BOT=off: `incoming-messages` is left to the user's own worker."""
+    up.environment["ECHO_BOT"] = "off"
+    process = up.start()
+    up.wait_until_ready(process)
+    assert not (up.folder / ".local" / "run" / "echo-bot.pid").exists()
+    process.terminate()
+    assert process.wait(60) == 0, up.output
 
 
 def test_a_part_that_dies_is_started_again(up: Up) -> None:

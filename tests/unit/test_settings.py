@@ -1,7 +1,10 @@
 """Settings come from environment variables; a wrong one is named in a sentence."""
 
+import base64
+
 import pytest
 
+from service.apps import require_keys
 from service.cli import main, read_settings
 from service.errors import ConfigurationError
 from service.settings import Settings
@@ -86,3 +89,96 @@ def test_a_url_of_another_kind_is_refused(
         read_settings()
     assert variable in refused.value.detail
     assert "secret" not in refused.value.detail
+
+
+# Keys and secrets
+
+KEY, OTHER_KEY = "3f" * 24, "c0" * 24
+
+
+def test_api_keys_are_separated_by_commas(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Spaces and an empty place do not matter; without the variable there are none."""
+    assert Settings().api_keys == ()
+    monkeypatch.setenv("API_KEYS", f" {KEY} , {OTHER_KEY},")
+    assert [key.get_secret_value() for key in Settings().api_keys] == [KEY, OTHER_KEY]
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "advice"),
+    [
+        ("API_KEYS", "sesame-sesame-1", "openssl rand -hex 24"),
+        ("API_KEYS", f"{KEY},sesame", "openssl rand -hex 24"),
+        ("API_KEYS", "sesame sesame sesame", "no spaces"),
+        ("API_KEYS", "sesame-sesame-ñandú", "letters, digits"),
+        ("API_KEYS", " , ,", "holds no key"),
+        ("API_KEYS", " ", "holds no key"),
+        ("WEBHOOK_TOKEN", "sesame", "openssl rand -hex 24"),
+        ("WEBHOOK_TOKEN", "   ", "openssl rand -hex 24"),
+        ("WEBHOOK_SECRET", "whsec_", "whsec_"),
+        ("WEBHOOK_SECRET", "whsec_sesame", "at least 24 bytes"),
+        ("WEBHOOK_SECRET", "whsec_sesamesesamesesamesesamesesames=", "at least 24 bytes"),
+        ("WEBHOOK_SECRET", "sesamesesamesesamesesamesesamesesame", "whsec_"),
+        ("WEBHOOK_SECRET", "whsec_sesame-sesame_sesamesesamesesamesesame", "base64"),
+        ("WEBHOOK_SECRET", "whsec_sesamesesamesesamesesamesesamesesames", "base64"),
+    ],
+)
+def test_a_weak_secret_is_refused_and_not_shown(
+    monkeypatch: pytest.MonkeyPatch, variable: str, value: str, advice: str
+) -> None:
+    """The sentence says how to make a good one, and holds none that was given: it may be in a log."""
+    monkeypatch.setenv(variable, value)
+    with pytest.raises(ConfigurationError, match=advice) as refused:
+        read_settings()
+    assert refused.value.detail.startswith(f"{variable} is not usable: ")
+    for secret in ("sesame", KEY):
+        assert secret not in refused.value.detail
+        assert secret not in str(refused.value.__cause__)
+
+
+def test_the_least_signing_secret_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    """24 bytes, in the form that every library of Standard Webhooks makes."""
+    secret = "whsec_" + base64.b64encode(b"x" * 24).decode()
+    monkeypatch.setenv("WEBHOOK_SECRET", secret)
+    given = Settings().webhook_secret
+    assert given is not None
+    assert given.get_secret_value() == secret
+
+
+def test_settings_do_not_show_secrets(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever prints them."""
+    secrets = {
+        "API_KEYS": f"{KEY},{OTHER_KEY}",
+        "WEBHOOK_TOKEN": "70" * 24,
+        "WEBHOOK_SECRET": "whsec_" + "c2VjcmV0" * 5,
+    }
+    for name, value in secrets.items():
+        monkeypatch.setenv(name, value)
+    settings = read_settings()
+    shown = repr(settings) + str(settings) + settings.model_dump_json()
+    assert not any(secret in shown for value in secrets.values() for secret in value.split(","))
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.0.2.1", "ingress.example"])  # noqa: S104  # that it is refused
+@pytest.mark.parametrize("command", ["ingress", "up"])
+def test_an_open_door_needs_keys(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], command: str, host: str
+) -> None:
+    """Without API_KEYS nothing is started that other machines could call: a sentence and exit status 2."""
+    monkeypatch.setenv("HTTP_HOST", host)
+    monkeypatch.setattr("sys.argv", ["whatsapp-qr", command])
+    monkeypatch.setattr("service.cli.serve", None)
+    monkeypatch.setattr("service.local.up", None)
+    with pytest.raises(SystemExit) as caught:
+        main()
+    assert caught.value.code == 2
+    said = capsys.readouterr().err
+    assert said.startswith(f"whatsapp-qr: HTTP_HOST={host} lets other machines in")
+    assert "openssl rand -hex 24" in said
+
+
+@pytest.mark.parametrize(("host", "keys"), [("localhost", ""), ("127.0.0.2", ""), ("::1", ""), ("0.0.0.0", KEY)])  # noqa: S104
+def test_a_closed_door_and_keys_are_enough(monkeypatch: pytest.MonkeyPatch, host: str, keys: str) -> None:
+    """On loopback nothing has to be set; with keys every address will do."""
+    monkeypatch.setenv("HTTP_HOST", host)
+    monkeypatch.setenv("API_KEYS", keys)
+    require_keys(read_settings())

@@ -1,0 +1,111 @@
+"""Who may call: whoever has a key; where none is asked for, this machine, but no web page that is open on it.
+
+Decisions only, on what a request says; `guard` carries them out.
+"""
+
+import hmac
+import ipaddress
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from urllib.parse import urlsplit
+
+from standardwebhooks import Webhook, WebhookVerificationError
+from starlette.datastructures import Headers
+
+from service.ingress.problems import Problem
+
+_CHALLENGE = {"WWW-Authenticate": "Bearer"}
+
+
+@dataclass(frozen=True)
+class Keys:
+    """What is asked for. None of it is shown where this object is printed."""
+
+    api: tuple[str, ...] = field(default=(), repr=False)
+    webhook_token: str | None = field(default=None, repr=False)
+    webhook_secret: str | None = field(default=None, repr=False)
+
+    def admit_call(self, headers: Headers) -> None:
+        """Let a call in, or raise the Problem that answers it."""
+        if not self.api:
+            _refuse_web_pages(headers, instead="API_KEYS")
+        elif not _one_of([*_bearers(headers), *headers.getlist("x-api-key")], self.api):
+            detail = "send a key, one of API_KEYS, as `Authorization: Bearer <key>` or as `X-API-Key: <key>`"
+            raise Problem(401, "unauthorized", detail, _CHALLENGE)
+
+    def admit_callback(self, headers: Headers, peer: str | None, body: bytes) -> None:
+        """Let a callback of the gateway in, or raise the Problem that answers it."""
+        tokens = [self.webhook_token] if self.webhook_token else []
+        if not tokens and not self.webhook_secret:
+            _refuse_other_machines(headers, peer)
+            _refuse_web_pages(headers, instead="WEBHOOK_TOKEN or WEBHOOK_SECRET")
+        elif not _one_of(_bearers(headers), tokens) and not self._is_signed(headers, body):
+            wanted = ["send WEBHOOK_TOKEN as `Authorization: Bearer <token>`"] if tokens else []
+            wanted += (
+                ["sign it, within 5 minutes, with WEBHOOK_SECRET (Standard Webhooks)"] if self.webhook_secret else []
+            )
+            raise Problem(401, "unauthorized", " or ".join(wanted), _CHALLENGE)
+
+    def needs_body(self, headers: Headers) -> bool:
+        """Tell whether the body of a callback counts: strangers must not make us read it."""
+        return self.webhook_secret is not None and "webhook-signature" in headers
+
+    def _is_signed(self, headers: Headers, body: bytes) -> bool:
+        if self.webhook_secret is None:
+            return False
+        try:
+            Webhook(self.webhook_secret).verify(body, dict(headers), json_parse=False)
+        except (WebhookVerificationError, ValueError):  # ValueError: no base64, no UTF-8, no comma
+            return False
+        return True
+
+
+def is_loopback(host: str) -> bool:
+    """Tell whether a name or an address can only mean this machine."""
+    if host.lower() == "localhost":
+        return True
+    try:
+        address = ipaddress.ip_address(host)
+    except ValueError:
+        return False
+    return (getattr(address, "ipv4_mapped", None) or address).is_loopback
+
+
+def _one_of(given: Iterable[str], keys: Iterable[str]) -> bool:
+    # Bytes, because others are refused if not ASCII; and all of them, so that the time says nothing.
+    wanted = [key.encode() for key in keys]
+    return sum(hmac.compare_digest(one.encode("latin-1"), key) for one in given for key in wanted) > 0
+
+
+def _bearers(headers: Headers) -> list[str]:
+    split = (value.strip().partition(" ") for value in headers.getlist("authorization"))
+    return [token.strip() for scheme, _, token in split if scheme.lower() == "bearer"]
+
+
+def _refuse_other_machines(headers: Headers, peer: str | None) -> None:
+    forwarded = any(name in {"forwarded", "x-real-ip"} or name.startswith("x-forwarded-") for name in headers)
+    if forwarded or peer is None or not is_loopback(peer):
+        passed_on = ", passed on by a proxy" if forwarded else ""
+        raise Problem(
+            403,
+            "callback_from_elsewhere",
+            f"this comes from another machine{passed_on}: set WEBHOOK_TOKEN or WEBHOOK_SECRET, here and at the gateway",
+        )
+
+
+def _refuse_web_pages(headers: Headers, instead: str) -> None:
+    # A page's own name in Host: DNS rebinding. In Origin: it posts here, which needs no answer to do harm.
+    hosts = headers.getlist("host")
+    if not hosts or not all(is_loopback(_host_of(f"//{host}")) for host in hosts):
+        detail = f"this machine must be called by the name localhost or 127.0.0.1; to be called by others set {instead}"
+        raise Problem(403, "foreign_host", detail)
+    if not all(is_loopback(_host_of(origin)) for origin in headers.getlist("origin")):
+        detail = f"a web page of another machine sent this; to allow it set {instead}"
+        raise Problem(403, "foreign_origin", detail)
+
+
+def _host_of(url: str) -> str:
+    try:
+        return urlsplit(url).hostname or ""
+    except ValueError:
+        return ""
