@@ -46,9 +46,19 @@ def migrate(settings: Settings) -> None:
     try:
         migrations.upgrade(settings.database_url)
     except (SQLAlchemyError, OSError) as error:
-        reason = str(getattr(error, "orig", None) or error)
-        message = f"The database of DATABASE_URL cannot be used: {reason}. Is it running, and is the file undamaged?"
-        raise ConfigurationError(message) from error
+        raise ConfigurationError(_database_sentence(settings.database_url, error)) from error
+
+
+def _database_sentence(url: str, error: Exception) -> str:
+    where = url.rpartition("@")[2].rpartition("///")[2]  # without the password
+    reason = str(getattr(error, "orig", None) or error).strip().rstrip(".")
+    if url.startswith("sqlite"):
+        remedy = "Restore it from a backup, or start afresh by moving it away"
+    elif "does not exist" in reason:
+        remedy = "Create it first, for example with createdb"
+    else:
+        remedy = "Is PostgreSQL running there, and does it let this user in?"
+    return f"The database {where} (DATABASE_URL) cannot be used: {reason}. {remedy}"
 
 
 def require_keys(settings: Settings) -> None:

@@ -117,7 +117,7 @@ def _sentence(name: str, fault: "ErrorDetails", fields: "dict[str, FieldInfo]") 
     shown = "not usable" if secret else _masked(fault["input"])
     default = "not set" if secret else fields[name].default
     reason = fault["msg"].removeprefix("Value error, ")
-    return f"{name.upper()} is {shown}: {reason}. It is: {fields[name].description} (default: {default})"
+    return f"{name.upper()} is {shown}: {reason}.\n  Meaning: {fields[name].description} (default: {default})"
 
 
 def _masked(value: object) -> str:

@@ -82,7 +82,9 @@ def unavailable(error: Unavailable) -> JSONResponse:
     return answer(503, error.code, f"try again: {error.detail}", headers={"Retry-After": _RETRY_AFTER_SECONDS})
 
 
-def _faults(error: RequestValidationError) -> list[FieldFault]:
+def _faults(error: RequestValidationError, content_type: str) -> list[FieldFault]:
+    if content_type and "json" not in content_type:
+        return [FieldFault(field="body", message=f"send JSON, with Content-Type: application/json, not {content_type}")]
     faults = []
     for fault in error.errors():
         place = [str(part) for part in fault["loc"] if part not in {"body", "query", "path", "header"}]
@@ -120,7 +122,7 @@ class Problems:
     async def malformed(self, request: Request, error: Exception) -> JSONResponse:
         """Answer a request whose fields are wrong."""
         assert isinstance(error, RequestValidationError)  # noqa: S101
-        faults = _faults(error)
+        faults = _faults(error, request.headers.get("content-type", ""))
         if trouble := await self._keep(request, json.dumps([fault.model_dump() for fault in faults])):
             return trouble
         return answer(400, "invalid_request", "; ".join(f"{f.field}: {f.message}" for f in faults), errors=faults)

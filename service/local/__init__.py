@@ -20,6 +20,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from service.local.broker import require_broker
 from service.local.leftovers import end_leftovers, only_one
 from service.local.output import say, say_what_runs
 from service.local.programs import Program, choose_programs, pointed_at, require_free_ports
@@ -40,6 +41,8 @@ def up(settings: Settings, migrate: Callable[[Settings], None]) -> None:
     with only_one(folder):
         if end_leftovers(folder):
             say("Ended what an earlier run had left behind")
+        if "amqp_url" in settings.model_fields_set:
+            require_broker(settings.amqp_url)
         programs = choose_programs(settings, folder)
         require_free_ports(programs)
         settings = pointed_at(programs, settings)

@@ -1,9 +1,13 @@
 """The private RabbitMQ of a run: which of the ways to get one works on this machine, and on which ports."""
 
+import asyncio
 import os
 import shutil
 import subprocess
 from pathlib import Path
+
+import aio_pika
+from aio_pika.exceptions import AMQPError
 
 from service.errors import ConfigurationError
 from service.local.ports import is_free
@@ -39,6 +43,23 @@ def choose_broker(folder: Path) -> tuple[list[str], int]:
         raise ConfigurationError(NO_BROKER)
     ports = _free_ports(folder)
     return [str(script), data, *map(str, ports)], ports[0]
+
+
+def require_broker(url: str) -> None:
+    """Raise ConfigurationError where the user's own broker does not let us in."""
+    try:
+        asyncio.run(_visit(url))
+    except (AMQPError, OSError, TimeoutError) as error:
+        where, reason = url.rpartition("@")[2].removeprefix("amqp://"), str(error) or type(error).__name__
+        raise ConfigurationError(
+            f"RabbitMQ at {where} (AMQP_URL) cannot be used: {reason}. Is it running there, and are user, password and "
+            "virtual host right? Without AMQP_URL a private broker is started"
+        ) from error
+
+
+async def _visit(url: str) -> None:
+    async with asyncio.timeout(10):
+        await (await aio_pika.connect(url)).close()
 
 
 def _works(script: Path, *arguments: str, silent: bool = True) -> bool:

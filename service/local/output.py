@@ -28,23 +28,25 @@ def say_what_runs(settings: "Settings", programs: "list[Program]", seconds: floa
     say(f"Ready after {seconds:.0f} s; Ctrl-C stops everything.")
     for name, place in places.items():
         say(f"  {name:22} {place}")
-    urls = {program.name: program.url for program in programs}
-    say("Try it in a second terminal: link a chatbot, scan its QR code, see a customer get an answer.")
-    for command in _commands(urls["ingress"], urls.get("simulator"), with_key=bool(settings.api_keys)):
+    say("Try it in a second terminal: link a chatbot, scan its QR code, be a customer who writes.")
+    for command in _commands({program.name: program.url for program in programs}, with_key=bool(settings.api_keys)):
         say(f"  {command}")
+    if "echo-bot" not in places:
+        say(f"Customers are answered once your worker runs, with AMQP_URL={places['rabbitmq']}")
 
 
-def _commands(ingress: str, simulator: str | None, *, with_key: bool) -> list[str]:
-    key = " -H 'X-API-Key: <one of API_KEYS>'" if with_key else ""
-    api = f"{ingress}/whatsapp-qr"
-    link = f"""SESSION=$(curl -s{key} {api}/init --json '{{"chatbotId": "{_CHATBOT}"}}' | grep -o 'session_[^"]*')"""
-    if simulator is None:
+def _commands(urls: dict[str, str], *, with_key: bool) -> list[str]:
+    first = ["KEY=<one of API_KEYS>"] if with_key else []
+    key = ' -H "X-API-Key: $KEY"' if with_key else ""
+    api = f"{urls['ingress']}/whatsapp-qr"
+    link = f"""SESSION=$(curl -fsS{key} {api}/init --json '{{"chatbotId": "{_CHATBOT}"}}' | grep -o 'session_[^"]*')"""
+    if "simulator" not in urls:
         show = f"curl{key} {api}/qr-code/$SESSION   # a PNG as a data URL: open it in a browser and scan it"
-        return [link, show, f"curl{key} {api}/status/$SESSION"]
-    phone = f"{simulator}/simulator/sessions/$SESSION"
+        return [*first, link, show, f"curl{key} {api}/status/$SESSION"]
+    phone = f"{urls['simulator']}/simulator/sessions/$SESSION"
     scan = f"""curl "{phone}/scan?wait=10" --json '{{"phoneNumber": "5491100000000"}}'"""
     ask = f"""curl "{phone}/customers?wait=10" --json '{{"from": "5491112345678", "message": "Hola"}}'"""
-    return [link, scan, ask]
+    return [*first, link, scan, ask]
 
 
 def _without_password(url: str) -> str:

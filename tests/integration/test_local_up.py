@@ -155,6 +155,26 @@ def test_a_part_that_dies_is_started_again(up: Up) -> None:
     assert process.wait(60) == 0, up.output
 
 
+@pytest.mark.parametrize(
+    ("variable", "value", "sentence"),
+    [
+        ("AMQP_URL", "amqp://guest:secret@127.0.0.1:1/", "RabbitMQ at 127.0.0.1:1/ (AMQP_URL) cannot be used"),
+        ("DATABASE_URL", "postgresql://user:secret@127.0.0.1:1/nope", "127.0.0.1:1/nope (DATABASE_URL) cannot be used"),
+        ("DATABASE_URL", "sqlite:///damaged.db", "damaged.db (DATABASE_URL) cannot be used: file is not a database"),
+    ],
+)
+def test_a_server_that_cannot_be_used_is_a_sentence(up: Up, variable: str, value: str, sentence: str) -> None:
+    """It names the place, without the password, and nothing is left running."""
+    (up.folder / "damaged.db").write_text("garbage " * 1000)
+    up.environment[variable] = value
+    process = up.start()
+    assert process.wait(60) == 2
+    assert sentence in up.output
+    assert "secret" not in up.output
+    assert "Traceback" not in up.output
+    assert up.left_running() == []
+
+
 def test_a_port_in_use_is_a_sentence(up: Up) -> None:
     """Nothing is started, and the sentence names port and setting."""
     with socket.create_server(("127.0.0.1", up.ports[0])):
