@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING
 
 from starlette.applications import Starlette
 from starlette.requests import Request
-from starlette.responses import JSONResponse
+from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
+from service import metrics
 from service.consumers.announcing import Announcer
 from service.domain.sending import SendPolicy
 from service.errors import ConfigurationError, DatabaseUnavailable
@@ -181,7 +182,11 @@ def _consumer_app(parts: Parts, consumer: Consumer, stop: Callable[[], Awaitable
         ready = all(checks.values())
         return JSONResponse({"success": ready, "checks": checks}, 200 if ready else 503)
 
-    return Starlette(routes=[Route("/livez", livez), Route("/readyz", readyz)], lifespan=lifespan)
+    async def metrics_(_request: Request) -> Response:
+        return Response(metrics.exposition(), media_type=metrics.CONTENT_TYPE)
+
+    routes = [Route("/livez", livez), Route("/readyz", readyz), Route("/metrics", metrics_)]
+    return Starlette(routes=routes, lifespan=lifespan)
 
 
 def simulator_app(settings: Settings) -> "FastAPI":

@@ -4,7 +4,18 @@ from datetime import UTC, datetime
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import JSON, BigInteger, DateTime, Dialect, Index, String, Text, UniqueConstraint, text
+from sqlalchemy import (
+    JSON,
+    BigInteger,
+    DateTime,
+    Dialect,
+    Index,
+    LargeBinary,
+    String,
+    Text,
+    UniqueConstraint,
+    text,
+)
 from sqlalchemy.types import TypeDecorator
 from sqlmodel import Field, SQLModel
 from uuid_utils.compat import uuid7
@@ -209,3 +220,56 @@ class ReceiptRow(SQLModel, table=True):
     at: datetime = _when()
     error: str | None = None
     created_at: datetime = _when(default_factory=now, index=True)
+
+
+class LeaseRow(SQLModel, table=True):
+    """The right to do a duty that one process alone may do at a time."""
+
+    __tablename__ = "leases"
+
+    duty: str = Field(primary_key=True, max_length=64)
+    holder: str = Field(max_length=64)
+    """The process that has it."""
+    until: datetime = _when()
+    """Until when, by the database's clock."""
+
+
+class ProcessRow(SQLModel, table=True):
+    """The heartbeat of a consumer process. It only balances the partitions; the broker decides who is active."""
+
+    __tablename__ = "processes"
+
+    id: str = Field(primary_key=True, max_length=64)
+    kind: str = Field(max_length=64)
+    """The queue that it consumes."""
+    partitions: list[int] = Field(default_factory=list, sa_type=JSON)
+    """Those that it is active on."""
+    seen_at: datetime = _when(index=True)
+    """By the database's clock."""
+
+
+class DeadLetterRow(SQLModel, table=True):
+    """A message that could not be processed: as it was, and why."""
+
+    __tablename__ = "dead_letters"
+
+    id: UUID = Field(primary_key=True)
+    reason: str = Field(max_length=255, index=True)
+    """The error's code."""
+    detail: str = Field(default="", sa_type=Text)
+    """What was wrong, or the traceback."""
+    source: str = Field(max_length=255)
+    """The queue that it was read from, or the path of the callback."""
+    exchange: str = Field(default="", max_length=255)
+    routing_key: str = Field(default="", max_length=255)
+    message_id: str = Field(default="", max_length=255)
+    correlation_id: str = Field(default="", max_length=255)
+    type: str = Field(default="", max_length=255)
+    body: bytes = Field(sa_type=LargeBinary)
+    headers: dict[str, Any] = Field(default_factory=dict, sa_type=JSON)
+    attempts: int = 1
+    """How often it has died."""
+    burial: str = Field(default="", max_length=64)
+    """The id of its last burial, so that one that is delivered again does not count twice."""
+    died_at: datetime = _when()
+    replayed_at: datetime | None = _when(default=None)
