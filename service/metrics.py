@@ -3,6 +3,8 @@
 Labels have few values: no id of a chatbot, a session or a message is ever one.
 """
 
+import math
+
 from prometheus_client import CONTENT_TYPE_LATEST, Counter, Gauge, generate_latest
 
 HANDLED = Counter(
@@ -22,10 +24,13 @@ SENDS = Counter(
     "Attempts to send, by outcome: sent, retry, or the code under which the message failed.",
     ["outcome"],
 )
+_SEND_CODES = frozenset({"outcome_unknown", "refused", "not_on_whatsapp", "restricted", "expired"})
 ACTIVE_DRAINS = Gauge("whatsapp_qr_active_drains", "Lanes that are being sent from at this moment.")
 REDRIVEN = Counter(
     "whatsapp_qr_redriven", "What the sweeper and the reconciler mended, by kind: zero while all is well.", ["kind"]
 )
+DUTY_HELD = Gauge("whatsapp_qr_duty_held", "1 where this process does a duty that one alone does at a time.", ["duty"])
+DUTY_RUNS = Counter("whatsapp_qr_duty_runs", "Runs of such duties, by outcome: done or failed.", ["duty", "outcome"])
 SESSIONS = Gauge("whatsapp_qr_sessions", "Sessions by status (from the database).", ["status"])
 OLDEST_PENDING = Gauge(
     "whatsapp_qr_oldest_pending_seconds", "Age of the oldest message that waits to be sent (from the database)."
@@ -38,7 +43,16 @@ STORED_DEAD_LETTERS = Gauge(
     "whatsapp_qr_stored_dead_letters", "Dead letters in the table that were not replayed, by reason.", ["reason"]
 )
 
+# A process that does not ask the database has nothing to say.
+OLDEST_PENDING.set(math.nan)
+OLDEST_UNHANDLED.set(math.nan)
+
 CONTENT_TYPE = CONTENT_TYPE_LATEST
+
+
+def send_code(code: str) -> str:
+    """Return the code of a failed send as a label: a gateway may invent codes, and each would be a new series."""
+    return code if code in _SEND_CODES else "refused"
 
 
 def exposition() -> bytes:
