@@ -35,6 +35,8 @@ _DEAD_LETTER_HEADERS = {
     "source-exchange": "The exchange it was published to",
     "source-routing-key": "The routing key it was published under",
     "source-path": "The path it was posted to, for the body of a gateway callback",
+    "burial": "Identifies this death: a dead letter that is delivered twice counts once",
+    "original": "JSON: the properties of the original, and those of its headers that could not be copied as they were",
 }
 
 

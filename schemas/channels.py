@@ -62,10 +62,13 @@ _USES = {
         "handleConversations", "receive", public=False, text="Read by the conversation consumer."
     ),
     "sendQueue": Use("handleSends", "receive", public=False, text="Read by the outbound consumer."),
-    "deadLettersQueue": Use("handleDeadLetters", "receive", public=False, text="Keeps the dead letters."),
-    "ingressQueue": Use(
-        "hearOutcomes", "receive", public=False, text="Session, chatbot and command events for one ingress process."
+    "deadLettersQueue": Use(
+        "handleDeadLetters",
+        "receive",
+        public=False,
+        text="Moved into a table by a session consumer; `whatsapp-qr dead-letters` looks at it and replays.",
     ),
+    "ingressQueue": Use("hearOutcomes", "receive", public=False, text="What callers of one ingress process wait for."),
 }
 
 

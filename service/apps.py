@@ -3,6 +3,7 @@
 A process imports only what it runs: that is a third of its start.
 """
 
+import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -14,10 +15,13 @@ from typing import TYPE_CHECKING
 from pydantic import SecretStr
 from starlette.applications import Starlette
 from starlette.requests import Request
-from starlette.responses import JSONResponse
+from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
+from uuid_utils.compat import uuid7
 
+from service import metrics
 from service.consumers.announcing import Announcer
+from service.consumers.sharing import Sharing
 from service.domain.sending import SendPolicy
 from service.errors import ConfigurationError, DatabaseUnavailable
 from service.gateway import Gateway, Timeouts
@@ -27,10 +31,13 @@ from service.messaging.holding import Hold
 from service.messaging.publishing import Publisher
 from service.persistence.confirmations import Confirmations
 from service.persistence.database import Database
+from service.persistence.heartbeats import Heartbeats
 from service.settings import Settings
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
+
+    from service.upkeep.hosting import Duty
 
 
 def migrate(settings: Settings) -> None:
@@ -128,7 +135,7 @@ class Parts:
             gateway=Gateway(
                 settings.whatsapp_qr_service_url, Timeouts(send=seconds, init=seconds * 0.8, other=seconds / 2)
             ),
-            hold=Hold(),
+            hold=Hold(settings.give_up_after),
         )
 
     def consumer(self, queue: topology.PartitionedQueue, routes: Routes, *, ordered: bool = True) -> Consumer:
@@ -144,6 +151,13 @@ class Parts:
             ordered=ordered,
         )
 
+    def sharing(self, queue: topology.PartitionedQueue, consumer: Consumer) -> Sharing:
+        """Return what shares a queue's partitions with the other processes of the kind."""
+        period = self.settings.heartbeat_period
+        process_id = str(uuid7())
+        heartbeats = Heartbeats(self.database, process_id, queue.name, period)
+        return Sharing(consumer.subscriptions, heartbeats, process_id=process_id, queue=queue.name, period=period)
+
     async def close(self) -> None:
         """Close what connects; the publisher last, because closing the others may still publish."""
         await self.confirmations.close()
@@ -155,11 +169,43 @@ class Parts:
 def session_consumer_app(settings: Settings) -> Starlette:
     """Return the session consumer: the state machine."""
     from service.consumers.session import SessionConsumer
+    from service.upkeep.gauges import Gauges
+    from service.upkeep.hosting import Upkeep
 
     parts = Parts.of(settings)
     handlers = SessionConsumer(parts.database, parts.gateway, parts.announcer, strict=settings.chatbots == "strict")
     consumer = parts.consumer(topology.SESSIONS, handlers.routes())
-    return _consumer_app(parts, consumer, consumer.stop)
+    upkeep = Upkeep(parts.database, _duties(parts), seconds=settings.lease)
+
+    async def stop() -> None:
+        await upkeep.stop()
+        await consumer.stop()
+
+    gauges = Gauges(parts.database)
+    return _consumer_app(parts, consumer, topology.SESSIONS, stop, start=upkeep.start, observe=gauges.refresh)
+
+
+def _duties(parts: Parts) -> list["Duty"]:
+    """Return what one session consumer at a time does for all processes."""
+    from service.domain.reconciling import Patience
+    from service.messaging.dead_letter_queue import DeadLetterQueue
+    from service.upkeep.dead_letters import DeadLetterStore
+    from service.upkeep.hosting import Duty
+    from service.upkeep.reconciler import Reconciler
+    from service.upkeep.sweeper import Sweeper
+
+    settings = parts.settings
+    sweeper = Sweeper(parts.database, parts.announcer, timedelta(seconds=settings.sweep_age))
+    patience = Patience(passing=settings.reconcile_age, stuck=settings.stuck_after)
+    reconciler = Reconciler(
+        parts.database, parts.gateway, parts.publisher, patience=patience, pause=settings.reconcile_pause
+    )
+    store = DeadLetterStore(parts.database, DeadLetterQueue(settings.amqp_url, settings.partitions))
+    return [
+        Duty("sweeper", settings.sweep_period, sweeper.run),
+        Duty("reconciler", settings.reconcile_period, reconciler.run),
+        Duty("dead-letter-store", 1.0, store.run),
+    ]
 
 
 def conversation_consumer_app(settings: Settings) -> Starlette:
@@ -169,7 +215,7 @@ def conversation_consumer_app(settings: Settings) -> Starlette:
     parts = Parts.of(settings)
     handlers = ConversationConsumer(parts.database, parts.announcer, timedelta(seconds=settings.send_expiry))
     consumer = parts.consumer(topology.CONVERSATIONS, handlers.routes())
-    return _consumer_app(parts, consumer, consumer.stop)
+    return _consumer_app(parts, consumer, topology.CONVERSATIONS, consumer.stop)
 
 
 def outbound_consumer_app(settings: Settings) -> Starlette:
@@ -182,6 +228,7 @@ def outbound_consumer_app(settings: Settings) -> Starlette:
         backoff=settings.send_backoff,
         rate=settings.send_rate,
         burst=settings.send_burst,
+        jitter=settings.send_jitter,
         expiry=settings.send_expiry,
         call_timeout=settings.gateway_timeout,
     )
@@ -194,16 +241,32 @@ def outbound_consumer_app(settings: Settings) -> Starlette:
         await consumer.stop()
         await handlers.stopped()
 
-    return _consumer_app(parts, consumer, stop)
+    return _consumer_app(parts, consumer, topology.SENDS, stop)
 
 
-def _consumer_app(parts: Parts, consumer: Consumer, stop: Callable[[], Awaitable[None]]) -> Starlette:
+async def _nothing() -> None:
+    """Observe nothing: this process shows only what it does itself."""
+
+
+def _consumer_app(
+    parts: Parts,
+    consumer: Consumer,
+    queue: topology.PartitionedQueue,
+    stop: Callable[[], Awaitable[None]],
+    *,
+    start: Callable[[], None] = lambda: None,
+    observe: Callable[[], Awaitable[None]] = _nothing,
+) -> Starlette:
+    sharing = parts.sharing(queue, consumer)
+
     @asynccontextmanager
     async def lifespan(_app: Starlette) -> AsyncIterator[None]:
         parts.confirmations.start()
-        consumer.start()
+        consumer.start(sharing.first_share, sharing.check)
+        sharing.start()
+        start()
         yield
-        await stop()
+        await asyncio.gather(sharing.stop(), stop())
         await parts.close()
 
     async def livez(_request: Request) -> JSONResponse:
@@ -218,7 +281,12 @@ def _consumer_app(parts: Parts, consumer: Consumer, stop: Callable[[], Awaitable
         ready = all(checks.values())
         return JSONResponse({"success": ready, "checks": checks}, 200 if ready else 503)
 
-    return Starlette(routes=[Route("/livez", livez), Route("/readyz", readyz)], lifespan=lifespan)
+    async def metrics_(_request: Request) -> Response:
+        await observe()
+        return Response(metrics.exposition(), media_type=metrics.CONTENT_TYPE)
+
+    routes = [Route("/livez", livez), Route("/readyz", readyz), Route("/metrics", metrics_)]
+    return Starlette(routes=routes, lifespan=lifespan)
 
 
 def simulator_app(settings: Settings) -> "FastAPI":

@@ -1,4 +1,4 @@
-"""The `whatsapp-qr` command: one subcommand per process."""
+"""The `whatsapp-qr` command: one subcommand per process, and those of an operator."""
 
 import gc
 import os
@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from service.errors import ConfigurationError
+from service.operating import commands
 
 if TYPE_CHECKING:
     from pydantic.fields import FieldInfo
@@ -156,6 +157,10 @@ def serve(asgi: Any, host: str, port: int, variable: str) -> None:
         server.run(sockets=[listener])
     if not server.started:
         raise typer.Exit(1)
+
+
+app.add_typer(commands.dead_letters(read_settings), name="dead-letters")
+app.add_typer(commands.messages(read_settings), name="messages")
 
 
 def main() -> None:

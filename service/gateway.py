@@ -83,6 +83,26 @@ class Gateway:
         session = answer.get("session")
         return _session(session if isinstance(session, dict) else {}, session_id)
 
+    async def sessions(self) -> dict[str, GatewaySession] | None:
+        """Return all sessions by their ids, or None where the gateway has no such list."""
+        try:
+            answer = await self._call("GET", "/sessions", seconds=self._timeouts.other)
+        except GatewayRefused:
+            return None
+        listed = answer.get("sessions")
+        if not isinstance(listed, list):
+            return None
+        found = [_session(entry, "") for entry in listed if isinstance(entry, dict)]
+        return {session.session_id: session for session in found if session.session_id}
+
+    async def qr_code(self, session_id: str) -> str | None:
+        """Return the QR code that waits to be scanned, where there is one."""
+        try:
+            answer = await self._call("GET", f"/qr-code/{session_id}", seconds=self._timeouts.other)
+        except GatewayRefused:
+            return None
+        return _valid(_TEXT, answer.get("qrCode"))
+
     async def send(self, session_id: str, to: str, message: str, message_id: str) -> str:
         """Send a text under a WhatsApp id and return the id under which it was sent: the same, or the gateway's own."""
         body = {"sessionId": session_id, "to": to, "message": message, "messageId": message_id}

@@ -115,17 +115,49 @@ class Settings(BaseSettings):
         default=4, ge=1, le=64, description="Partitions of each partitioned queue; fixed for the life of a deployment"
     )
     prefetch: int = Field(default=128, ge=1, le=1000, description="Unacknowledged messages per partition and process")
+    heartbeat_period: float = Field(
+        default=15, gt=0, description="Seconds between two heartbeats by which consumers of a kind share the partitions"
+    )
+    give_up_after: float = Field(
+        default=60,
+        gt=0,
+        description="Seconds that work is held for the database or the broker before partitions are given up",
+    )
     chatbots: Literal["open", "strict"] = Field(
         default="open",
         description="`open`: the first /init registers a chatbot; `strict`: it must be registered before",
     )
     send_rate: float = Field(default=1, gt=0, description="Messages per second and session in the long run")
     send_burst: int = Field(default=20, ge=1, description="Messages of a session that may go out at once")
+    send_jitter: float = Field(
+        default=0.3, ge=0, le=1, description="Share by which a pause between messages is lengthened at random, at most"
+    )
     send_expiry: float = Field(default=3600, gt=0, description="Seconds after which a message is no longer sent")
     send_attempts: int = Field(default=3, ge=1, description="Attempts whose outcome is unknown before a message fails")
     send_backoff: float = Field(default=2, gt=0, description="Seconds before the second attempt; doubles each time")
     gateway_timeout: float = Field(
         default=10, gt=0, description="Seconds a send may take; /init 0.8 of it, others half"
+    )
+    sweep_period: float = Field(default=30, gt=0, description="Seconds between two searches for forgotten work")
+    sweep_age: float = Field(default=60, gt=0, description="Seconds after which unfinished work counts as forgotten")
+    reconcile_period: float = Field(default=60, gt=0, description="Seconds between two comparisons with the gateway")
+    reconcile_age: float = Field(
+        default=60,
+        gt=0,
+        description="Seconds a session may be CONNECTING or without its connection before it is opened anew",
+    )
+    reconcile_pause: float = Field(
+        default=5, gt=0, description="Seconds between two looks that must agree: longer than a callback is under way"
+    )
+    stuck_after: float = Field(
+        default=300,
+        gt=0,
+        description="Seconds of sends in vain after which a CONNECTED session becomes `action_required`",
+    )
+    lease: float = Field(
+        default=30,
+        ge=0.3,
+        description="Seconds until another session consumer takes over the duties of one that was killed",
     )
     log_format: Literal["text", "json"] = Field(default="text", description="`text` for people, `json` for machines")
     log_level: Literal["debug", "info", "warning", "error"] = Field(default="info", description="Least level logged")

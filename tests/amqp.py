@@ -109,9 +109,8 @@ async def consuming(
         ordered=ordered,
     )
     consumer.start()
-    assert consumer._starting is not None
-    await asyncio.wait_for(asyncio.shield(consumer._starting), SECONDS)
     try:
+        await until(lambda: consumer.subscriptions.ready)
         yield consumer
     finally:
         await consumer.stop(2)

@@ -1,7 +1,11 @@
 """Fixtures of all tests: real servers, and an empty broker and database for each test that asks for one."""
 
-from collections.abc import AsyncIterator
+import sqlite3
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -104,3 +108,41 @@ async def breakable_postgres(_second_postgres: Postgres) -> AsyncIterator[Postgr
     yield _second_postgres
     if not await _second_postgres.answers():
         await _second_postgres.start()
+
+
+@dataclass
+class Breakable:
+    """A database that can be made unavailable."""
+
+    url: str
+    away: Callable[[], Any]
+
+
+@pytest.fixture(params=["sqlite", "postgres"])
+async def breakable_database(
+    request: pytest.FixtureRequest, tmp_path: Path, breakable_postgres: Postgres
+) -> AsyncIterator[Breakable]:
+    """A database, and how to take it away for a while: PostgreSQL is stopped, a SQLite file is locked."""
+    if request.param == "sqlite":
+        file = tmp_path / "whatsapp-qr.db"
+
+        @asynccontextmanager
+        async def locked() -> AsyncIterator[None]:
+            connection = sqlite3.connect(file, isolation_level=None, timeout=30)
+            connection.execute("BEGIN IMMEDIATE")
+            yield
+            connection.execute("ROLLBACK")
+            connection.close()
+
+        yield Breakable(f"sqlite+aiosqlite:///{file}", locked)
+        return
+    url = await breakable_postgres.create_database()
+
+    @asynccontextmanager
+    async def stopped() -> AsyncIterator[None]:
+        await breakable_postgres.stop()
+        yield
+        await breakable_postgres.start()
+
+    yield Breakable(url, stopped)
+    await breakable_postgres.drop_database(url)

@@ -14,6 +14,7 @@ from uuid import UUID, uuid4
 
 import aio_pika
 import httpx
+from prometheus_client.parser import text_string_to_metric_families
 
 from tests.servers import REPOSITORY, free_ports
 from whatsapp_qr_contracts.commands import Command
@@ -91,6 +92,14 @@ class Process:
         self.send_signal(signal.SIGKILL)
         await self.ended()
 
+    async def metric(self, http: httpx.AsyncClient, name: str, **labels: str) -> float:
+        """Return the sum of a metric's samples with these labels, as /metrics gives them."""
+        text = (await http.get(self.url + "/metrics")).text
+        samples = [sample for family in text_string_to_metric_families(text) for sample in family.samples]
+        return sum(
+            sample.value for sample in samples if sample.name == name and labels.items() <= sample.labels.items()
+        )
+
     def log(self) -> str:
         return self._log.read_text(errors="replace")
 
@@ -113,7 +122,7 @@ class System:
         self.api = f"http://127.0.0.1:{self.ingress_port}/whatsapp-qr"
         self.controls = f"http://127.0.0.1:{self.simulator_port}/simulator"
 
-    def _process(self, name: str) -> Process:
+    def _process(self, name: str, **settings: str) -> Process:
         health_port = free_ports(1)[0]
         port = {"ingress": self.ingress_port, "simulator": self.simulator_port}.get(name, health_port)
         environment = os.environ | {
@@ -127,14 +136,15 @@ class System:
             "SIMULATOR_PORT": str(self.simulator_port),
             "LOG_FORMAT": "json",
             **self.settings,
+            **settings,
         }
         return Process(name, port, environment, self.folder / f"{name}-{len(self.processes)}.log")
 
-    async def start(self, *names: str) -> list[Process]:
-        """Start processes and wait until they are ready."""
+    async def start(self, *names: str, **settings: str) -> list[Process]:
+        """Start processes, with further settings where given, and wait until they are ready."""
         started = []
         for name in names or ("ingress", *CONSUMERS, "simulator"):
-            process = self._process(name)
+            process = self._process(name, **settings)
             self.processes.append(process)
             started.append(process)
             await process.start()

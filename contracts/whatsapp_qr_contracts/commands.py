@@ -55,15 +55,19 @@ class Command(Message):
 class InitializeSession(Command):
     """Link the chatbot to a WhatsApp account: make a session if there is none and ask the gateway for a QR code.
 
+    Sent by the service itself with `repair`, it brings a wanted session back that the gateway lost or never opened.
     Ends in `session.connecting`; in `session.qr_ready` or `session.connected` where that is so already; in
     `session.disconnected` with a reason where the gateway refused or was away; or in `command.rejected`
-    (`unknown_chatbot`, `gateway_unreachable`).
+    (`unknown_chatbot`, `gateway_unreachable`; with `repair` also `not_wanted`).
     """
 
     name: ClassVar[str] = "session.initialize"
 
     requested_at: Instant | None = Field(
         default=None, description="When it was asked for; its milliseconds become part of a new sessionId"
+    )
+    repair: bool = Field(
+        default=False, description="Only where the session is still wanted; a pairing that hangs is begun anew"
     )
 
 
@@ -106,3 +110,30 @@ class SendMessage(Command):
     expires_at: Instant | None = Field(
         default=None, description="After this it is not sent any more; default: SEND_EXPIRY after it was accepted"
     )
+
+
+class MessageCommand(Command):
+    """Base of what is asked of a message to send that the service has already."""
+
+    message_id: UUID = Field(description="The message's id, as in its events and in GET /whatsapp-qr/messages")
+
+
+class CancelMessage(MessageCommand):
+    """Do not send a message that still waits: it becomes FAILED (`cancelled`), which `message.failed` announces.
+
+    Ends in `message.cancelled`, also where it was cancelled before; or in `command.rejected` (`unknown_message`,
+    `not_pending`, and `being_sent` while an attempt is under way: ask again in some seconds).
+    """
+
+    name: ClassVar[str] = "message.cancel"
+
+
+class RetryMessage(MessageCommand):
+    """Send a FAILED message after all, behind everything that waits now, with new attempts and a new expiry.
+
+    It keeps its id and its WhatsApp id, so that one whose outcome was unknown does not arrive twice. After
+    `number_changed` it goes out from the number that is linked now. Ends in `message.queued`, or in
+    `command.rejected` (`no_session`, `unknown_message`, `not_failed`).
+    """
+
+    name: ClassVar[str] = "message.retry"

@@ -127,6 +127,22 @@ class MessageFailed(MessageStatusEvent):
     error_message: str | None = None
 
 
+class MessageCancelled(MessageStatusEvent):
+    """`message.cancel` was carried out. That the message FAILED is announced by `message.failed` as well."""
+
+    name: ClassVar[str] = "message.cancelled"
+
+    delivery_status: Literal[DeliveryStatus.FAILED] = DeliveryStatus.FAILED
+
+
+class MessageQueued(MessageStatusEvent):
+    """`message.retry` was carried out: the message waits to be sent again."""
+
+    name: ClassVar[str] = "message.queued"
+
+    delivery_status: Literal[DeliveryStatus.PENDING] = DeliveryStatus.PENDING
+
+
 class ConversationStarted(Event):
     """The first message between a chatbot and a customer, in either direction."""
 
@@ -163,5 +179,5 @@ class CommandRejected(Event):
     command_id: str
     command: str = Field(description="The name of the command")
     chatbot_id: UUID
-    code: str = Field(description="Stable code: unknown_chatbot, no_session, id_reused, gateway_unreachable, …")
+    code: str = Field(description="Stable code: unknown_chatbot, no_session, id_reused, not_pending, being_sent, …")
     detail: str

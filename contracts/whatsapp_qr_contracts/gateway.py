@@ -91,6 +91,9 @@ class ConnectedData(WireModel):
 
     phone_number: Decoration = Field(default=None, description="The number of the linked account, where known")
     connected_at: Reported = None
+    reason: Decoration = Field(
+        default=None, description="Where there is a connection and yet nothing goes out: `action_required`, …"
+    )
 
 
 class GatewayConnected(GatewayReport):

@@ -3,6 +3,7 @@
 An event is a function of its row: published again after a crash it is the same event under the same id.
 """
 
+import asyncio
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -12,11 +13,13 @@ from service.messaging.publishing import Publisher
 from service.persistence import lanes, sessions
 from service.persistence.confirmations import Confirmations
 from service.persistence.database import Database
-from service.persistence.tables import MessageRow, SessionRow
+from service.persistence.tables import ConversationRow, MessageRow, SessionRow
 from whatsapp_qr_contracts.events import (
+    ConversationStarted,
     MessageDelivered,
     MessageFailed,
     MessageRead,
+    MessageReceived,
     MessageSent,
     MessageStatusEvent,
     SessionConnected,
@@ -25,7 +28,7 @@ from whatsapp_qr_contracts.events import (
     SessionEvent,
     SessionQrReady,
 )
-from whatsapp_qr_contracts.jobs import SendJob
+from whatsapp_qr_contracts.jobs import IncomingJob, IncomingMetadata, SendJob
 from whatsapp_qr_contracts.message import DeliveryStatus, SessionStatus
 from whatsapp_qr_contracts.partitions import chatbot_key
 
@@ -73,13 +76,64 @@ class Announcer:
         await self.database.transact(lambda tx: sessions.mark_announced(tx, session))
         return event_id
 
+    async def conversation(self, conversation: ConversationRow, *, caused_by: str) -> None:
+        """Publish that a conversation has started, unless that is known to be confirmed."""
+        if self.confirmations.has_conversation(conversation):
+            return
+        event = ConversationStarted(
+            conversation_id=conversation.id,
+            chatbot_id=conversation.chatbot_id,
+            external_user_id=conversation.external_user_id,
+            occurred_at=conversation.created_at,
+        )
+        key = chatbot_key(conversation.chatbot_id)
+        event_id = output_id(conversation.id, "started")
+        await self.publisher.publish(event, message_id=event_id, correlation_id=caused_by, key=key)
+        self.confirmations.conversation(conversation)
+
+    async def received(self, message: MessageRow) -> None:
+        """Hand a customer's message to the AI workers and tell everybody, unless that is known to be confirmed."""
+        if self.confirmations.has_message(message):
+            return
+        # Two destinations: they may go side by side.
+        both = (self._hand_over(message), self._announce_received(message))
+        for result in await asyncio.gather(*both, return_exceptions=True):  # none goes on while it is repeated
+            if isinstance(result, BaseException):
+                raise result
+        self.confirmations.message(message)
+
+    async def _hand_over(self, message: MessageRow) -> None:
+        job = IncomingJob(
+            conversation_id=message.conversation_id,
+            message_id=message.id,
+            content=message.content,
+            chatbot_id=message.chatbot_id,
+            external_user_id=message.external_user_id,
+            metadata=_origin(message),
+        )
+        await self.publisher.publish(
+            job,
+            message_id=output_id(message.id, "job"),
+            correlation_id=message.correlation_id,
+            key=chatbot_key(message.chatbot_id),
+            headers={"conversation-sequence": message.sequence},
+        )
+
+    async def _announce_received(self, message: MessageRow) -> None:
+        await self.publisher.publish(
+            received_event(message),
+            message_id=output_id(message.id, "received"),
+            correlation_id=message.correlation_id,
+            key=chatbot_key(message.chatbot_id),
+        )
+
     async def status(self, message: MessageRow) -> None:
         """Publish the event of a message's present delivery status, unless it is known to be confirmed."""
         if self.confirmations.has_message(message):
             return
         await self.publisher.publish(
             status_event(message),
-            message_id=output_id(message.id, f"{message.delivery_status} {_reached_at(message).isoformat()}"),
+            message_id=output_id(message.id, f"{message.delivery_status} {reached_at(message).isoformat()}"),
             correlation_id=message.correlation_id,
             key=chatbot_key(message.chatbot_id),
         )
@@ -123,6 +177,22 @@ def session_event_id(session: SessionRow) -> str:
     return output_id(session.id, f"version {session.version}")
 
 
+def received_event(message: MessageRow) -> MessageReceived:
+    """Return the event of a customer's message."""
+    return MessageReceived(
+        message_id=message.id,
+        conversation_id=message.conversation_id,
+        chatbot_id=message.chatbot_id,
+        session_id=message.session_id,
+        external_user_id=message.external_user_id,
+        whatsapp_message_id=message.whatsapp_message_id,
+        occurred_at=message.created_at,
+        content=message.content,
+        metadata=_origin(message),
+        conversation_sequence=message.sequence or 0,
+    )
+
+
 def status_event(message: MessageRow) -> MessageStatusEvent:
     """Return the event of a sent message's present delivery status."""
     failed = message.delivery_status is DeliveryStatus.FAILED
@@ -136,14 +206,15 @@ def status_event(message: MessageRow) -> MessageStatusEvent:
         session_id=message.session_id,
         external_user_id=message.external_user_id,
         whatsapp_message_id=message.whatsapp_message_id,
-        occurred_at=_reached_at(message),
+        occurred_at=reached_at(message),
         delivery_status=message.delivery_status,
         metadata=message.caller_metadata,
         **fields,
     )
 
 
-def _reached_at(message: MessageRow) -> datetime:
+def reached_at(message: MessageRow) -> datetime:
+    """Return when a message came to its present delivery status."""
     times = {
         DeliveryStatus.SENT: message.sent_at,
         DeliveryStatus.DELIVERED: message.delivered_at,
@@ -151,3 +222,7 @@ def _reached_at(message: MessageRow) -> datetime:
         DeliveryStatus.FAILED: message.failed_at,
     }
     return times[message.delivery_status] or message.created_at
+
+
+def _origin(message: MessageRow) -> IncomingMetadata:
+    return IncomingMetadata(whatsapp_message_id=message.whatsapp_message_id, timestamp=message.sent_at_customer or 0)

@@ -4,7 +4,6 @@ A customer's message becomes a row, a job for the AI workers and an event; a mes
 of its session's lane and a job that rings for it. Run again, a handler repeats what is not known to be confirmed.
 """
 
-import asyncio
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import partial
@@ -14,6 +13,7 @@ import structlog
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from service.consumers.announcing import Announcer
+from service.consumers.mending import MessageMender
 from service.consumers.outcomes import rejection
 from service.domain.identities import outgoing_message_id, output_id
 from service.errors import Rejected, Undeliverable
@@ -23,11 +23,9 @@ from service.persistence.conversations import Stored
 from service.persistence.database import Database
 from service.persistence.reading import current_session
 from service.persistence.sessions import session_by_id
-from service.persistence.tables import ConversationRow, MessageRow, SessionRow, now
+from service.persistence.tables import MessageRow, SessionRow, now
 from whatsapp_qr_contracts.commands import SendMessage
-from whatsapp_qr_contracts.events import ConversationStarted, MessageReceived
 from whatsapp_qr_contracts.gateway import GatewayMessage, GatewayReceipt, GatewayReport, moment_of
-from whatsapp_qr_contracts.jobs import IncomingJob, IncomingMetadata
 from whatsapp_qr_contracts.message import DeliveryStatus
 from whatsapp_qr_contracts.partitions import chatbot_key
 
@@ -50,7 +48,9 @@ class ConversationConsumer:
 
     def routes(self) -> Routes:
         """Return the handler of each message."""
-        return {SendMessage: self.send, GatewayMessage: self.receive, GatewayReceipt: self.follow_receipt}
+        mender = MessageMender(self.database, self.announcer, self.expiry)
+        own: Routes = {SendMessage: self.send, GatewayMessage: self.receive, GatewayReceipt: self.follow_receipt}
+        return {**own, **mender.routes()}
 
     # A message to send
 
@@ -65,7 +65,7 @@ class ConversationConsumer:
         except Rejected as error:
             await self._reject(command, envelope, error)
             return
-        await self._announce_conversation(stored.conversation, envelope)
+        await self.announcer.conversation(stored.conversation, caused_by=envelope.message_id)
         if stored.message.delivery_status is DeliveryStatus.PENDING:
             await self.announcer.ring(stored.message, ring_id=output_id(stored.message.id, "job"))
 
@@ -111,68 +111,8 @@ class ConversationConsumer:
             )
 
         conversation, message, _ = await self.database.transact(store)
-        await self._announce_conversation(conversation, envelope)
-        if not self.announcer.confirmations.has_message(message):
-            # Two destinations: they may go side by side.
-            both = (self._hand_over(message), self._announce_received(message))
-            for result in await asyncio.gather(*both, return_exceptions=True):  # none goes on while it is repeated
-                if isinstance(result, BaseException):
-                    raise result
-            self.announcer.confirmations.message(message)
-
-    async def _hand_over(self, message: MessageRow) -> None:
-        job = IncomingJob(
-            conversation_id=message.conversation_id,
-            message_id=message.id,
-            content=message.content,
-            chatbot_id=message.chatbot_id,
-            external_user_id=message.external_user_id,
-            metadata=_origin(message),
-        )
-        await self.announcer.publisher.publish(
-            job,
-            message_id=output_id(message.id, "job"),
-            correlation_id=message.correlation_id,
-            key=chatbot_key(message.chatbot_id),
-            headers={"conversation-sequence": message.sequence},
-        )
-
-    async def _announce_received(self, message: MessageRow) -> None:
-        event = MessageReceived(
-            message_id=message.id,
-            conversation_id=message.conversation_id,
-            chatbot_id=message.chatbot_id,
-            session_id=message.session_id,
-            external_user_id=message.external_user_id,
-            whatsapp_message_id=message.whatsapp_message_id,
-            occurred_at=message.created_at,
-            content=message.content,
-            metadata=_origin(message),
-            conversation_sequence=message.sequence or 0,
-        )
-        await self.announcer.publisher.publish(
-            event,
-            message_id=output_id(message.id, "received"),
-            correlation_id=message.correlation_id,
-            key=chatbot_key(message.chatbot_id),
-        )
-
-    async def _announce_conversation(self, conversation: ConversationRow, envelope: Envelope) -> None:
-        if self.announcer.confirmations.has_conversation(conversation):
-            return
-        event = ConversationStarted(
-            conversation_id=conversation.id,
-            chatbot_id=conversation.chatbot_id,
-            external_user_id=conversation.external_user_id,
-            occurred_at=conversation.created_at,
-        )
-        await self.announcer.publisher.publish(
-            event,
-            message_id=output_id(conversation.id, "started"),
-            correlation_id=envelope.message_id,
-            key=chatbot_key(conversation.chatbot_id),
-        )
-        self.announcer.confirmations.conversation(conversation)
+        await self.announcer.conversation(conversation, caused_by=envelope.message_id)
+        await self.announcer.received(message)
 
     # A receipt
 
@@ -203,7 +143,3 @@ def _known(session: SessionRow | None, report: GatewayReport) -> SessionRow:
         message = f"no session has the sessionId {report.session_id!r}"
         raise Undeliverable(message, code="unknown_session")
     return session
-
-
-def _origin(message: MessageRow) -> IncomingMetadata:
-    return IncomingMetadata(whatsapp_message_id=message.whatsapp_message_id, timestamp=message.sent_at_customer or 0)

@@ -15,6 +15,7 @@ from typing import TypeVar
 import structlog
 from uuid_utils.compat import uuid7
 
+from service import metrics
 from service.consumers.announcing import Announcer
 from service.domain.sending import Retry, SendPolicy, TokenBucket, after_failure
 from service.errors import GatewayError, GatewayOutcomeUnknown, GatewayRefused, GatewayUnreachable, Undeliverable
@@ -32,7 +33,7 @@ log = structlog.get_logger()
 T = TypeVar("T")
 
 _DRAIN_SECONDS = 10.0
-_LONGEST_PAUSE = 1.0
+_LONGEST_PAUSE = 1.5  # longer than the pause of one message per second with its jitter
 
 
 @dataclass
@@ -78,9 +79,10 @@ class OutboundConsumer:
         self._tasks: set[asyncio.Task[None]] = set()
         self._timers: dict[str, asyncio.TimerHandle] = {}
         self._paces: dict[str, Pace] = defaultdict(
-            lambda: Pace(TokenBucket(policy.rate, policy.burst, time.monotonic()))
+            lambda: Pace(TokenBucket(policy.rate, policy.burst, time.monotonic(), policy.jitter))
         )
         self._stopping = False
+        metrics.ACTIVE_DRAINS.set_function(lambda: len(self._drains))
 
     def routes(self) -> Routes:
         """Return the handler of each message."""
@@ -124,7 +126,7 @@ class OutboundConsumer:
     async def _send_in_order(self, session_id: str, drain: Drain) -> None:
         pace = self._paces[session_id]
         until = time.monotonic() + _DRAIN_SECONDS
-        while time.monotonic() < until and not self._stopping:
+        while time.monotonic() < until and not (self._stopping or self.hold.left):
             if drain.after_crash:
                 drain.after_crash = False
                 await self.hold(partial(self.announcer.lane, session_id))
@@ -151,6 +153,7 @@ class OutboundConsumer:
                 self._leave(session_id, drain)
                 return None
             case Expired(message):
+                metrics.SENDS.labels("expired").inc()
                 await self.hold(partial(self.announcer.status, message))
             case Claimed(message):
                 pace.bucket.take()
@@ -169,10 +172,12 @@ class OutboundConsumer:
             attempts = message.attempts + isinstance(error, GatewayOutcomeUnknown)
             verdict = after_failure(error, attempts=attempts, deferrals=pace.deferrals + 1, policy=self.policy)
             pace.deferrals = pace.deferrals + 1 if isinstance(verdict, Retry) and not verdict.counts else 0
+            metrics.SENDS.labels("retry" if isinstance(verdict, Retry) else metrics.send_code(verdict.code)).inc()
             log.warning("not_sent", message=str(message.id), code=error.code, verdict=type(verdict).__name__)
             recorded = await self._write(partial(lanes.record_failure, self.database, claimed=message, verdict=verdict))
         else:
             pace.deferrals = 0
+            metrics.SENDS.labels("sent").inc()
             recorded = await self._write(partial(lanes.record_sent, message_id=message.id, whatsapp_id=sent_as))
         if recorded is not None:
             await self.hold(partial(self.announcer.status, recorded))

@@ -13,14 +13,16 @@ import structlog
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from service.consumers.announcing import Announcer, session_event, session_event_id
+from service.consumers.changes import Change, apply, is_old_news, phone
 from service.consumers.outcomes import Outcome, begin, end, publish_outcome
 from service.domain import session as machine
-from service.domain.identities import customer_address, new_session_id
+from service.domain.identities import new_session_id
+from service.domain.reconciling import NO_QR_CODE
 from service.domain.session import Trigger
 from service.errors import GatewayError, GatewayUnreachable, Rejected, Undeliverable
-from service.gateway import Gateway
+from service.gateway import Gateway, GatewaySession
 from service.messaging.consuming import Envelope, Routes
-from service.persistence import lanes, sessions
+from service.persistence import sessions
 from service.persistence.database import Database
 from service.persistence.tables import SessionRow
 from whatsapp_qr_contracts.commands import (
@@ -38,17 +40,6 @@ log = structlog.get_logger()
 
 _ASK_AGAIN_AFTER = (1.0, 3.0)
 """Seconds after which the gateway is asked again when its answer contradicts its report."""
-
-
-@dataclass(frozen=True, slots=True)
-class Change:
-    """What moves a session, and what comes with it."""
-
-    trigger: Trigger
-    wanted: bool
-    reason: str | None = None
-    qr_code: str | None = None
-    phone_number: str | None = None
 
 
 @dataclass(frozen=True)
@@ -90,6 +81,9 @@ class SessionConsumer:
     async def _open(self, tx: AsyncSession, *, command: InitializeSession, envelope: Envelope) -> SessionRow | Outcome:
         if outcome := await begin(self.database, tx, command, envelope):
             return outcome
+        if command.repair and not await sessions.is_wanted(tx, command.chatbot_id):
+            rejected = Rejected("nobody wants the session any more", code="not_wanted")
+            return await end(tx, command, envelope, rejected)
         if not self.strict:
             await sessions.register_chatbot(self.database, tx, command.chatbot_id)
         elif not await sessions.chatbot_is_known(tx, command.chatbot_id):
@@ -109,13 +103,16 @@ class SessionConsumer:
                 return await finish(Rejected(f"the session stays connected: {error.detail}", code=_reason(error)))
             reported = None
         if reported is not None and reported.status is SessionStatus.CONNECTED:
-            change = Change(Trigger.CONNECTED, wanted=True, phone_number=_number(reported.phone_number))
-            return await finish(seen, None if _is_old_news(seen, change) else change)
+            change = Change(Trigger.CONNECTED, wanted=True, phone_number=phone(reported.phone_number))
+            return await finish(seen, None if is_old_news(seen, change) else change)
         cannot_say = connected and reported is not None and reported.status is None
         shows_qr = reported is not None and reported.status is seen.status is SessionStatus.QR_READY
-        if cannot_say or shows_qr:
+        if cannot_say or (shows_qr and not command.repair):
             return await finish(seen)
-        connecting = await self._change(seen, Change(Trigger.INITIALIZE, wanted=True))
+        reason = NO_QR_CODE if command.repair and seen.status is SessionStatus.CONNECTING else None
+        connecting = await self._change(seen, Change(Trigger.INITIALIZE, wanted=True, reason=reason))
+        if command.repair and _hangs(reported, connecting):
+            await self._tell_gateway(connecting.session_id)  # it would leave a pairing that runs as it is
         try:
             await self.gateway.initialize(connecting.session_id, str(connecting.chatbot_id))
         except GatewayError as error:
@@ -184,8 +181,9 @@ class SessionConsumer:
 
     async def follow_connected(self, report: GatewayConnected, envelope: Envelope) -> None:
         """Mark the session connected and ring for what waited to be sent."""
-        number = _number(report.data.phone_number)
-        await self._follow(report, Change(Trigger.CONNECTED, wanted=True, phone_number=number), envelope)
+        number = phone(report.data.phone_number)
+        change = Change(Trigger.CONNECTED, wanted=True, reason=report.data.reason, phone_number=number)
+        await self._follow(report, change, envelope)
 
     async def follow_disconnected(self, report: GatewayDisconnected, envelope: Envelope) -> None:
         """Mark the session disconnected, with the gateway's reason."""
@@ -200,7 +198,7 @@ class SessionConsumer:
             raise Undeliverable(message, code="unknown_session")
         change = replace(reported, wanted=session.wanted and reported.wanted)
         moves = machine.target(session.status, change.trigger, wanted=session.wanted) is not None
-        if moves and not _is_old_news(session, change):
+        if moves and not is_old_news(session, change):
             if confirmed := await self._confirmed(session, change):
                 session = await self._change(session, confirmed)
         elif change.trigger is Trigger.CONNECTED and not session.wanted:
@@ -220,7 +218,7 @@ class SessionConsumer:
             if answer is not None and answer.status is None:
                 return change  # it uses a word of its own
             if machine.confirms(answer.status if answer else None, change.trigger, before=session.status):
-                number = change.phone_number or _number(answer.phone_number if answer else None)
+                number = change.phone_number or phone(answer.phone_number if answer else None)
                 return replace(change, phone_number=number if change.trigger is Trigger.CONNECTED else None)
         log.info("report_contradicted", session=session.session_id, report=change.trigger)
         return None
@@ -228,7 +226,7 @@ class SessionConsumer:
     # What both do
 
     async def _change(self, seen: SessionRow, change: Change) -> SessionRow:
-        return await self.database.transact(partial(_apply, seen=seen, change=change))
+        return await self.database.transact(partial(apply, seen=seen, change=change))
 
     async def _end(
         self,
@@ -241,7 +239,7 @@ class SessionConsumer:
         async def write(tx: AsyncSession) -> Outcome:
             if isinstance(result, Rejected):
                 return await end(tx, command, envelope, result)
-            session = await _apply(tx, seen=result, change=change) if change else result
+            session = await apply(tx, seen=result, change=change) if change else result
             news = session.announced_version < session.version
             message_id = session_event_id(session) if news else None
             return await end(tx, command, envelope, session_event(session), message_id=message_id)
@@ -259,34 +257,9 @@ def _reason(error: GatewayError) -> str:
     return error.code if isinstance(error, GatewayUnreachable) else "gateway_error"
 
 
-def _number(text: str | None) -> str | None:
-    """Return a number as it is compared: gateways write it with a plus or as a JID, and the device part changes."""
-    return customer_address(text) if text else None
-
-
-def _is_old_news(session: SessionRow, change: Change) -> bool:
-    match change.trigger, session.status:
-        case Trigger.QR, SessionStatus.QR_READY:
-            return change.qr_code == session.qr_code
-        case Trigger.CONNECTED, SessionStatus.CONNECTED:
-            return change.phone_number in {None, session.phone_number}
-        case Trigger.DISCONNECTED, SessionStatus.DISCONNECTED:
-            return change.wanted == session.wanted
-    return False
-
-
-async def _apply(tx: AsyncSession, *, seen: SessionRow, change: Change) -> SessionRow:
-    session = await sessions.locked_unchanged(tx, seen)
-    number = change.phone_number
-    if number and session.phone_number and number != session.phone_number:
-        detail = "the session was linked to another number while the message waited"
-        await lanes.fail_pending(tx, session.session_id, code="number_changed", detail=detail)
-    sessions.move(
-        session,
-        machine.TRANSITIONS[session.status, change.trigger],
-        wanted=change.wanted,
-        reason=change.reason,
-        qr_code=change.qr_code,
-        phone_number=number,
-    )
-    return session
+def _hangs(reported: GatewaySession | None, session: SessionRow) -> bool:
+    """Say whether a pairing may be ended without ending a link: logging out is what the gateway does then."""
+    if reported is None:
+        return False
+    never_linked = session.phone_number is None and reported.status is SessionStatus.CONNECTING
+    return reported.status is SessionStatus.QR_READY or never_linked

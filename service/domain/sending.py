@@ -19,6 +19,7 @@ class SendPolicy:
         backoff: seconds before the second attempt; doubled before each further one.
         rate: messages per second and session in the long run.
         burst: messages of a session that may go out at once.
+        jitter: share by which a pause between messages is lengthened at random, at most.
         expiry: seconds after which a message is no longer sent.
         call_timeout: seconds one call to the gateway may take.
     """
@@ -27,6 +28,7 @@ class SendPolicy:
     backoff: float = 2.0
     rate: float = 1.0
     burst: int = 20
+    jitter: float = 0.3
     expiry: float = 3600.0
     call_timeout: float = 10.0
 
@@ -88,12 +90,14 @@ def backoff(failures: int, *, first: float = 0.2, jitter: float | None = None) -
 class TokenBucket:
     """Paces one session: `burst` messages at once, then `rate` per second.
 
-    It is given the time, so that it can be tested without waiting.
+    Pauses are lengthened by a random share of at most `jitter`, so that they do not look like a machine's. It is given
+    the time, so that it can be tested without waiting.
     """
 
-    def __init__(self, rate: float, burst: int, now: float) -> None:
+    def __init__(self, rate: float, burst: int, now: float, jitter: float = 0.0) -> None:
         self._rate = rate
         self._burst = burst
+        self._jitter = jitter
         self._tokens = float(burst)
         self._at = now
 
@@ -101,7 +105,8 @@ class TokenBucket:
         """Return the seconds until the next message may go; 0 where it may go now."""
         self._tokens = min(self._burst, self._tokens + (now - self._at) * self._rate)
         self._at = now
-        return max(0.0, (1 - self._tokens) / self._rate)
+        least = max(0.0, (1 - self._tokens) / self._rate)
+        return least * (1 + self._jitter * random.random())  # noqa: S311  # disguises, protects nothing
 
     def take(self) -> None:
         """Count one message that goes."""

@@ -1,11 +1,12 @@
 """The bodies of requests and answers. Field names are those of the system that this service replaces."""
 
 from datetime import datetime
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 from uuid import UUID
 
 from pydantic import Field, StringConstraints
 
+from service.persistence.tables import MessageRow
 from whatsapp_qr_contracts.addresses import Address
 from whatsapp_qr_contracts.commands import MAX_MESSAGE_CHARACTERS, Metadata
 from whatsapp_qr_contracts.message import DeliveryStatus, Instant, Role, SessionStatus, Text, WireModel
@@ -101,6 +102,12 @@ class MessageData(WireModel):
     delivered_at: datetime | None
     read_at: datetime | None
     failed_at: datetime | None
+
+    @classmethod
+    def of(cls, row: MessageRow) -> Self:
+        """Return what is shown of a message's row."""
+        fields = row.model_dump(include=set(cls.model_fields) - {"metadata"})
+        return cls(**fields, metadata=row.caller_metadata)
 
 
 class MessageAnswer(Accepted):

@@ -9,7 +9,15 @@ from fastapi import APIRouter, Header, Response
 from uuid_utils.compat import uuid7
 
 from service.domain.identities import new_session_id, outgoing_message_id
-from service.ingress.bodies import Accepted, ChatbotRequest, SendRequest, Sent, SessionState
+from service.ingress.bodies import (
+    Accepted,
+    ChatbotRequest,
+    MessageAnswer,
+    MessageData,
+    SendRequest,
+    Sent,
+    SessionState,
+)
 from service.ingress.problems import Problem, responses
 from service.ingress.waiting import Waiters
 from service.messaging.publishing import Publisher
@@ -19,6 +27,7 @@ from service.persistence.database import Database
 from service.persistence.reading import current_session
 from service.persistence.tables import MessageRow, SessionRow
 from whatsapp_qr_contracts.commands import (
+    CancelMessage,
     Command,
     DisconnectSession,
     InitializeSession,
@@ -31,7 +40,15 @@ from whatsapp_qr_contracts.message import SessionStatus
 from whatsapp_qr_contracts.partitions import chatbot_key
 
 READ_SECONDS = 2.0
-_REJECTIONS = {"unknown_chatbot": 404, "no_session": 404, "gateway_unreachable": 502, "gateway_error": 502}
+_REJECTIONS = {
+    "unknown_chatbot": 404,
+    "no_session": 404,
+    "unknown_message": 404,
+    "not_pending": 409,
+    "being_sent": 409,
+    "gateway_unreachable": 502,
+    "gateway_error": 502,
+}
 
 IdempotencyKey = Annotated[
     str | None,
@@ -42,6 +59,7 @@ IdempotencyKey = Annotated[
 
 
 _UNDER_WAY: dict[int | str, dict[str, Any]] = {202: {"model": SessionState, "description": "Under way"}}
+_BEING_CANCELLED: dict[int | str, dict[str, Any]] = {202: {"model": MessageAnswer, "description": "Under way"}}
 
 
 @dataclass(frozen=True)
@@ -58,6 +76,8 @@ class Commands:
         router.post("/init", tags=["Sessions"], responses=_UNDER_WAY | responses(404, 502))(self.init)
         router.post("/disconnect", tags=["Sessions"], responses=_UNDER_WAY | responses(404))(self.disconnect)
         router.post("/send", tags=["Messages"], status_code=202, responses=responses(404, 409))(self.send)
+        cancelled = _BEING_CANCELLED | responses(404, 409)
+        router.delete("/messages/{message_id}", tags=["Messages"], responses=cancelled)(self.cancel)
         router.put("/chatbots/{chatbot_id}", tags=["Chatbots"])(self.register)
         router.delete("/chatbots/{chatbot_id}", tags=["Chatbots"])(self.remove)
         return router
@@ -93,6 +113,18 @@ class Commands:
         await self._publish(command, command_id)
         return Sent(message_id=message_id)
 
+    async def cancel(self, message_id: UUID, response: Response) -> MessageAnswer:
+        """Cancel a message that still waits: it becomes FAILED (`cancelled`). Doing it again changes nothing.
+
+        409 `not_pending` once it went out or failed otherwise, 409 `being_sent` while an attempt is under way.
+        """
+        outcome = await self._carry_out(
+            CancelMessage(chatbot_id=(await self._message(message_id)).chatbot_id, message_id=message_id)
+        )
+        if outcome is None:
+            response.status_code = 202
+        return MessageAnswer(data=MessageData.of(await self._message(message_id)))
+
     async def register(self, chatbot_id: UUID, response: Response) -> Accepted:
         """Make a chatbot known; needed before its first /init where CHATBOTS=strict. Doing it again changes nothing."""
         if await self._carry_out(RegisterChatbot(chatbot_id=chatbot_id)) is None:
@@ -110,6 +142,12 @@ class Commands:
         if session is None:
             raise Problem(404, "no_session", "the chatbot has no session: POST /whatsapp-qr/init makes one")
         return session
+
+    async def _message(self, message_id: UUID) -> MessageRow:
+        message = await self.database.read(lambda tx: tx.get(MessageRow, message_id), seconds=READ_SECONDS)
+        if message is None:
+            raise Problem(404, "no_message", "there is no such message (yet)")
+        return message
 
     async def _is_known(self, message_id: UUID, command: SendMessage) -> bool:
         known = await self.database.read(lambda tx: tx.get(MessageRow, message_id), seconds=READ_SECONDS)

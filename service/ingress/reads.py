@@ -1,7 +1,7 @@
 """Calls that only read, from the database, within 2 s."""
 
 from dataclasses import dataclass
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, TypeVar
 from uuid import UUID
 
 from fastapi import APIRouter, Query
@@ -75,7 +75,7 @@ class Reads:
         row = await self._read(lambda tx: tx.get(MessageRow, message_id))
         if row is None:
             raise Problem(404, "no_message", "there is no such message (yet)")
-        return MessageAnswer(data=_shown(row, MessageData, metadata=row.caller_metadata))
+        return MessageAnswer(data=MessageData.of(row))
 
     async def conversations(
         self, chatbot_id: Annotated[UUID, Query(alias="chatbotId")], limit: Limit = 50, cursor: Cursor = None
@@ -91,8 +91,7 @@ class Reads:
         if await self._read(lambda tx: tx.get(ConversationRow, conversation_id)) is None:
             raise Problem(404, "no_conversation", "there is no such conversation (yet)")
         rows, end = await self._read(lambda tx: reading.messages_page(tx, conversation_id, limit=limit, after=after))
-        shown = [_shown(row, MessageData, metadata=row.caller_metadata) for row in rows]
-        return MessagePage(data=shown, next_cursor=cursor_of(end))
+        return MessagePage(data=[MessageData.of(row) for row in rows], next_cursor=cursor_of(end))
 
     async def _read(self, work: Work[T]) -> T:
         return await self.database.read(work, seconds=READ_SECONDS)
@@ -111,6 +110,6 @@ def _known(session: SessionRow | None) -> SessionRow:
     return session
 
 
-def _shown(row: SQLModel, body: type[B], **further: Any) -> B:
+def _shown(row: SQLModel, body: type[B]) -> B:
     """Return the fields of a row that a body shows."""
-    return body(**row.model_dump(include=set(body.model_fields) - set(further)), **further)
+    return body(**row.model_dump(include=set(body.model_fields)))

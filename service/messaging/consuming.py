@@ -4,12 +4,12 @@ done          handled, every output confirmed                        acknowledge
 passed on     its key belongs to another partition                   acknowledged once the copy is confirmed
 dead letter   it can never be processed, or failed three times       acknowledged once the copy is confirmed
 held          the database or the broker is away                     waits here, is tried again
-left          the process ends while it is held, or dies             unacknowledged: another process gets it
+left          the process ends, or gives up, while it is held        unacknowledged: another process gets it
 """
 
 import asyncio
 import traceback
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from functools import partial
@@ -24,8 +24,11 @@ from service.errors import BrokerUnavailable, Unavailable, Undeliverable
 from service.messaging import topology
 from service.messaging.dead_letters import dead_letter
 from service.messaging.holding import Hold, Stopping
-from service.messaging.partitions import Partition, lane_key
-from service.messaging.publishing import BROKER_TROUBLE, Properties, Publisher, copied_headers
+from service.messaging.partitions import Partition
+from service.messaging.publishing import Properties, Publisher, copied_headers
+from service.messaging.subscriptions import GRACE_SECONDS, Check, Share, Subscriptions
+from service.messaging.turns import lane_key
+from service.metrics import DEAD_LETTERS, HANDLED
 from whatsapp_qr_contracts.message import Message
 from whatsapp_qr_contracts.partitions import partition_of
 
@@ -33,8 +36,6 @@ log = structlog.get_logger()
 
 _TRIES = 3
 _TRACEBACK_CHARACTERS = 8_000
-_GRACE_SECONDS = 25.0
-_START_PAUSE = 1.0  # a process and the broker that start together are not held up by each other
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,43 +92,49 @@ class Consumer:
         prefetch: int,
         ordered: bool = True,
     ) -> None:
-        self._url = url
         self._queue = queue
         self._routes = {message.name: (message, handler) for message, handler in routes.items()}
         self._publisher = publisher
         self._hold = hold
         self._count = partitions
-        self._partitions = [
-            Partition(url, queue.queue(number), partial(self._live, number), prefetch=prefetch, ordered=ordered)
-            for number in range(partitions)
-        ]
-        self._starting: asyncio.Task[None] | None = None
+        self.subscriptions = Subscriptions(
+            url,
+            [
+                Partition(url, queue.queue(number), partial(self._live, number), prefetch=prefetch, ordered=ordered)
+                for number in range(partitions)
+            ],
+            publisher,
+            hold,
+        )
 
-    def start(self) -> None:
-        """Subscribe as soon as the broker is there; returns at once."""
-        self._starting = asyncio.create_task(self._subscribe())
+    def start(self, share: Share | None = None, check: Check | None = None) -> None:
+        """Subscribe as soon as the broker is there; returns at once.
 
-    async def _subscribe(self) -> None:
-        try:
-            declare = partial(topology.declare, self._url, self._count)
-            await self._hold(partial(_reaching_broker, declare), longest=_START_PAUSE)
-            for partition in self._partitions:
-                await self._hold(partial(_reaching_broker, partition.start), longest=_START_PAUSE)
-        except Stopping:
-            return
-        log.info("consuming", queue=self._queue.name, partitions=self._count)
+        Args:
+            share: says which partitions to subscribe to before the others; all of them, where it is not given.
+            check: raises Unavailable while a part besides the broker is away; asked before subscribing again.
+        """
+
+        async def everything() -> Sequence[int]:
+            return range(self._count)
+
+        async def check_all() -> None:
+            if not await self._publisher.ping():
+                message = "RabbitMQ is not reachable"
+                raise BrokerUnavailable(message)
+            if check is not None:
+                await check()
+
+        self.subscriptions.start(share or everything, check_all)
 
     @property
     def ready(self) -> bool:
         """Whether every partition is subscribed and nothing is held."""
-        return all(partition.subscribed for partition in self._partitions) and not self._hold.held
+        return self.subscriptions.ready and not self._hold.held
 
-    async def stop(self, seconds: float = _GRACE_SECONDS) -> None:
+    async def stop(self, seconds: float = GRACE_SECONDS) -> None:
         """Finish what has begun, for at most so many seconds, and give up all partitions."""
-        self._hold.stop()
-        if self._starting is not None:
-            await asyncio.gather(self._starting, return_exceptions=True)
-        await asyncio.gather(*(partition.give_up(seconds) for partition in self._partitions))
+        await self.subscriptions.stop(seconds)
 
     async def _live(self, number: int, delivery: RabbitMessage) -> bool:
         try:
@@ -137,15 +144,20 @@ class Consumer:
         return True
 
     async def _process(self, number: int, delivery: RabbitMessage) -> None:
+        name = _name(delivery)
         try:
-            await self._try(number, delivery)
+            outcome = await self._try(number, name, delivery)
         except Undeliverable as error:
             await self._bury(delivery, error)
+            outcome = "dead_letter"
+        # Only names that we know may be a label: anybody may publish any other.
+        HANDLED.labels(self._queue.name, name if name in self._routes else "unknown", outcome).inc()
 
-    async def _try(self, number: int, delivery: RabbitMessage) -> None:
-        for attempt in range(1, _TRIES + 1):
+    async def _try(self, number: int, name: str, delivery: RabbitMessage) -> str:
+        attempt = 1
+        while True:
             try:
-                await self._handle(number, delivery)
+                return await self._handle(number, name, delivery)
             except (Unavailable, Undeliverable, Stopping):
                 raise
             except Exception as error:
@@ -153,17 +165,16 @@ class Consumer:
                 if attempt == _TRIES:
                     reason = "".join(traceback.format_exception(error))[-_TRACEBACK_CHARACTERS:]
                     raise Undeliverable(reason, code="handler_failed") from error
-                await asyncio.sleep(backoff(attempt))
-            else:
-                return
+            await asyncio.sleep(backoff(attempt))
+            attempt += 1
 
     async def _bury(self, delivery: RabbitMessage, error: Undeliverable) -> None:
         log.error("dead_letter", queue=self._queue.name, code=error.code, message_id=delivery.raw_message.message_id)
         await dead_letter(self._publisher, delivery, error, queue=self._queue.name)
+        DEAD_LETTERS.labels(error.code).inc()
 
-    async def _handle(self, number: int, delivery: RabbitMessage) -> None:
+    async def _handle(self, number: int, name: str, delivery: RabbitMessage) -> str:
         raw = delivery.raw_message
-        name = raw.type or topology.name_of(raw.routing_key or "")
         if name not in self._routes:
             message = f"{self._queue.name} carries no message of type {name!r}"
             raise Undeliverable(message, code="unknown_type")
@@ -172,7 +183,7 @@ class Consumer:
         key = lane_key(raw.body, raw.headers)
         if (home := partition_of(key, self._count)) != number:
             await self._pass_on(delivery, model, home)
-            return
+            return "passed_on"
         await handler(
             body,
             Envelope(
@@ -181,6 +192,7 @@ class Consumer:
                 redelivered=bool(raw.redelivered),
             ),
         )
+        return "done"
 
     async def _pass_on(self, delivery: RabbitMessage, model: type[Message], home: int) -> None:
         raw = delivery.raw_message
@@ -192,6 +204,11 @@ class Consumer:
                 raw.message_id or "", raw.correlation_id or "", model.name, copied_headers(raw.headers)
             ),
         )
+
+
+def _name(delivery: RabbitMessage) -> str:
+    raw = delivery.raw_message
+    return raw.type or topology.name_of(raw.routing_key or "")
 
 
 def _read(model: type[Message], body: bytes, headers: Mapping[str, Any]) -> Message:
@@ -209,11 +226,3 @@ def _read(model: type[Message], body: bytes, headers: Mapping[str, Any]) -> Mess
         detail = "; ".join(f"{'.'.join(map(str, fault['loc'])) or 'body'}: {fault['msg']}" for fault in faults)
         code = "invalid_json" if faults[0]["type"] == "json_invalid" else "invalid_message"
         raise Undeliverable(detail, code=code) from error
-
-
-async def _reaching_broker(operation: Callable[[], Awaitable[None]]) -> None:
-    try:
-        await operation()
-    except BROKER_TROUBLE as error:
-        message = f"RabbitMQ is not reachable: {type(error).__name__}"
-        raise BrokerUnavailable(message) from error

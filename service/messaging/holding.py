@@ -8,69 +8,113 @@ import structlog
 
 from service.domain.sending import backoff
 from service.errors import Unavailable
+from service.metrics import HELD
 
 log = structlog.get_logger()
 T = TypeVar("T")
 
+_LONGEST_PAUSE = 10.0
 
-class Stopping(Exception):  # noqa: N818  # not an error: the process ends while work is held
-    """The process ends: held work is left unacknowledged, for the next process."""
+
+class Stopping(Exception):  # noqa: N818  # not an error: the process ends, or gives up its partitions, while work is held
+    """Held work is left unacknowledged, for whoever is active next."""
 
 
 class Hold:
-    """Repeats an operation until the database and the broker let it succeed."""
+    """Repeats an operation until the database and the broker let it succeed.
 
-    def __init__(self) -> None:
-        self._stop = asyncio.Event()
+    Args:
+        patience: seconds after which an operation has been held for too long.
+    """
+
+    def __init__(self, patience: float = 60.0) -> None:
+        self.patience = patience
         self.held = 0
         """Operations that wait at this moment; the process is not ready while there are any."""
+        self.on_too_long: Callable[[], None] = lambda: None
+        """Is called when an operation has been held for too long."""
+        self._leaving = asyncio.Event()
+        self.stopped = False
+        """Whether the process ends."""
         self._told: set[str] = set()
 
-    async def __call__(self, operation: Callable[[], Awaitable[T]], *, longest: float = 10.0) -> T:
-        """Run the operation until it does not raise Unavailable any more, with 0.2 to `longest` s between the attempts.
+    async def __call__(self, operation: Callable[[], Awaitable[T]], *, longest: float = _LONGEST_PAUSE) -> T:
+        """Run the operation until it does not raise Unavailable any more, with 0.2 to 10 s between the attempts.
 
         However many operations wait, each reason is logged once, and once that none waits any more.
 
         Raises:
-            Stopping: the process ends and the operation has not succeeded.
+            Stopping: what is held is to be left, and the operation has not succeeded.
         """
+        # What began before a give-up never waits on after it, however long its last attempt took.
+        leaving = self._leaving
         try:
             return await operation()
         except Unavailable as error:
             self._tell(error)
-        self.held += 1
+        self._count(1)
+        too_long = asyncio.get_running_loop().call_later(self.patience, self.on_too_long)
         try:
-            answer = await self._repeat(operation, longest)
+            answer = await self._repeat(operation, leaving, longest)
         finally:
-            self.held -= 1
+            too_long.cancel()
+            self._count(-1)
             if not self.held:
                 self._told.clear()
         if not self.held:
             log.info("held_no_longer")
         return answer
 
-    async def _repeat(self, operation: Callable[[], Awaitable[T]], longest: float) -> T:
+    async def _repeat(self, operation: Callable[[], Awaitable[T]], leaving: asyncio.Event, longest: float) -> T:
         failures = 1
         while True:
-            await self._pause(min(longest, backoff(failures)))
+            await _pause(min(longest, backoff(failures)), leaving)
             try:
                 return await operation()
             except Unavailable as error:
                 failures += 1
                 self._tell(error)
 
+    def _count(self, more: int) -> None:
+        self.held += more
+        HELD.inc(more)
+
     def _tell(self, error: Unavailable) -> None:
         if error.detail not in self._told:
             self._told.add(error.detail)
             log.warning("held", code=error.code, reason=error.detail)
 
-    async def _pause(self, seconds: float) -> None:
-        try:
-            await asyncio.wait_for(self._stop.wait(), seconds)
-        except TimeoutError:
-            return
-        raise Stopping
+    async def pause(self, seconds: float) -> None:
+        """Wait.
+
+        Raises:
+            Stopping: what is held is to be left; nothing may begin any more.
+        """
+        await _pause(seconds, self._leaving)
+
+    @property
+    def left(self) -> bool:
+        """Whether nothing waits at present: what fails is left at once."""
+        return self._leaving.is_set()
+
+    def leave(self) -> None:
+        """Leave what is held, and whatever fails from now on, until `resume`."""
+        self._leaving.set()
+
+    def resume(self) -> None:
+        """Hold again what fails; not once the process stops."""
+        if not self.stopped:
+            self._leaving = asyncio.Event()
 
     def stop(self) -> None:
         """Let nothing wait any longer."""
-        self._stop.set()
+        self.stopped = True
+        self.leave()
+
+
+async def _pause(seconds: float, leaving: asyncio.Event) -> None:
+    try:
+        await asyncio.wait_for(leaving.wait(), seconds)
+    except TimeoutError:
+        return
+    raise Stopping

@@ -20,7 +20,7 @@ log = structlog.get_logger()
 Hear = Callable[[str], None]
 """Is told the correlation id of each event."""
 
-_KEYS = ("session.#", "chatbot.#", "command.#")
+_KEYS = ("session.#", "chatbot.#", "command.#", "message.cancelled")
 
 
 class Listener:

@@ -28,7 +28,7 @@ _CONNECT_SECONDS = 3.0
 # Closing gives up on a dead link by itself, after more than a heartbeat; cut short, the connection would come back.
 _CLOSE_SECONDS = 4.0 * HEARTBEAT
 # aiormq makes up an id where there is none, and a made-up id would hide that the sender gave none.
-_NO_ID = " "
+NO_ID = " "
 _MAX_HEADER_BYTES = 65_536
 _OWN_HEADERS = frozenset({"partition-key", "schema-version"})
 # aio-pika reports a connection that is being replaced as RuntimeError.
@@ -55,14 +55,17 @@ def copied_headers(headers: Mapping[str, Any] | None) -> dict[str, Any]:
 
     Headers must fit into one frame, with room for ours: where they are too large only our own are kept.
     """
-    copied = {name: _publishable(value) for name, value in (headers or {}).items() if not name.startswith("x-")}
+    copied = {name: publishable(value) for name, value in (headers or {}).items() if not name.startswith("x-")}
     if len(encode_table(copied)) > _MAX_HEADER_BYTES:
         return {name: copied[name] for name in _OWN_HEADERS & copied.keys()} | {"headers-cut": True}
     return copied
 
 
-def _publishable(value: Any) -> Any:
-    # Not all that other clients send can be sent by ours: a text that is not UTF-8, a double beyond single precision.
+def publishable(value: Any) -> Any:
+    """Return a header's value as it can be published.
+
+    Not all that other clients send can be sent by ours: a text that is not UTF-8, a double beyond single precision.
+    """
     try:
         encode_table_value(value)
     except (TypeError, ValueError, OverflowError):
@@ -137,7 +140,7 @@ class Publisher:
                 mandatory=exchange != EVENTS,
                 persist=True,
                 content_type="application/json",
-                message_id=properties.message_id or _NO_ID,
+                message_id=properties.message_id or NO_ID,
                 correlation_id=properties.correlation_id,
                 message_type=properties.type,
                 timestamp=datetime.now(UTC),
@@ -200,6 +203,19 @@ class Publisher:
             closing = asyncio.create_task(_close(broker))
             self._closing.add(closing)
             closing.add_done_callback(self._closing.discard)
+
+    async def waiting(self, queue: topology.PartitionedQueue) -> list[int]:
+        """Return how many messages wait in each partition of a queue, without those that a consumer has.
+
+        Raises:
+            BrokerUnavailable: the broker does not say.
+        """
+        try:
+            async with asyncio.timeout(_PUBLISH_SECONDS):
+                return await topology.waiting(self._url, queue, self._partitions)
+        except BROKER_TROUBLE as error:
+            message = f"RabbitMQ is not reachable: {type(error).__name__}"
+            raise BrokerUnavailable(message) from error
 
     async def ping(self) -> bool:
         """Say whether the broker answers."""

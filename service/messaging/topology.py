@@ -8,10 +8,12 @@ import aio_pika
 from faststream.rabbit import ExchangeType, RabbitExchange, RabbitQueue
 
 from whatsapp_qr_contracts.commands import (
+    CancelMessage,
     DisconnectSession,
     InitializeSession,
     RegisterChatbot,
     RemoveChatbot,
+    RetryMessage,
     SendMessage,
 )
 from whatsapp_qr_contracts.gateway import (
@@ -26,6 +28,9 @@ from whatsapp_qr_contracts.message import COMMANDS, EVENTS, GATEWAY, JOBS, Messa
 
 DEAD_LETTERS = "whatsapp-qr.dead-letters"
 INGRESS_PREFIX = "whatsapp-qr.ingress."
+PROBE = "partition.probe"
+"""Type of a message that asks nothing: whoever is active on a partition acknowledges it, and so learns that he is.
+It travels under the queue's own name through the direct exchange, where nobody else can have bound a queue to it."""
 
 # Nothing is ever nacked, so this counts only crashes, and a crash counts for all that was prefetched.
 _DELIVERY_LIMIT = 1000
@@ -80,7 +85,9 @@ SESSIONS = PartitionedQueue(
         GatewayDisconnected,
     ),
 )
-CONVERSATIONS = PartitionedQueue("whatsapp-qr.conversations", (SendMessage, GatewayMessage, GatewayReceipt))
+CONVERSATIONS = PartitionedQueue(
+    "whatsapp-qr.conversations", (SendMessage, CancelMessage, RetryMessage, GatewayMessage, GatewayReceipt)
+)
 SENDS = PartitionedQueue(SendJob.name, (SendJob,))
 
 PARTITIONED = (SESSIONS, CONVERSATIONS, SENDS)
@@ -109,6 +116,18 @@ def name_of(routing_key: str) -> str:
 def exchange(name: str) -> RabbitExchange:
     """Return an exchange for a publish; it was declared before by `declare`."""
     return RabbitExchange(name, type=_TYPE_OF[name], durable=True, declare=False)
+
+
+def dead_letter_queue() -> RabbitQueue:
+    """Return the dead letters' queue for its reader; it was declared before by `declare`."""
+    return RabbitQueue(DEAD_LETTERS, durable=True, declare=False)
+
+
+def is_bound(exchange_name: str, routing_key: str, partitions: int) -> bool:
+    """Say whether a message would reach a queue; an exchange without an alternate one says so itself."""
+    if not any(known.name == exchange_name and known.arguments for known in EXCHANGES):
+        return True
+    return any(routing_key in queue.bindings.get(exchange_name, ()) for queue in queues(partitions))
 
 
 def ingress_queue(suffix: str) -> RabbitQueue:
@@ -170,6 +189,21 @@ async def declare(url: str, partitions: int) -> None:
             for exchange_name, keys in wanted_queue.bindings.items():
                 for key in keys:
                     await queue.bind(exchange_name, key)
+            await queue.bind(JOBS, wanted_queue.name)  # for the probes
+
+
+async def waiting(url: str, queue: PartitionedQueue, partitions: int) -> list[int]:
+    """Return how many messages wait in each partition of a queue, without those that a consumer has.
+
+    Raises:
+        aio_pika.exceptions.AMQPException, OSError: the broker is away, or the queue is not declared.
+    """
+    async with await aio_pika.connect(url, timeout=5) as connection:
+        channel = await connection.channel()
+        declared = [
+            await channel.declare_queue(queue.queue_name(partition), passive=True) for partition in range(partitions)
+        ]
+        return [found.declaration_result.message_count or 0 for found in declared]
 
 
 def _bindings(partitioned: PartitionedQueue, partition: int) -> dict[str, list[str]]:

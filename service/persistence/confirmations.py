@@ -92,6 +92,10 @@ class Confirmations:
         self._conversations -= conversations
         return True
 
+    async def flush(self) -> None:
+        """Write what is collected now, without the delay; where that fails it is tried again later."""
+        await self._write()
+
     async def close(self) -> None:
         """Write what is left."""
         if self._writing is not None:

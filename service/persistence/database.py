@@ -13,7 +13,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, create_async_engin
 from sqlmodel import SQLModel
 
 from service.errors import DatabaseUnavailable
-from service.persistence.tables import UtcDateTime
+from service.persistence.columns import UtcDateTime
 
 T = TypeVar("T")
 Work = Callable[[AsyncSession], Awaitable[T]]
@@ -22,12 +22,14 @@ _BUSY_SECONDS = 5
 _POOL_SIZE = 10
 _CONNECT_SECONDS = 3
 _STATEMENT_SECONDS = 10
+# A process that hangs in the middle of a transaction loses it, and its locks, before another takes its partitions.
+_IDLE_MILLISECONDS = 10_000
 
 # SQLSTATE classes and codes that pass by themselves or once an operator has acted: connection, resources, operator
-# intervention, system, rollback (deadlock, serialization), password; lock not available, read-only standby, no such
-# database; table, column or right that a migration has not brought yet.
+# intervention, system, rollback (deadlock, serialization), password; lock not available, read-only standby, idle for
+# too long in a transaction, no such database; table, column or right that a migration has not brought yet.
 _PASSING_CLASSES = frozenset({"08", "53", "57", "58", "40", "28"})
-_PASSING_CODES = frozenset({"55P03", "25006", "3D000", "42P01", "42703", "42501"})
+_PASSING_CODES = frozenset({"55P03", "25006", "25P03", "3D000", "42P01", "42703", "42501"})
 
 
 class Database:
@@ -90,7 +92,8 @@ class Database:
     async def insert_new(self, tx: AsyncSession, table: type[SQLModel], **values: Any) -> bool:
         """Insert a row unless one with the same key exists; say whether it was inserted."""
         dialect = sqlite if self.is_sqlite else postgresql
-        statement = dialect.insert(table).values(values).on_conflict_do_nothing()
+        given = {name: value for name, value in values.items() if value is not None}  # the rest has its defaults
+        statement = dialect.insert(table).values(given).on_conflict_do_nothing()
         return bool((await tx.execute(statement)).rowcount)  # type: ignore[attr-defined]
 
     async def ping(self) -> None:
@@ -175,5 +178,9 @@ def _postgres_engine(url: str) -> AsyncEngine:
         max_overflow=0,
         pool_timeout=10,
         pool_pre_ping=True,
-        connect_args={"timeout": _CONNECT_SECONDS, "command_timeout": _STATEMENT_SECONDS},
+        connect_args={
+            "timeout": _CONNECT_SECONDS,
+            "command_timeout": _STATEMENT_SECONDS,
+            "server_settings": {"idle_in_transaction_session_timeout": str(_IDLE_MILLISECONDS)},
+        },
     )

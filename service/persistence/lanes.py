@@ -10,6 +10,7 @@ from sqlmodel import col, select
 from uuid_utils.compat import uuid7
 
 from service.domain.sending import GiveUp, Retry, SendPolicy
+from service.errors import Rejected
 from service.persistence.conversations import FAILED_BY_WHATSAPP, apply_waiting_receipts, raise_status
 from service.persistence.database import Database
 from service.persistence.sessions import session_by_id
@@ -17,6 +18,9 @@ from service.persistence.tables import MessageRow, SessionRow, now
 from whatsapp_qr_contracts.message import DeliveryStatus, Role, SessionStatus
 
 _PENDING = DeliveryStatus.PENDING
+
+CANCELLED = "cancelled"
+"""The error code of a message that its sender took back."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,6 +151,43 @@ async def fail_pending(tx: AsyncSession, session_id: str, *, code: str, detail: 
         raise_status(message, DeliveryStatus.FAILED, now(), error_code=code, error_message=detail)
 
 
+async def cancel(database: Database, tx: AsyncSession, message: MessageRow) -> None:
+    """Fail a locked message that waits; one that was cancelled before stays so.
+
+    Raises:
+        Rejected: it does not wait any more, or it is being sent at this moment.
+    """
+    if message.error_code == CANCELLED:
+        return
+    if message.delivery_status is not _PENDING:
+        raise Rejected(f"the message is {message.delivery_status}: only one that is PENDING", code="not_pending")
+    at = await database.present(tx)
+    if message.claimed_until is not None and message.claimed_until > at:
+        raise Rejected("the message is being sent at this moment: ask again in some seconds", code="being_sent")
+    detail = "it was cancelled" + (" after an attempt whose outcome is unknown" if message.attempts else "")
+    raise_status(message, DeliveryStatus.FAILED, at, error_code=CANCELLED, error_message=detail)
+
+
+async def enqueue_again(
+    database: Database, tx: AsyncSession, session: SessionRow, message: MessageRow, *, expiry: timedelta
+) -> None:
+    """Put a locked message that failed at the end of the lane of its session, which is locked too.
+
+    Raises:
+        Rejected: it has not failed.
+    """
+    if message.delivery_status is not DeliveryStatus.FAILED:
+        raise Rejected(f"the message is {message.delivery_status}: only one that is FAILED", code="not_failed")
+    session.lane_end += 1
+    message.lane_number = session.lane_end
+    message.delivery_status, message.announced = _PENDING, True
+    message.attempts = 0
+    message.claim = message.claimed_until = message.not_before = None
+    message.error_code = message.error_message = None
+    message.failed_at = message.sent_at = None
+    message.expires_at = await database.present(tx, expiry)
+
+
 async def unannounced(tx: AsyncSession, session_id: str) -> list[MessageRow]:
     """Return the messages of a lane whose present status is not known to be announced, in order."""
     query = (
@@ -161,6 +202,14 @@ async def unannounced(tx: AsyncSession, session_id: str) -> list[MessageRow]:
     return list(await tx.scalars(query))
 
 
-async def _locked(tx: AsyncSession, message_id: UUID) -> MessageRow:
+async def locked(tx: AsyncSession, message_id: UUID) -> MessageRow | None:
+    """Return a message, locked against other transactions."""
     query = select(MessageRow).where(col(MessageRow.id) == message_id).with_for_update()
-    return (await tx.scalars(query, execution_options={"populate_existing": True})).one()
+    return (await tx.scalars(query, execution_options={"populate_existing": True})).one_or_none()
+
+
+async def _locked(tx: AsyncSession, message_id: UUID) -> MessageRow:
+    message = await locked(tx, message_id)
+    if message is None:
+        raise LookupError(f"no message has the id {message_id}")
+    return message

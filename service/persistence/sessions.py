@@ -1,16 +1,23 @@
 """Chatbots, their sessions and the commands about them."""
 
-from typing import Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, cast
 from uuid import UUID
 
+from sqlalchemy import select as select_columns
 from sqlalchemy import update
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlmodel import col, select
 
+from service.domain.reconciling import Known
 from service.errors import DatabaseUnavailable
+from service.persistence.columns import DatabaseClock
 from service.persistence.database import Database
 from service.persistence.tables import ChatbotRow, CommandRow, SessionRow, now
 from whatsapp_qr_contracts.message import SessionStatus
+
+if TYPE_CHECKING:
+    from datetime import datetime
 
 
 async def session_of(tx: AsyncSession, chatbot_id: UUID, *, lock: bool = False) -> SessionRow | None:
@@ -65,12 +72,50 @@ def move(
         session.phone_number = phone_number or session.phone_number
     session.version += 1
     session.updated_at = at
+    session.moved_at = cast("datetime", DatabaseClock())
+
+
+@dataclass(frozen=True, slots=True)
+class Surveyed:
+    """A session as it is compared with what the gateway says."""
+
+    session_id: str
+    chatbot_id: UUID
+    version: int
+    known: Known
+
+
+async def survey(database: Database, tx: AsyncSession) -> list[Surveyed]:
+    """Return all sessions, in the order of their ids."""
+    row = SessionRow
+    query = select_columns(
+        col(row.session_id),
+        col(row.chatbot_id),
+        col(row.version),
+        col(row.status),
+        col(row.wanted),
+        col(row.moved_at),
+        col(row.status_reason),
+        col(row.phone_number),
+        col(row.qr_code),
+        database.clock(),
+    ).order_by(col(row.session_id))
+    return [
+        Surveyed(session_id, chatbot_id, version, Known(status, wanted, (at - moved_at).total_seconds(), *more))
+        for session_id, chatbot_id, version, status, wanted, moved_at, *more, at in await tx.execute(query)
+    ]
 
 
 async def mark_announced(tx: AsyncSession, session: SessionRow) -> None:
     """Note that the event of a version is confirmed."""
     older = (col(SessionRow.id) == session.id, col(SessionRow.announced_version) < session.version)
     await tx.execute(update(SessionRow).where(*older).values(announced_version=session.version))
+
+
+async def is_wanted(tx: AsyncSession, chatbot_id: UUID) -> bool:
+    """Say whether a chatbot has a session that its user wants."""
+    session = await session_of(tx, chatbot_id)
+    return session is not None and session.wanted
 
 
 async def chatbot_is_known(tx: AsyncSession, chatbot_id: UUID) -> bool:

@@ -1,50 +1,23 @@
 """The tables. Every row also carries what is still to do with it, so that nothing depends on memory."""
 
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, ClassVar
 from uuid import UUID
 
-from sqlalchemy import JSON, BigInteger, DateTime, Dialect, Index, String, Text, UniqueConstraint, text
-from sqlalchemy.types import TypeDecorator
+from sqlalchemy import (
+    JSON,
+    BigInteger,
+    Index,
+    LargeBinary,
+    Text,
+    UniqueConstraint,
+    text,
+)
 from sqlmodel import Field, SQLModel
 from uuid_utils.compat import uuid7
 
+from service.persistence.columns import DatabaseClock, EnumText, UtcDateTime
 from whatsapp_qr_contracts.message import DeliveryStatus, Role, SessionStatus
-
-
-class UtcDateTime(TypeDecorator[datetime]):
-    """A point in time, always with its zone in Python; SQLite stores none, so it is UTC there."""
-
-    impl = DateTime(timezone=True)
-    cache_ok = True
-
-    def process_bind_param(self, value: datetime | None, dialect: Dialect) -> datetime | None:
-        """Convert to UTC."""
-        if value is None:
-            return None
-        value = value.astimezone(UTC)
-        return value.replace(tzinfo=None) if dialect.name == "sqlite" else value
-
-    def process_result_value(self, value: datetime | None, dialect: Dialect) -> datetime | None:  # noqa: ARG002
-        """Give the zone back."""
-        return value.replace(tzinfo=UTC) if value is not None and value.tzinfo is None else value
-
-
-class _EnumText(TypeDecorator[Any]):
-    """An enumeration stored as its text, so that a new member needs no migration."""
-
-    impl = String(16)
-    cache_ok = True
-
-    def __init__(self, kind: type[Any]) -> None:
-        super().__init__()
-        self.kind = kind
-
-    def process_bind_param(self, value: Any, dialect: Dialect) -> str | None:  # noqa: ARG002
-        return None if value is None else str(value)
-
-    def process_result_value(self, value: str | None, dialect: Dialect) -> Any:  # noqa: ARG002
-        return None if value is None else self.kind(value)
 
 
 def now() -> datetime:
@@ -54,6 +27,15 @@ def now() -> datetime:
 
 def _when(**options: Any) -> Any:
     return Field(sa_type=UtcDateTime, **options)
+
+
+def _changed() -> Any:
+    clock = {"default": DatabaseClock(), "onupdate": DatabaseClock()}
+    return _when(default=None, nullable=False, sa_column_kwargs=clock)
+
+
+# What the database's clock has written is read when it is needed, not after each write.
+_UNREAD: dict[str, Any] = {"eager_defaults": False}
 
 
 class ChatbotRow(SQLModel, table=True):
@@ -70,11 +52,20 @@ class SessionRow(SQLModel, table=True):
     """The link of one chatbot; there is at most one, and it keeps its session id for life."""
 
     __tablename__ = "sessions"
+    __table_args__ = (
+        Index(
+            "sessions_unannounced",
+            "session_id",
+            sqlite_where=text("announced_version < version"),
+            postgresql_where=text("announced_version < version"),
+        ),
+    )
+    __mapper_args__: ClassVar[dict[str, Any]] = _UNREAD
 
     id: UUID = Field(default_factory=uuid7, primary_key=True)
     chatbot_id: UUID = Field(foreign_key="chatbots.id", unique=True)
     session_id: str = Field(unique=True, sa_type=Text)
-    status: SessionStatus = Field(sa_type=_EnumText(SessionStatus))
+    status: SessionStatus = Field(sa_type=EnumText(SessionStatus))
     status_reason: str | None = None
     wanted: bool = False
     """What the user wants: set by initialize; cleared by disconnect, logout and replacement."""
@@ -90,6 +81,8 @@ class SessionRow(SQLModel, table=True):
     """The number of the last message in this session's lane."""
     drain_at: datetime | None = _when(default=None)
     """When the lane is to be looked at again, while it waits."""
+    moved_at: datetime = _when(default=None, nullable=False, sa_column_kwargs={"default": DatabaseClock()})
+    """When its version last rose, by the database's clock."""
     created_at: datetime = _when(default_factory=now)
     updated_at: datetime = _when(default_factory=now)
 
@@ -114,7 +107,14 @@ class ConversationRow(SQLModel, table=True):
     __table_args__ = (
         UniqueConstraint("chatbot_id", "channel", "external_user_id"),
         Index("conversations_newest_first", "chatbot_id", "last_message_at", "id"),
+        Index(
+            "conversations_unannounced",
+            "chatbot_id",
+            sqlite_where=text("announced = 0"),
+            postgresql_where=text("NOT announced"),
+        ),
     )
+    __mapper_args__: ClassVar[dict[str, Any]] = _UNREAD
 
     id: UUID = Field(primary_key=True)
     chatbot_id: UUID = Field(foreign_key="chatbots.id")
@@ -126,6 +126,8 @@ class ConversationRow(SQLModel, table=True):
     """The number of the customer's last message."""
     announced: bool = False
     """Whether conversation.started is known to be confirmed."""
+    changed_at: datetime = _changed()
+    """When the row was last written, by the database's clock."""
     created_at: datetime = _when(default_factory=now)
 
 
@@ -150,15 +152,22 @@ class MessageRow(SQLModel, table=True):
             sqlite_where=text("announced = 0"),
             postgresql_where=text("NOT announced"),
         ),
+        Index(
+            "messages_expiring",
+            "expires_at",
+            sqlite_where=text("delivery_status = 'PENDING'"),
+            postgresql_where=text("delivery_status = 'PENDING'"),
+        ),
     )
+    __mapper_args__: ClassVar[dict[str, Any]] = _UNREAD
 
     id: UUID = Field(primary_key=True)
     conversation_id: UUID = Field(foreign_key="conversations.id")
     chatbot_id: UUID
     session_id: str = Field(sa_type=Text)
-    role: Role = Field(sa_type=_EnumText(Role))
+    role: Role = Field(sa_type=EnumText(Role))
     content: str = Field(sa_type=Text)
-    delivery_status: DeliveryStatus = Field(sa_type=_EnumText(DeliveryStatus))
+    delivery_status: DeliveryStatus = Field(sa_type=EnumText(DeliveryStatus))
     whatsapp_message_id: str = Field(max_length=255)
     announced: bool
     """Whether the events and jobs of its present status are known to be confirmed."""
@@ -191,6 +200,8 @@ class MessageRow(SQLModel, table=True):
     error_code: str | None = None
     error_message: str | None = Field(default=None, sa_type=Text)
 
+    changed_at: datetime = _changed()
+    """When the row was last written, by the database's clock: unfinished work that is old has been forgotten."""
     created_at: datetime = _when(default_factory=now)
     sent_at: datetime | None = _when(default=None)
     delivered_at: datetime | None = _when(default=None)
@@ -205,7 +216,64 @@ class ReceiptRow(SQLModel, table=True):
 
     session_id: str = Field(primary_key=True)
     whatsapp_message_id: str = Field(primary_key=True, max_length=255)
-    status: DeliveryStatus = Field(primary_key=True, sa_type=_EnumText(DeliveryStatus))
+    status: DeliveryStatus = Field(primary_key=True, sa_type=EnumText(DeliveryStatus))
     at: datetime = _when()
     error: str | None = None
     created_at: datetime = _when(default_factory=now, index=True)
+
+
+class LeaseRow(SQLModel, table=True):
+    """The right to do a duty that one process alone may do at a time."""
+
+    __tablename__ = "leases"
+
+    duty: str = Field(primary_key=True, max_length=64)
+    holder: str = Field(max_length=64)
+    """The process that has it."""
+    until: datetime = _when()
+    """Until when, by the database's clock."""
+
+
+class ProcessRow(SQLModel, table=True):
+    """The heartbeat of a consumer process. It only balances the partitions; the broker decides who is active."""
+
+    __tablename__ = "processes"
+
+    id: str = Field(primary_key=True, max_length=64)
+    kind: str = Field(max_length=64)
+    """The queue that it consumes."""
+    partitions: list[int] = Field(default_factory=list, sa_type=JSON)
+    """Those that it is active on."""
+    seen_at: datetime = _when(index=True)
+    """By the database's clock."""
+
+
+class DeadLetterRow(SQLModel, table=True):
+    """A message that could not be processed: as it was, and why."""
+
+    __tablename__ = "dead_letters"
+
+    id: UUID = Field(primary_key=True)
+    reason: str = Field(max_length=255, index=True)
+    """The error's code."""
+    detail: str = Field(default="", sa_type=Text)
+    """What was wrong, or the traceback."""
+    source: str = Field(max_length=255)
+    """The queue that it was read from, the path of a callback, or the exchange that had no queue for it."""
+    exchange: str = Field(default="", max_length=255)
+    routing_key: str = Field(default="", max_length=255)
+    message_id: str = Field(default="", max_length=255)
+    correlation_id: str = Field(default="", max_length=255)
+    type: str = Field(default="", max_length=255)
+    """From here up, texts are cut and cleaned for people; below, nothing is changed."""
+    body: bytes = Field(sa_type=LargeBinary)
+    properties: dict[str, Any] = Field(default_factory=dict, sa_type=JSON)
+    """Exchange, routing key and AMQP properties, exactly."""
+    headers: dict[str, Any] = Field(default_factory=dict, sa_type=JSON)
+    """In the form of `messaging.lossless`."""
+    attempts: int = 1
+    """How often it has died."""
+    burial: str = Field(default="", max_length=64)
+    """The id of its last burial, so that one that is delivered again does not count twice."""
+    died_at: datetime = _when()
+    replayed_at: datetime | None = _when(default=None)

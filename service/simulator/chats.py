@@ -87,6 +87,9 @@ def _check(session: Session, message: SentMessage, faults: Faults, failure: Fail
         case FailureKind.RESTRICT:
             detail = "WhatsApp has restricted this account (a fault that was asked for)."
             raise GatewayRefused(detail, code="restricted")
+        case FailureKind.NOT_CONNECTED:
+            detail = "The connection of the session is dead (a fault that was asked for)."
+            raise GatewayRefused(detail, code="not_connected")
         case FailureKind.ERROR:
             detail = "The gateway failed before sending (a fault that was asked for)."
             raise GatewayError(detail)

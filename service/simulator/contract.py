@@ -46,7 +46,7 @@ class Disconnect(WireModel):
 @routes.post("/init")
 async def init(body: Init, simulator: Running) -> dict[str, Any]:
     """Start a session; one that runs already stays as it is."""
-    started = simulator.phones.start(body.session_id, str(body.chatbot_id))
+    started = simulator.phones.start(body.session_id, str(body.chatbot_id), hangs=simulator.faults.no_qr_code)
     await asyncio.sleep(simulator.faults.init_latency)
     message = "Session is starting" if started else "Session is running already"
     return {"success": True, "message": message, "sessionId": body.session_id}
@@ -82,12 +82,13 @@ async def send(body: Send, simulator: Running) -> Response:
     fault = faults.strike()
     message = SentMessage(
         session_id=body.session_id,
-        message_id=body.message_id or whatsapp_id(),
+        message_id=(not faults.own_ids and body.message_id) or whatsapp_id(),
         recipient=body.to,
         message=body.message,
         sent_at=time.time(),
     )
     simulator.chats.send(message, faults, fault)
+    await asyncio.sleep(faults.answer_latency)
     answer = {"success": True, "messageId": message.message_id}
     match fault:
         case FailureKind.TIMEOUT_AFTER_ACCEPT:

@@ -49,9 +49,9 @@ class CustomerMessage(_Body):
 
 
 class Forget(_Body):
-    """The session to lose."""
+    """The session to lose; all of them where none is named."""
 
-    session_id: Identifier
+    session_id: Identifier | None = None
 
 
 @routes.post("/sessions/{session_id}/scan")
@@ -104,21 +104,24 @@ async def customer_writes(
 
 @routes.post("/forget")
 async def forget(body: Forget, simulator: Running) -> dict[str, Any]:
-    """Lose a session as a gateway does whose disk was wiped; nobody is told."""
-    simulator.phones.forget(body.session_id)
+    """Lose a session, or all, as a gateway does whose disk was wiped; nobody is told."""
+    every = [session.session_id for session in simulator.phones.all()]
+    for session_id in every if body.session_id is None else [body.session_id]:
+        simulator.phones.forget(session_id)
     return {"success": True}
 
 
 @routes.get("/faults")
 async def faults(simulator: Running) -> Faults:
-    """Return the faults of POST /send."""
+    """Return the faults that are switched on."""
     return simulator.faults
 
 
 @routes.put("/faults")
 async def set_faults(body: Faults, simulator: Running) -> Faults:
-    """Replace the faults of POST /send; what is left out goes well again."""
+    """Replace all faults; what is left out goes well again."""
     simulator.faults = body
+    simulator.reports.lost = body.lose_callbacks
     return body
 
 

@@ -1,4 +1,4 @@
-"""Faults that people and tests switch on for POST /send."""
+"""Faults that people and tests switch on."""
 
 import secrets
 from enum import StrEnum
@@ -18,6 +18,8 @@ class FailureKind(StrEnum):
     """400 with code `refused`; not sent."""
     RESTRICT = "restrict"
     """400 with code `restricted`, as for an account that WhatsApp has limited; not sent."""
+    NOT_CONNECTED = "not_connected"
+    """400 with code `not_connected`, whatever /status says; not sent."""
     ERROR = "error"
     """500; not sent."""
     TIMEOUT_AFTER_ACCEPT = "timeout_after_accept"
@@ -27,7 +29,7 @@ class FailureKind(StrEnum):
 
 
 class Faults(WireModel):
-    """What goes wrong in POST /send, and how long POST /init takes; everything left out goes well."""
+    """What goes wrong in POST /send, POST /init and the callbacks; everything left out goes well."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -37,8 +39,18 @@ class Faults(WireModel):
     )
     failure_rate: float = Field(default=0, ge=0, le=1, description="Share of sends that fail")
     failure_kind: FailureKind = Field(default=FailureKind.ERROR, description="How they fail")
+    answer_latency: float = Field(
+        default=0,
+        ge=0,
+        le=600,
+        description="Seconds before a send that was taken is answered; its receipts do not wait",
+    )
+    own_ids: bool = Field(default=False, description="Messages go out under ids of its own, whatever they are given")
     receipts: bool = Field(default=True, description="Whether `delivered` and `read` are reported")
     not_on_whatsapp: frozenset[Address] = Field(default=frozenset(), description="Numbers that are not on WhatsApp")
+
+    no_qr_code: bool = Field(default=False, description="Sessions that are started stay CONNECTING for ever")
+    lose_callbacks: bool = Field(default=False, description="What happens is not reported to anybody")
 
     def strike(self) -> FailureKind | None:
         """Throw the dice for one send: how it fails, or None where it goes well."""

@@ -60,12 +60,12 @@ class Phones:
         """Return all sessions, oldest first."""
         return self._store.sessions()
 
-    def start(self, session_id: str, chatbot_id: str) -> bool:
-        """Start a session; return False where it runs already, which changes nothing."""
+    def start(self, session_id: str, chatbot_id: str, *, hangs: bool = False) -> bool:
+        """Start a session; return False where it runs already, which changes nothing. One that hangs stays so."""
         session = self._store.session(session_id) or Session(session_id=session_id, chatbot_id=chatbot_id)
         if session.status is not SessionStatus.DISCONNECTED:
             return False
-        due = self._clock() + self._pace.connecting_seconds
+        due = None if hangs else self._clock() + self._pace.connecting_seconds
         with self._store.transaction():
             self._save(replace(session, status=SessionStatus.CONNECTING, codes_shown=0, due=due))
         return True

@@ -30,6 +30,8 @@ class Reports:
         self._store = store
         self._wake = wake
         self._clock = clock
+        self.lost = False
+        """Whether what happens is reported to nobody."""
 
     def qr(self, session_id: str, qr_code: str) -> None:
         """A QR code waits to be scanned."""
@@ -55,6 +57,8 @@ class Reports:
         self._queue(message, path=INCOMING, copies=copies)
 
     def _queue(self, report: GatewayReport, *, path: str = WEBHOOK, copies: int = 1, after: float = 0) -> None:
+        if self.lost:
+            return
         self._store.add_callback(
             Callback(
                 session_id=report.session_id,

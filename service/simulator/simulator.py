@@ -42,6 +42,7 @@ class Simulator:
 
     phones: Phones
     chats: Chats
+    reports: Reports
     hold_seconds: float
     faults: Faults
 
@@ -63,6 +64,7 @@ async def running_simulator(options: SimulatorOptions) -> AsyncIterator[Simulato
             yield Simulator(
                 phones=phones,
                 chats=Chats(store, reports, options.receipt_delay),
+                reports=reports,
                 hold_seconds=options.hold_seconds,
                 faults=Faults(),
             )

@@ -50,6 +50,11 @@ class Recorder:
 
     steps: Steps = field(default_factory=Steps)
     out: list[tuple[Any, str, str]] = field(default_factory=list)
+    in_queue: int = 0
+    """How many messages wait in each partition."""
+
+    async def waiting(self, _queue: object) -> list[int]:
+        return [self.in_queue] * 4
 
     async def publish(self, message: Message, *, message_id: str, correlation_id: str, **_: Any) -> None:
         self.steps.take(lambda: self.out.append((message, message_id, correlation_id)))

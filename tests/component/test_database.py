@@ -314,3 +314,11 @@ async def test_the_clock_can_be_compared_in_the_database(database: Database) -> 
     assert abs(datetime.now(UTC) - now) < timedelta(seconds=10)
     assert timedelta(seconds=30) <= soon - now < timedelta(seconds=35)
     assert older == [False, True]
+
+
+async def test_who_hangs_in_a_transaction_loses_it(database: Database) -> None:
+    """PostgreSQL ends a transaction whose process says nothing for 10 s: its locks do not outlive a take-over."""
+    if database.is_sqlite:
+        return
+    found = await database.read(lambda tx: tx.scalar(text("SHOW idle_in_transaction_session_timeout")))
+    assert found == "10s"

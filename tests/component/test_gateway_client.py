@@ -129,11 +129,15 @@ async def test_calls_are_those_of_the_contract(server: GatewayServer, gateway: G
     await gateway.disconnect("s")
     server.answer = answering({"success": True, "session": {"sessionId": "s", "status": "CONNECTED"}})
     await gateway.status("s")
+    await gateway.sessions()
+    await gateway.qr_code("s")
     assert server.taken == [
         ("POST /init", {"sessionId": "s", "chatbotId": "c"}),
         ("POST /send", {"sessionId": "s", "to": "5491112345678", "message": "hello", "messageId": OUR_ID}),
         ("POST /disconnect", {"sessionId": "s"}),
         ("GET /status/s", {}),
+        ("GET /sessions", {}),
+        ("GET /qr-code/s", {}),
     ]
 
 
@@ -147,6 +151,50 @@ async def test_connections_are_pooled(server: GatewayServer, gateway: Gateway) -
 
 
 # The answers
+
+
+async def test_the_list_of_sessions_is_read_as_far_as_it_can_be(server: GatewayServer, gateway: Gateway) -> None:
+    """Entries by their ids; a status of the gateway's own is unknown, what is no session is left out."""
+    entries = [
+        {"sessionId": "a", "status": "connected", "phoneNumber": "1"},
+        {"sessionId": "b"},
+        {"status": "CONNECTED"},
+        "c",
+    ]
+    server.answer = answering({"success": True, "sessions": entries})
+    assert await gateway.sessions() == {
+        "a": GatewaySession("a", SessionStatus.CONNECTED, "1"),
+        "b": GatewaySession("b", None),
+    }
+
+
+@pytest.mark.parametrize(
+    "answer", [answering({"error": "Not found"}, 404), answering({"success": True}), answering({"sessions": {}})]
+)
+async def test_a_gateway_may_have_no_list(server: GatewayServer, gateway: Gateway, answer: Answer) -> None:
+    """Without a list nothing is known, which is not the same as no sessions."""
+    server.answer = answer
+    assert await gateway.sessions() is None
+
+
+async def test_a_gateway_that_fails_to_list_says_nothing(server: GatewayServer, gateway: Gateway) -> None:
+    """An error or silence is no empty list: whoever asks has to know."""
+    server.answer = answering({"error": "later"}, 503)
+    with pytest.raises(GatewayUnreachable):
+        await gateway.sessions()
+    server.answer = answering("", 500)
+    with pytest.raises(GatewayOutcomeUnknown):
+        await gateway.sessions()
+
+
+async def test_a_qr_code_may_not_be_there(server: GatewayServer, gateway: Gateway) -> None:
+    """404 and an empty code mean none."""
+    server.answer = answering({"success": True, "qrCode": "data:x"})
+    assert await gateway.qr_code("s") == "data:x"
+    server.answer = answering({"success": False, "error": "none"}, 404)
+    assert await gateway.qr_code("s") is None
+    server.answer = answering({"success": True, "qrCode": ""})
+    assert await gateway.qr_code("s") is None
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,7 @@ from service.domain.identities import output_id
 from service.domain.sending import SendPolicy
 from service.errors import (
     BrokerUnavailable,
+    DatabaseUnavailable,
     GatewayError,
     GatewayOutcomeUnknown,
     GatewayRefused,
@@ -24,10 +25,10 @@ from service.errors import (
 )
 from service.gateway import GatewaySession
 from service.messaging.consuming import Envelope
-from service.messaging.holding import Hold
+from service.messaging.holding import Hold, Stopping
 from service.persistence import conversations, lanes
 from service.persistence.database import Database, Work
-from service.persistence.lanes import Idle
+from service.persistence.lanes import Idle, Next
 from service.persistence.tables import MessageRow, SessionRow
 from tests.amqp import until
 from tests.component.rows import a_session, all_of, change, claimed, enqueue, reread, sent
@@ -366,6 +367,41 @@ async def test_an_attempt_is_ended_at_the_end(database: Database, world: World) 
     assert world.gateway.texts == ["1"]
     assert (await reread(database, messages[0])).attempts == 1
     assert [(one.name, one.message_id) for one, _, _ in world.broker.out] == [("whatsapp-qr-send", messages[0].id)]
+
+
+async def test_a_drain_ends_when_what_is_held_is_left(database: Database, world: World) -> None:
+    """A process that gives up its partitions ends its drains after the present message and rings for what waits."""
+    begun, release = world.hang_at("1")
+    messages = await lane(database, await a_session(database), "1", "2")
+    task = asyncio.create_task(world.ring(messages[0]))
+    await begun.wait()
+    world.hold.leave()
+    release.set()
+    await asyncio.wait_for(task, 5)
+    assert world.gateway.texts == ["1"]
+    assert world.broker.out[-1][0].name == "whatsapp-qr-send"
+    world.hold.resume()
+    await world.ring(messages[1])
+    assert world.gateway.texts == ["1", "2"]
+
+
+async def test_a_held_drain_is_left(database: Database, world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A drain that is held when the partitions are given up ends with its job unacknowledged, and claims nothing."""
+    messages = await lane(database, await a_session(database), "1")
+    asked = asyncio.Event()
+
+    async def away(*_args: object, **_more: object) -> Next:
+        asked.set()
+        raise DatabaseUnavailable("away")
+
+    monkeypatch.setattr(lanes, "claim_next", away)
+    task = asyncio.create_task(world.ring(messages[0]))
+    await asked.wait()
+    world.hold.leave()
+    with pytest.raises(Stopping):
+        await asyncio.wait_for(task, 5)
+    assert world.gateway.texts == []
+    assert world.hold.held == 0
 
 
 async def test_a_timer_that_fires_at_the_end_starts_nothing(

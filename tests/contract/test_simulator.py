@@ -148,6 +148,31 @@ class TestPairing:
         assert SESSION not in simulator.control("GET", "/callbacks")["waiting"]
         assert not simulator.receiver.of("disconnected")
 
+    def test_all_sessions_may_be_forgotten_at_once(self, simulator: SimulatedGateway) -> None:
+        connect(simulator)
+        connect(simulator, OTHER_SESSION)
+        simulator.client.post("/simulator/forget", json={})
+        assert simulator.client.get("/sessions").json()["sessions"] == []
+
+    def test_a_session_may_never_show_a_qr_code(self, simulator: SimulatedGateway) -> None:
+        body = {"sessionId": SESSION, "chatbotId": CHATBOT}
+        simulator.control("PUT", "/faults", noQrCode=True)
+        assert simulator.client.post("/init", json=body).status_code == 200
+        simulator.control("PUT", "/faults", noQrCode=False)
+        initialize(simulator, OTHER_SESSION)
+        assert simulator.client.get(f"/status/{SESSION}").json()["session"]["status"] == "CONNECTING"
+        simulator.client.post("/disconnect", json={"sessionId": SESSION})
+        initialize(simulator)
+
+    def test_callbacks_may_be_lost(self, simulator: SimulatedGateway) -> None:
+        connect(simulator)
+        simulator.control("PUT", "/faults", loseCallbacks=True)
+        simulator.control("POST", f"/sessions/{SESSION}/drop")
+        simulator.control("PUT", "/faults", loseCallbacks=False)
+        simulator.control("POST", f"/sessions/{SESSION}/reconnect")
+        simulator.receiver.wait_for("connected", 2)
+        assert not simulator.receiver.of("disconnected")
+
 
 class TestCustomers:
     def test_a_message_may_be_repeated_exactly(self, simulator: SimulatedGateway) -> None:
@@ -199,7 +224,13 @@ class TestFaults:
         assert len(simulator.sent()) == 1
 
     @pytest.mark.parametrize(
-        ("kind", "status", "code"), [("refuse", 400, "refused"), ("restrict", 400, "restricted"), ("error", 500, None)]
+        ("kind", "status", "code"),
+        [
+            ("refuse", 400, "refused"),
+            ("restrict", 400, "restricted"),
+            ("not_connected", 400, "not_connected"),
+            ("error", 500, None),
+        ],
     )
     def test_a_failure_before_accepting_sends_nothing(
         self, simulator: SimulatedGateway, kind: str, status: int, code: str | None

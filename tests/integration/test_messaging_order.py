@@ -141,7 +141,7 @@ async def test_passed_on_where_it_belongs(clean_broker: str) -> None:
         Amqp(clean_broker) as amqp,
         consuming(clean_broker, Handler().routes, publisher, partitions=2) as consumer,
     ):
-        await consumer._partitions[1].give_up(1)
+        await consumer.subscriptions.partitions[1].give_up(1)
         await amqp.publish(body, "message.send", message_id="m", correlation_id="c", headers={"traceparent": "t"})
         (passed,) = await amqp.take(f"{QUEUE}.1")
     assert (passed.message_id, passed.correlation_id, passed.type) == ("m", "c", "message.send")

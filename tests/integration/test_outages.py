@@ -1,59 +1,20 @@
 """What happens while the database or the broker is away: callbacks are taken, callers are told, everything resumes."""
 
 import asyncio
-import sqlite3
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from collections.abc import Awaitable
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
-import pytest
-
-from tests.servers import Broker, Postgres
+from service.persistence.database import Database
+from service.persistence.tables import DeadLetterRow
+from tests.component.rows import all_of
+from tests.conftest import Breakable
+from tests.servers import Broker
 from tests.system import System, eventually, running
 
 CUSTOMER = "5491112345678"
-
-
-@dataclass
-class Breakable:
-    """A database that can be made unavailable."""
-
-    url: str
-    away: Callable[[], Any]
-
-
-@pytest.fixture(params=["sqlite", "postgres"])
-async def breakable_database(
-    request: pytest.FixtureRequest, tmp_path: Path, breakable_postgres: Postgres
-) -> AsyncIterator[Breakable]:
-    """A database, and how to take it away for a while: PostgreSQL is stopped, a SQLite file is locked."""
-    if request.param == "sqlite":
-        file = tmp_path / "whatsapp-qr.db"
-
-        @asynccontextmanager
-        async def locked() -> AsyncIterator[None]:
-            connection = sqlite3.connect(file, isolation_level=None, timeout=30)
-            connection.execute("BEGIN IMMEDIATE")
-            yield
-            connection.execute("ROLLBACK")
-            connection.close()
-
-        yield Breakable(f"sqlite+aiosqlite:///{file}", locked)
-        return
-    url = await breakable_postgres.create_database()
-
-    @asynccontextmanager
-    async def stopped() -> AsyncIterator[None]:
-        await breakable_postgres.stop()
-        yield
-        await breakable_postgres.start()
-
-    yield Breakable(url, stopped)
-    await breakable_postgres.drop_database(url)
 
 
 async def in_time(call: Awaitable[Any], seconds: float = 5.0) -> Any:
@@ -65,10 +26,13 @@ async def in_time(call: Awaitable[Any], seconds: float = 5.0) -> Any:
 
 
 async def dead_letters(system: System) -> int:
-    """How many dead letters there are."""
+    """How many dead letters there are, in their table or on the way there."""
     channel = await system.channel()
     queue = await channel.get_queue("whatsapp-qr.dead-letters")
-    return queue.declaration_result.message_count or 0
+    database = Database(system.database_url)
+    stored = len(await all_of(database, DeadLetterRow))
+    await database.close()
+    return stored + (queue.declaration_result.message_count or 0)
 
 
 def incoming(session_id: str, text: str) -> dict[str, Any]:

@@ -148,3 +148,21 @@ def test_a_bucket_says_how_long_to_wait(rate: float, burst: int) -> None:
     pause = bucket.wait(100.0)
     assert pause == pytest.approx(1 / rate)
     assert bucket.wait(100.0 + pause + 1e-9) == 0
+
+
+@given(rate=st.floats(0.1, 50), jitter=st.floats(0, 1))
+def test_jitter_only_lengthens_a_pause(rate: float, jitter: float) -> None:
+    """By its share at most; whoever waited so long may go at once."""
+    bucket = TokenBucket(rate, 1, now=0.0, jitter=jitter)
+    assert bucket.wait(0.0) == 0
+    bucket.take()
+    pause = bucket.wait(0.0)
+    assert 1 / rate * (1 - 1e-9) <= pause <= (1 + jitter) / rate * (1 + 1e-9)
+    assert bucket.wait(pause + 1e-6) == 0
+
+
+def test_pauses_differ() -> None:
+    """So that a session does not look like a machine."""
+    bucket = TokenBucket(1, 1, now=0.0, jitter=0.3)
+    bucket.take()
+    assert len({bucket.wait(0.0) for _ in range(10)}) > 1

@@ -1,0 +1,62 @@
+"""What moves a session, and what comes with it."""
+
+from dataclasses import dataclass
+
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from service.domain import session as machine
+from service.domain.identities import customer_address
+from service.domain.session import Trigger
+from service.persistence import lanes, sessions
+from service.persistence.tables import SessionRow
+from whatsapp_qr_contracts.message import SessionStatus
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """What moves a session, and what comes with it."""
+
+    trigger: Trigger
+    wanted: bool
+    reason: str | None = None
+    qr_code: str | None = None
+    phone_number: str | None = None
+
+
+def phone(text: str | None) -> str | None:
+    """Return a number as it is compared: gateways write it with a plus or as a JID, and the device part changes."""
+    return customer_address(text) if text else None
+
+
+def is_old_news(session: SessionRow, change: Change) -> bool:
+    """Say whether a change that the state machine allows would change nothing."""
+    match change.trigger, session.status:
+        case Trigger.QR, SessionStatus.QR_READY:
+            return change.qr_code == session.qr_code
+        case Trigger.CONNECTED, SessionStatus.CONNECTED:
+            return change.phone_number in {None, session.phone_number} and change.reason == session.status_reason
+        case Trigger.DISCONNECTED, SessionStatus.DISCONNECTED:
+            return change.wanted == session.wanted
+    return False
+
+
+async def apply(tx: AsyncSession, *, seen: SessionRow, change: Change) -> SessionRow:
+    """Change a session as it was seen.
+
+    Raises:
+        DatabaseUnavailable: somebody changed it meanwhile; decide again.
+    """
+    session = await sessions.locked_unchanged(tx, seen)
+    number = change.phone_number
+    if number and session.phone_number and number != session.phone_number:
+        detail = "the session was linked to another number while the message waited"
+        await lanes.fail_pending(tx, session.session_id, code="number_changed", detail=detail)
+    sessions.move(
+        session,
+        machine.TRANSITIONS[session.status, change.trigger],
+        wanted=change.wanted,
+        reason=change.reason,
+        qr_code=change.qr_code,
+        phone_number=number,
+    )
+    return session

@@ -1,0 +1,133 @@
+"""Lets the processes of a kind share the partitions of their queue evenly.
+
+The broker decides who is active on a partition and tells nobody. A process learns it from the first delivery on its
+channel; that suffices on every RabbitMQ and costs nothing while there is traffic. For a queue without traffic there is
+the probe: an empty message through the queue itself, acknowledged by whoever is active. It is published only when a
+partition has just been given up, and on each beat for partitions that no live row claims: so, while nothing changes,
+never. Rows and probes only balance; while the database is away every process keeps what it has.
+"""
+
+import asyncio
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+
+import structlog
+
+from service.domain import sharing
+from service.domain.sharing import Peer
+from service.errors import DatabaseUnavailable, Unavailable
+from service.messaging.subscriptions import Subscriptions
+from service.metrics import PARTITIONS_OWNED
+from service.persistence.heartbeats import Heartbeats
+
+log = structlog.get_logger()
+
+# Of a period: 10 s of 15.
+_BETWEEN_MOVES = 2 / 3
+
+
+class Sharing:
+    """The loop of one process.
+
+    Args:
+        subscriptions: what this process consumes.
+        heartbeats: the rows.
+        process_id: this process, in the rows.
+        queue: name of the queue, for the metric.
+        period: seconds between two beats.
+    """
+
+    def __init__(
+        self, subscriptions: Subscriptions, heartbeats: Heartbeats, *, process_id: str, queue: str, period: float
+    ) -> None:
+        self._subscriptions = subscriptions
+        self._heartbeats = heartbeats
+        self._id = process_id
+        self._period = period
+        self._moved_at = float("-inf")
+        self._asked: dict[int, float] = {}
+        self._trouble = ""
+        self._looping: asyncio.Task[None] | None = None
+        PARTITIONS_OWNED.labels(queue).set_function(lambda: len(subscriptions.active))
+
+    async def first_share(self) -> Sequence[int]:
+        """Return the partitions to subscribe to before the others: all of them where the rows cannot be read."""
+        partitions = len(self._subscriptions.partitions)
+        try:
+            return sharing.first_share(self._id, await self._heartbeats.beat([]), partitions)
+        except DatabaseUnavailable:
+            return range(partitions)
+
+    async def check(self) -> None:
+        """Check that the database can be written; the row goes, because a process that gave up takes nothing.
+
+        Raises:
+            DatabaseUnavailable: it cannot.
+        """
+        await self._heartbeats.remove()
+
+    def start(self) -> None:
+        """Begin to share; returns at once."""
+        self._looping = asyncio.create_task(self._loop())
+
+    async def _loop(self) -> None:
+        while True:
+            regular = not await self._woken(self._pause())
+            try:
+                if self._subscriptions.consuming:
+                    await self._look(regular=regular)
+                else:
+                    await self._heartbeats.remove()  # who is cut off takes nothing
+                self._trouble = ""
+            except Unavailable as error:
+                if error.detail != self._trouble:
+                    log.warning("not_sharing", code=error.code, reason=error.detail)
+                self._trouble = error.detail
+            except Exception:
+                log.exception("sharing_failed")
+
+    def _pause(self) -> float:
+        until_move = self._moved_at + self._period * _BETWEEN_MOVES - time.monotonic()
+        return min(self._period, until_move) if until_move > 0 else self._period
+
+    async def _woken(self, seconds: float) -> bool:
+        try:
+            await asyncio.wait_for(self._subscriptions.changed.wait(), seconds)
+        except TimeoutError:
+            return False
+        self._subscriptions.changed.clear()
+        return True
+
+    async def _look(self, *, regular: bool) -> None:
+        """Tell what this process is active on, and do what follows from what the others tell."""
+        others = await self._heartbeats.beat(self._subscriptions.active)
+        mine = self._subscriptions.active
+        if regular:
+            await self._settle(sharing.contested(mine, others))
+        number = sharing.surplus(mine, others)
+        if number is not None and time.monotonic() >= self._moved_at + self._period * _BETWEEN_MOVES:
+            self._moved_at = time.monotonic()
+            self._subscriptions.hand_over(number)
+        await self._probe_unclaimed(mine, others)
+
+    async def _probe_unclaimed(self, mine: Sequence[int], others: Sequence[Peer]) -> None:
+        for number in sharing.unclaimed(mine, others, len(self._subscriptions.partitions)):
+            await self._subscriptions.probe(number)
+
+    async def _settle(self, contested: Sequence[int]) -> None:
+        """Ask the queue itself where two believe that they are active; who hears nothing until the next beat is not."""
+        for number in contested:
+            partition = self._subscriptions.partitions[number]
+            if partition.heard_at < self._asked.get(number, 0.0):
+                partition.doubt()
+            self._asked[number] = time.monotonic()
+            await self._subscriptions.probe(number)
+
+    async def stop(self) -> None:
+        """Stop sharing and delete the row, so that the others need not wait for it to grow old."""
+        if self._looping is not None:
+            self._looping.cancel()
+            await asyncio.gather(self._looping, return_exceptions=True)
+        with suppress(DatabaseUnavailable):
+            await self._heartbeats.remove()

@@ -1,0 +1,117 @@
+"""Puts a message back where it came from, exactly as it was. The only publishes beside those of `publishing`.
+
+Those write the service's own envelope; this one restores somebody else's: nothing is added, filled in or made up.
+"""
+
+from types import TracebackType
+from typing import Any, Self
+
+import aio_pika
+from aio_pika.abc import AbstractChannel, AbstractConnection
+from aio_pika.exceptions import ChannelNotFoundEntity, DeliveryError
+from aiormq.exceptions import PublishError
+
+from service.domain.dead_letters import UNROUTABLE, Original
+from service.errors import BrokerUnavailable, Undeliverable
+from service.messaging import topology
+from service.messaging.lossless import from_json
+from service.messaging.publishing import BROKER_TROUBLE, NO_ID, publishable, with_heartbeat
+
+_SECONDS = 5.0
+
+
+class Replayer:
+    """Publishes originals, confirmed, over a connection of its own that is made at the first one.
+
+    Args:
+        url: the broker.
+        partitions: partitions of each partitioned queue.
+    """
+
+    def __init__(self, url: str, partitions: int) -> None:
+        self._url = with_heartbeat(url)
+        self._partitions = partitions
+        self._connection: AbstractConnection | None = None
+        self._channel: AbstractChannel | None = None
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._connection is not None:
+            await self._connection.close()
+
+    async def put_back(self, original: Original) -> None:
+        """Publish a message under its own exchange, routing key, id, properties and headers.
+
+        Raises:
+            Undeliverable: it cannot go back there; nothing was published.
+            BrokerUnavailable: not confirmed; it may have arrived.
+        """
+        self._check(original)
+        message = _message(original)
+        try:
+            channel = await self._open()
+            exchange = (
+                await channel.get_exchange(original.exchange, ensure=False)
+                if original.exchange
+                else channel.default_exchange
+            )
+            await exchange.publish(message, original.routing_key, mandatory=True, timeout=_SECONDS)
+        except PublishError as error:
+            raise Undeliverable(_no_queue(original), code=UNROUTABLE) from error
+        except ChannelNotFoundEntity as error:
+            raise Undeliverable(f"there is no exchange {original.exchange!r}", code=UNROUTABLE) from error
+        except DeliveryError as error:
+            raise BrokerUnavailable("RabbitMQ refused the message: its queue is full") from error
+        except BROKER_TROUBLE as error:
+            raise BrokerUnavailable(f"RabbitMQ is not reachable: {type(error).__name__}") from error
+
+    def _check(self, original: Original) -> None:
+        if not original.exchange and not original.routing_key:
+            raise Undeliverable("where it came from is not known", code="unknown_origin")
+        # Such an exchange would confirm it and send it to the dead letters again.
+        if not topology.is_bound(original.exchange, original.routing_key, self._partitions):
+            raise Undeliverable(_no_queue(original), code=UNROUTABLE)
+
+    async def _open(self) -> AbstractChannel:
+        if self._connection is None:
+            self._connection = await aio_pika.connect(self._url, timeout=_SECONDS)
+        if self._channel is None or self._channel.is_closed:
+            self._channel = await self._connection.channel(on_return_raises=True)
+        return self._channel
+
+
+def _no_queue(original: Original) -> str:
+    return f"no queue is bound to {original.exchange!r} under {original.routing_key!r}"
+
+
+def _message(original: Original) -> aio_pika.Message:
+    try:
+        message = _restored(original)
+        message.properties  # noqa: B018  # encodes them
+    except (ValueError, TypeError, OverflowError) as error:
+        raise Undeliverable(f"its properties cannot be published: {error}", code="unknown_origin") from error
+    return message
+
+
+def _restored(original: Original) -> aio_pika.Message:
+    properties: dict[str, Any] = {name: from_json(value) for name, value in original.properties.items()}
+    return aio_pika.Message(
+        original.body,
+        headers={name: publishable(from_json(value)) for name, value in original.headers.items()},
+        content_type=properties.get("contentType"),
+        content_encoding=properties.get("contentEncoding"),
+        delivery_mode=aio_pika.DeliveryMode.PERSISTENT,  # whatever it had: it has cost somebody work by now
+        priority=properties.get("priority"),
+        correlation_id=properties.get("correlationId"),
+        reply_to=properties.get("replyTo"),
+        expiration=properties.get("expiration"),
+        message_id=original.text("messageId") or NO_ID,
+        timestamp=properties.get("timestamp"),
+        type=properties.get("type"),
+        app_id=properties.get("appId"),
+        # Without the user id: the broker takes no other than the user's who publishes.
+    )

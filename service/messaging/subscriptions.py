@@ -1,0 +1,204 @@
+"""The subscriptions of one process to the partitions of a queue: made, handed over, given up, made again.
+
+One task does it all, one step after another, so that no two changes meet.
+
+Giving up because something is away keeps the order. What is held is left: its `Hold` raises Stopping at its next pause,
+so it does no more work; it stays unacknowledged, and the gate of its partition closes with it, so that nothing of its
+key or any other begins behind it. What is in the middle of an attempt has the grace to end it. Only then is the channel
+closed, and everything unacknowledged goes back to the head of the queue in the old order, where the next process finds
+it. An attempt that outlives the grace is cancelled with the channel, as in a crash: what it has committed it has
+committed once, because handlers are idempotent and rows are locked, and whatever it did not publish is published by
+whoever handles the message again. A drain of the outbound consumer is bound to no channel; it stops at the same signal,
+and a claim in the database keeps two processes from sending one message.
+"""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
+
+import structlog
+from uuid_utils.compat import uuid7
+
+from service.errors import BrokerUnavailable
+from service.messaging import topology
+from service.messaging.holding import Hold, Stopping
+from service.messaging.partitions import Partition
+from service.messaging.publishing import BROKER_TROUBLE, Properties, Publisher
+from whatsapp_qr_contracts.message import JOBS
+
+log = structlog.get_logger()
+
+Share = Callable[[], Awaitable[Sequence[int]]]
+"""Says which partitions to subscribe to before the others."""
+Check = Callable[[], Awaitable[None]]
+"""Raises Unavailable while a part that the handlers need is away."""
+
+GRACE_SECONDS = 25.0
+_OTHERS_FIRST_SECONDS = 0.5
+_STAND_BY_SECONDS = 1.0
+_FIRST_LONGEST_PAUSE = 0.8
+_LONGEST_PAUSE = 10.0
+_LONGEST_PATIENCE = 3600.0
+
+
+class Subscriptions:
+    """All partitions of one queue in this process.
+
+    Args:
+        url: the broker.
+        partitions: one consumer each.
+        publisher: publishes the probes.
+        hold: tells when something is held for too long.
+    """
+
+    def __init__(self, url: str, partitions: Sequence[Partition], publisher: Publisher, hold: Hold) -> None:
+        self.partitions = partitions
+        self.changed = asyncio.Event()
+        """Set when this process becomes active on a partition, or ceases to be."""
+        self._url = url
+        self._publisher = publisher
+        self._hold = hold
+        self._patience = hold.patience
+        self._orders: asyncio.Queue[Callable[[], Awaitable[None]]] = asyncio.Queue()
+        self._running: asyncio.Task[None] | None = None
+        self._handing_over: Partition | None = None
+        self._withdrawing = False
+        self._subscribed_at = float("-inf")
+        hold.on_too_long = self._withdraw_soon
+        for partition in partitions:
+            partition.on_active = self.changed.set
+
+    def start(self, share: Share, check: Check) -> None:
+        """Subscribe as soon as the broker is there, and again after each give-up; returns at once."""
+        self._share = share
+        self._check = check
+        self._orders.put_nowait(partial(self._subscribe, longest=_FIRST_LONGEST_PAUSE))
+        self._running = asyncio.create_task(self._obey())
+
+    async def _obey(self) -> None:
+        while not self._hold.stopped:
+            order = await self._orders.get()
+            try:
+                await order()
+            except Stopping:
+                continue
+            except (Exception, asyncio.CancelledError):  # the client library cancels what waits for a stuck connection
+                log.exception("subscribing_failed", queue=self.partitions[0].name)
+                self._orders.put_nowait(partial(self._subscribe, longest=_LONGEST_PAUSE))
+
+    async def _subscribe(self, *, longest: float) -> None:
+        """Subscribe to every partition that is not subscribed to."""
+        declare = partial(topology.declare, self._url, len(self.partitions))
+        await self._hold(partial(_reaching_broker, declare), longest=longest)
+        own = await self._share()
+        await self._subscribe_to(own, longest)
+        if others := [number for number in range(len(self.partitions)) if number not in own]:
+            await self._hold.pause(_OTHERS_FIRST_SECONDS)
+            await self._subscribe_to(others, longest)
+        self._subscribed_at = asyncio.get_running_loop().time()
+        self.changed.set()
+        log.info("consuming", queue=self.partitions[0].name, partitions=len(self.partitions), first=list(own))
+
+    async def _subscribe_to(self, numbers: Sequence[int], longest: float) -> None:
+        for partition in map(self.partitions.__getitem__, numbers):
+            if self._hold.stopped:
+                raise Stopping
+            if not partition.started:
+                await self._hold(partial(_reaching_broker, partition.start), longest=longest)
+
+    @property
+    def ready(self) -> bool:
+        """Whether every partition is subscribed, if only as a stand-by, or just being handed over."""
+        return all(partition.subscribed or partition is self._handing_over for partition in self.partitions)
+
+    @property
+    def consuming(self) -> bool:
+        """Whether this process takes part: it has not given everything up."""
+        return any(partition.subscribed for partition in self.partitions)
+
+    @property
+    def active(self) -> list[int]:
+        """Partitions on which this process is known to be active, in the order in which they came."""
+        numbers = [number for number, partition in enumerate(self.partitions) if partition.active]
+        return sorted(numbers, key=lambda number: self.partitions[number].active_since)
+
+    async def probe(self, number: int) -> None:
+        """Let whoever is active on a partition learn that he is.
+
+        Raises:
+            BrokerUnavailable: he may not learn it.
+        """
+        message_id = str(uuid7())
+        headers = {"partition-key": message_id}  # a lane of its own
+        await self._publisher.publish_raw(
+            b"{}",
+            exchange=JOBS,
+            routing_key=self.partitions[number].name,
+            properties=Properties(message_id, message_id, topology.PROBE, headers),
+        )
+
+    def hand_over(self, number: int) -> None:
+        """Give up one partition, soon, and stand by for it behind all others."""
+        self._orders.put_nowait(partial(self._hand_over, number))
+
+    async def _hand_over(self, number: int) -> None:
+        partition = self.partitions[number]
+        if not partition.active or self._hold.held:
+            return
+        self._handing_over = partition
+        try:
+            await partition.give_up(GRACE_SECONDS)
+            self.changed.set()
+            log.info("handed_over", queue=partition.name)
+            try:
+                await self.probe(number)
+            except BrokerUnavailable as error:
+                log.info("probe_not_sent", queue=partition.name, reason=error.detail)
+            await self._hold.pause(_STAND_BY_SECONDS)
+            await self._subscribe_to([number], _FIRST_LONGEST_PAUSE)
+        finally:
+            self._handing_over = None
+
+    def _withdraw_soon(self) -> None:
+        if not self._withdrawing and any(partition.started for partition in self.partitions):
+            self._withdrawing = True
+            self._orders.put_nowait(self._withdraw)
+
+    async def _withdraw(self) -> None:
+        """Give up all partitions, wait until all parts are there again, subscribe again."""
+        self._withdrawing = False
+        if not self._hold.held:
+            return
+        log.warning("giving_up", queue=self.partitions[0].name, held=self._hold.held)
+        self._be_more_patient()
+        self._hold.leave()
+        await self._give_up(GRACE_SECONDS)
+        self.changed.set()
+        self._hold.resume()
+        await self._hold(self._check)
+        await self._subscribe(longest=_LONGEST_PAUSE)
+
+    def _be_more_patient(self) -> None:
+        """Hold longer after a give-up that changed nothing: each counts as a delivery of all that was prefetched."""
+        lasted = asyncio.get_running_loop().time() - self._subscribed_at
+        fruitless = lasted < 2 * self._hold.patience
+        self._hold.patience = min(self._hold.patience * 2, _LONGEST_PATIENCE) if fruitless else self._patience
+
+    async def _give_up(self, seconds: float) -> None:
+        await asyncio.gather(*(partition.give_up(seconds) for partition in self.partitions))
+
+    async def stop(self, seconds: float = GRACE_SECONDS) -> None:
+        """Finish what has begun, for at most so many seconds, and give up all partitions."""
+        self._hold.stop()
+        self._orders.put_nowait(partial(self._hold.pause, 1))  # wakes the task, so that it ends
+        running = [self._running] if self._running is not None else []
+        await asyncio.gather(self._give_up(seconds), *running, return_exceptions=True)
+        await self._give_up(seconds)  # what the task was about to subscribe to
+
+
+async def _reaching_broker(operation: Callable[[], Awaitable[None]]) -> None:
+    try:
+        await operation()
+    except BROKER_TROUBLE as error:
+        message = f"RabbitMQ is not reachable: {type(error).__name__}"
+        raise BrokerUnavailable(message) from error

@@ -1,0 +1,157 @@
+"""Dead letters by hand: find them, put them back, throw them away."""
+
+import json
+import string
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from typing import Any, Literal
+from uuid import UUID
+
+from pydantic import TypeAdapter, ValidationError
+
+from service.errors import Rejected, Undeliverable
+from service.messaging.publishing import Publisher
+from service.messaging.replaying import Replayer
+from service.persistence import dead_letters
+from service.persistence.database import Database
+from service.persistence.tables import DeadLetterRow, now
+from whatsapp_qr_contracts.gateway import GatewayMessage, GatewayReport, Webhook
+from whatsapp_qr_contracts.partitions import session_key
+
+_CALLBACKS: dict[str, TypeAdapter[Any]] = {
+    "/whatsapp-qr/webhook": TypeAdapter(Webhook),
+    "/whatsapp-qr/incoming": TypeAdapter(GatewayMessage),
+}
+
+
+@dataclass(frozen=True)
+class Selection:
+    """Which dead letters: by id or its beginning, by reason, or all."""
+
+    ids: tuple[str, ...] = ()
+    reason: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """What became of one dead letter."""
+
+    id: str
+    outcome: Literal["replayed", "discarded", "would be replayed", "would be discarded", "failed"]
+    detail: str = ""
+
+    @property
+    def failed(self) -> bool:
+        """Whether it stays as it was."""
+        return self.outcome == "failed"
+
+
+@dataclass(frozen=True)
+class DeadLetters:
+    """The dead letters' table, and the ways out of it.
+
+    Every method raises BrokerUnavailable or DatabaseUnavailable; what was done before stays done.
+    """
+
+    database: Database
+    publisher: Publisher
+    replayer: Replayer
+
+    async def newest(self, *, reason: str | None, limit: int) -> list[DeadLetterRow]:
+        """Return dead letters, the last that died first."""
+        return await self.database.read(lambda tx: dead_letters.newest(tx, reason=reason, limit=limit))
+
+    async def one(self, prefix: str) -> DeadLetterRow:
+        """Return the dead letter whose id begins so.
+
+        Raises:
+            Rejected: none does, or several do.
+        """
+        row_id = await find(self.database, DeadLetterRow, prefix)
+        return await self.database.read(lambda tx: tx.get_one(DeadLetterRow, row_id))
+
+    async def replay(self, selection: Selection, *, dry_run: bool) -> AsyncIterator[Result]:
+        """Put messages back where they came from, in the order of their deaths; then note that on their rows.
+
+        A crash in between replays one twice, under the same id. Chosen by reason or all: those not replayed yet.
+        """
+        async for row_id, trouble in self._chosen(selection, waiting=True):
+            yield trouble or (Result(str(row_id), "would be replayed") if dry_run else await self._replay(row_id))
+
+    async def discard(self, selection: Selection, *, dry_run: bool) -> AsyncIterator[Result]:
+        """Delete dead letters for good, those that were replayed too."""
+        async for row_id, trouble in self._chosen(selection, waiting=False):
+            yield trouble or (Result(str(row_id), "would be discarded") if dry_run else await self._discard(row_id))
+
+    async def _chosen(self, selection: Selection, *, waiting: bool) -> AsyncIterator[tuple[UUID, Result | None]]:
+        if not selection.ids:
+            reason = selection.reason
+            for row_id in await self.database.read(
+                lambda tx: dead_letters.ids_with(tx, reason=reason, waiting=waiting)
+            ):
+                yield row_id, None
+        for prefix in dict.fromkeys(selection.ids):
+            try:
+                yield await find(self.database, DeadLetterRow, prefix), None
+            except Rejected as error:
+                yield UUID(int=0), Result(prefix, "failed", error.detail)
+
+    async def _replay(self, row_id: UUID) -> Result:
+        row = await self.database.read(lambda tx: tx.get(DeadLetterRow, row_id))
+        if row is None:
+            return Result(str(row_id), "failed", "it was discarded meanwhile")
+        try:
+            await self._put_back(row)
+        except Undeliverable as error:
+            return Result(str(row_id), "failed", f"{error.code}: {error.detail}")
+        await self.database.transact(lambda tx: dead_letters.mark_replayed(tx, row, now()))
+        return Result(str(row_id), "replayed")
+
+    async def _put_back(self, row: DeadLetterRow) -> None:
+        original = dead_letters.original_of(row)
+        if row.source not in _CALLBACKS or original.exchange:
+            await self.replayer.put_back(original)
+            return
+        report = _report(row.source, original.body)
+        await self.publisher.publish(
+            report, message_id=str(row.id), correlation_id=str(row.id), key=session_key(report.session_id)
+        )
+
+    async def _discard(self, row_id: UUID) -> Result:
+        if await self.database.transact(lambda tx: dead_letters.discard(tx, row_id)):
+            return Result(str(row_id), "discarded")
+        return Result(str(row_id), "failed", "it was discarded meanwhile")
+
+
+async def find(database: Database, table: type[Any], prefix: str) -> UUID:
+    """Return the id of the one row whose id begins so.
+
+    Raises:
+        Rejected: none does, or several do.
+    """
+    digits = prefix.replace("-", "").lower()
+    if not digits or len(digits) > len(UUID(int=0).hex) or not set(digits) <= set(string.hexdigits):
+        raise Rejected(f"{prefix!r} is no id and no beginning of one", code="unknown_id")
+    found = await database.read(lambda tx: dead_letters.ids_from(tx, table, digits))
+    if not found:
+        raise Rejected(f"nothing has the id {prefix}", code="unknown_id")
+    if len(found) > 1:
+        raise Rejected(f"several ids begin with {prefix}: give more of it", code="ambiguous_id")
+    return found[0]
+
+
+def _report(path: str, body: bytes) -> GatewayReport:
+    """Read a callback as the ingress does today.
+
+    Raises:
+        Undeliverable: it would be refused today as well.
+    """
+    try:
+        report: GatewayReport = _CALLBACKS[path].validate_python(json.loads(body))
+    except ValidationError as error:
+        faults = error.errors(include_url=False, include_input=False, include_context=False)
+        detail = "; ".join(f"{'.'.join(map(str, fault['loc'])) or 'body'}: {fault['msg']}" for fault in faults)
+        raise Undeliverable(detail, code="invalid_callback") from error
+    except (ValueError, RecursionError) as error:
+        raise Undeliverable("the body is no JSON", code="invalid_callback") from error
+    return report

@@ -1,0 +1,113 @@
+"""How dead letters are printed: for people as text, for machines as JSON, without secrets and control characters."""
+
+import base64
+import json
+from collections.abc import Iterable
+from typing import Any
+
+from service.persistence.tables import DeadLetterRow
+
+MASK = "***"
+_COLUMNS = ("ID", "DIED AT", "REASON", "SOURCE", "TYPE", "ATTEMPTS", "REPLAYED AT")
+_SHORT_ID = 8
+_QR_CODE = "qrcode"
+
+
+def summary(row: DeadLetterRow) -> dict[str, Any]:
+    """Return what a list says of a dead letter: nothing that a customer or a caller wrote."""
+    return {
+        "id": str(row.id),
+        "diedAt": row.died_at.isoformat(),
+        "reason": row.reason,
+        "source": row.source,
+        "type": row.type,
+        "attempts": row.attempts,
+        "replayedAt": row.replayed_at.isoformat() if row.replayed_at else None,
+    }
+
+
+def table(rows: Iterable[DeadLetterRow]) -> list[str]:
+    """Return the lines of a list, the first of them a heading; ids are shortened."""
+    lines = [_COLUMNS]
+    for row in rows:
+        fields = summary(row)
+        seconds = (str(fields[name] or "-")[:19] for name in ("diedAt", "replayedAt"))
+        died_at, replayed_at = seconds
+        lines.append(
+            (
+                fields["id"][:_SHORT_ID],
+                died_at,
+                printable(row.reason),
+                printable(row.source),
+                printable(row.type) or "-",
+                str(row.attempts),
+                replayed_at,
+            )
+        )
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    return ["  ".join(map(str.ljust, line, widths)).rstrip() for line in lines]
+
+
+def everything(row: DeadLetterRow, *, secrets: bool) -> dict[str, Any]:
+    """Return all of a dead letter: `body` where it is text, else `bodyBase64`; QR codes only where asked for."""
+    text = _text(row.body, secrets=secrets)
+    body = {"bodyBase64": base64.b64encode(row.body).decode()} if text is None else {"body": text}
+    return {
+        **summary(row),
+        "detail": row.detail,
+        "exchange": row.exchange,
+        "routingKey": row.routing_key,
+        "messageId": row.message_id,
+        "correlationId": row.correlation_id,
+        "properties": row.properties,
+        "headers": row.headers,
+        **body,
+    }
+
+
+def described(row: DeadLetterRow, *, secrets: bool) -> list[str]:
+    """Return all of a dead letter as lines, the body last."""
+    fields = everything(row, secrets=secrets)
+    lines = []
+    for name, value in fields.items():
+        shown = json.dumps(value) if isinstance(value, dict) else str("-" if value in {None, ""} else value)
+        indented = printable(shown, keep="\n\t").replace("\n", "\n" + " " * 4)
+        lines.append(f"{name}:".ljust(15) + indented)
+    return lines
+
+
+def printable(text: str, *, keep: str = "") -> str:
+    """Return a text that does nothing to a terminal but appear there."""
+    return "".join(c if c.isprintable() or c in keep else f"\\x{ord(c):02x}" for c in text)
+
+
+def _text(body: bytes, *, secrets: bool) -> str | None:
+    """Return a body as text, None where it is none; whoever has a QR code can link the account, so it is masked."""
+    if not secrets:
+        try:
+            content = json.loads(body)
+        except (ValueError, RecursionError):
+            if _QR_CODE in _plain(body.decode(errors="replace")):
+                return f"{MASK} (it holds a QR code: --secrets shows it)"
+        else:
+            masked = _masked(content)
+            if masked != content:
+                return json.dumps(masked, ensure_ascii=False)
+    try:
+        return body.decode()
+    except UnicodeDecodeError:
+        return None
+
+
+def _masked(content: Any) -> Any:
+    match content:
+        case dict():
+            return {name: MASK if _plain(name) == _QR_CODE else _masked(value) for name, value in content.items()}
+        case list():
+            return [_masked(value) for value in content]
+        case _:
+            return content
+
+
+def _plain(name: str) -> str:
+    return name.lower().replace("_", "")

@@ -1,0 +1,102 @@
+"""The dead letters' table: one row for each message, however often it dies."""
+
+from datetime import datetime
+from typing import Any
+from uuid import UUID
+
+from sqlalchemy import ColumnElement, delete, update
+from sqlalchemy.ext.asyncio import AsyncSession
+from sqlmodel import col, select
+
+from service.domain.dead_letters import DeadLetter, Original, is_repetition
+from service.persistence.database import Database
+from service.persistence.tables import DeadLetterRow, now
+from whatsapp_qr_contracts.message import storable
+
+_CHARACTERS = 255
+_ID_DIGITS = 32
+
+
+async def store(database: Database, tx: AsyncSession, dead: DeadLetter) -> None:
+    """Keep a dead letter: a new row, or one death more on the row of its message; a repetition changes nothing."""
+    fields = _fields(dead)
+    if await database.insert_new(tx, DeadLetterRow, id=dead.id, attempts=1, replayed_at=None, **fields):
+        return
+    query = select(DeadLetterRow).where(col(DeadLetterRow.id) == dead.id).with_for_update()
+    row = (await tx.scalars(query)).one_or_none()
+    if row is None:  # discarded between the two
+        await database.insert_new(tx, DeadLetterRow, id=dead.id, attempts=1, replayed_at=None, **fields)
+        return
+    if is_repetition(dead, last_burial=row.burial, replayed=row.replayed_at is not None):
+        return
+    for name, value in fields.items():
+        setattr(row, name, value)
+    row.attempts += 1
+    row.replayed_at = None
+
+
+def _fields(dead: DeadLetter) -> dict[str, Any]:
+    original = dead.original
+    return {
+        "reason": _readable(dead.reason),
+        "detail": str(storable(dead.detail)),
+        "source": _readable(dead.source),
+        "exchange": _readable(original.exchange),
+        "routing_key": _readable(original.routing_key),
+        "message_id": _readable(original.text("messageId")),
+        "correlation_id": _readable(original.text("correlationId")),
+        "type": _readable(original.text("type")),
+        "body": original.body,
+        "properties": {**original.properties, "exchange": original.exchange, "routingKey": original.routing_key},
+        "headers": dict(original.headers),
+        "burial": dead.burial[:64],
+        "died_at": dead.died_at or now(),
+    }
+
+
+def _readable(text: str) -> str:
+    return str(storable(text))[:_CHARACTERS]
+
+
+def original_of(row: DeadLetterRow) -> Original:
+    """Return the message that a row keeps."""
+    properties = dict(row.properties)
+    exchange, routing_key = properties.pop("exchange", row.exchange), properties.pop("routingKey", row.routing_key)
+    return Original(row.body, exchange, routing_key, properties, row.headers)
+
+
+async def newest(tx: AsyncSession, *, reason: str | None, limit: int) -> list[DeadLetterRow]:
+    """Return dead letters, the last that died first."""
+    query = select(DeadLetterRow).where(*_with(reason))
+    return list(await tx.scalars(query.order_by(col(DeadLetterRow.died_at).desc(), col(DeadLetterRow.id)).limit(limit)))
+
+
+async def ids_with(tx: AsyncSession, *, reason: str | None, waiting: bool) -> list[UUID]:
+    """Return ids in the order of the deaths; `waiting`: of those alone that were not replayed."""
+    query = select(col(DeadLetterRow.id)).where(*_with(reason))
+    if waiting:
+        query = query.where(col(DeadLetterRow.replayed_at).is_(None))
+    return list(await tx.scalars(query.order_by(col(DeadLetterRow.died_at), col(DeadLetterRow.id))))
+
+
+def _with(reason: str | None) -> list[ColumnElement[bool]]:
+    return [] if reason is None else [col(DeadLetterRow.reason) == reason]
+
+
+async def ids_from(tx: AsyncSession, table: type[Any], prefix: str) -> list[UUID]:
+    """Return at most two ids of a table that begin with these hexadecimal digits."""
+    first, last = UUID(prefix.ljust(_ID_DIGITS, "0")), UUID(prefix.ljust(_ID_DIGITS, "f"))
+    query = select(col(table.id)).where(col(table.id).between(first, last)).limit(2)
+    return list(await tx.scalars(query))
+
+
+async def mark_replayed(tx: AsyncSession, row: DeadLetterRow, at: datetime) -> None:
+    """Note that a message was put back, unless it has died again meanwhile."""
+    unchanged = (col(DeadLetterRow.id) == row.id, col(DeadLetterRow.attempts) == row.attempts)
+    await tx.execute(update(DeadLetterRow).where(*unchanged).values(replayed_at=at))
+
+
+async def discard(tx: AsyncSession, dead_letter_id: UUID) -> bool:
+    """Delete a dead letter for good; say whether there was one."""
+    statement = delete(DeadLetterRow).where(col(DeadLetterRow.id) == dead_letter_id)
+    return bool((await tx.execute(statement)).rowcount)  # type: ignore[attr-defined]

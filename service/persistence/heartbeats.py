@@ -1,0 +1,71 @@
+"""Heartbeat rows: who is alive and what it is active on. They only balance; the broker decides who is active."""
+
+from collections.abc import Collection
+from datetime import timedelta
+
+from sqlalchemy import delete
+from sqlalchemy.ext.asyncio import AsyncSession
+from sqlmodel import col, select
+
+from service.domain.sharing import Peer
+from service.persistence.database import Database
+from service.persistence.tables import ProcessRow
+
+# A period and a half, so that one late beat at most makes a process look dead, which costs a needless look.
+_LIVE_PERIODS = 1.5
+_KEPT_PERIODS = 10
+
+
+class Heartbeats:
+    """The rows of the processes that consume one queue, seen from one of them.
+
+    Args:
+        database: where the rows are; its clock tells who is alive.
+        process_id: this process.
+        kind: the queue.
+        period: seconds between two beats.
+    """
+
+    def __init__(self, database: Database, process_id: str, kind: str, period: float) -> None:
+        self._database = database
+        self._id = process_id
+        self._kind = kind
+        self._live = timedelta(seconds=period * _LIVE_PERIODS)
+        self._kept = timedelta(seconds=period * _KEPT_PERIODS)
+
+    async def beat(self, active: Collection[int]) -> list[Peer]:
+        """Tell that this process lives and what it is active on; return the other live ones.
+
+        Raises:
+            DatabaseUnavailable: it may have been told.
+        """
+
+        async def work(tx: AsyncSession) -> list[Peer]:
+            at = await self._database.present(tx)
+            await tx.execute(delete(ProcessRow).where(col(ProcessRow.id) == self._id))
+            await self._database.insert_new(
+                tx, ProcessRow, id=self._id, kind=self._kind, partitions=sorted(active), seen_at=at
+            )
+            # Rows of the dead go; one that another process deletes at this moment is not waited for.
+            dead = select(col(ProcessRow.id)).where(col(ProcessRow.seen_at) < at - self._kept)
+            await tx.execute(delete(ProcessRow).where(col(ProcessRow.id).in_(dead.with_for_update(skip_locked=True))))
+            others = select(ProcessRow).where(
+                col(ProcessRow.kind) == self._kind,
+                col(ProcessRow.id) != self._id,
+                col(ProcessRow.seen_at) > at - self._live,
+            )
+            return [Peer(row.id, frozenset(row.partitions)) for row in await tx.scalars(others)]
+
+        return await self._database.transact(work)
+
+    async def remove(self) -> None:
+        """Delete the row of this process: it takes nothing any more. Also tells whether the database can be written.
+
+        Raises:
+            DatabaseUnavailable: it cannot.
+        """
+
+        async def work(tx: AsyncSession) -> None:
+            await tx.execute(delete(ProcessRow).where(col(ProcessRow.id) == self._id))
+
+        await self._database.transact(work)

@@ -1,0 +1,33 @@
+"""Leases: the right to do a duty that one process alone does at a time, by the database's clock."""
+
+from datetime import timedelta
+
+from sqlalchemy import delete, or_
+from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.ext.asyncio import AsyncSession
+from sqlmodel import col
+
+from service.persistence.database import Database
+from service.persistence.tables import LeaseRow
+
+
+async def take(database: Database, tx: AsyncSession, *, duty: str, holder: str, seconds: float) -> bool:
+    """Take a lease that is free or has run out, or renew one's own; say whether it is held now. One statement."""
+    until = database.clock(timedelta(seconds=seconds))
+    dialect = sqlite if database.is_sqlite else postgresql
+    statement = (
+        dialect.insert(LeaseRow)
+        .values(duty=duty, holder=holder, until=until)
+        .on_conflict_do_update(
+            index_elements=["duty"],
+            set_={"holder": holder, "until": until},
+            where=or_(col(LeaseRow.holder) == holder, col(LeaseRow.until) <= database.clock()),
+        )
+        .returning(col(LeaseRow.holder))
+    )
+    return (await tx.execute(statement)).one_or_none() is not None
+
+
+async def release(tx: AsyncSession, *, duty: str, holder: str) -> None:
+    """Give one's own lease back, so that nobody has to wait until it has run out."""
+    await tx.execute(delete(LeaseRow).where(col(LeaseRow.duty) == duty, col(LeaseRow.holder) == holder))

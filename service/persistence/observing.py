@@ -1,0 +1,67 @@
+"""What the database says about the service as a whole, for its metrics."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+
+from sqlalchemy import func, text
+from sqlalchemy.ext.asyncio import AsyncSession
+from sqlmodel import col, select
+
+from service.persistence.database import Database
+from service.persistence.tables import ChatbotRow, DeadLetterRow, MessageRow, SessionRow
+from whatsapp_qr_contracts.message import Role, SessionStatus
+
+_SECONDS = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Observed:
+    """The service at one moment; ages in seconds, 0 where nothing waits."""
+
+    sessions: Mapping[SessionStatus, int]
+    oldest_pending: float
+    oldest_unhandled: float
+    dead_letters: Mapping[str, int]
+
+
+async def observe(database: Database) -> Observed:
+    """Look at everything.
+
+    Raises:
+        DatabaseUnavailable: no answer within 2 s.
+    """
+
+    async def look(tx: AsyncSession) -> Observed:
+        at = await database.present(tx)
+        unannounced = "announced = 0" if database.is_sqlite else "NOT announced"
+        return Observed(
+            sessions=await _sessions(tx),
+            oldest_pending=await _age(tx, at, text("delivery_status = 'PENDING'")),
+            oldest_unhandled=await _age(tx, at, text(unannounced), col(MessageRow.role) == Role.USER),
+            dead_letters=await _dead_letters(tx),
+        )
+
+    return await database.read(look, seconds=_SECONDS)
+
+
+async def _sessions(tx: AsyncSession) -> dict[SessionStatus, int]:
+    query = (
+        select(col(SessionRow.status), func.count())
+        .join(ChatbotRow, col(ChatbotRow.id) == col(SessionRow.chatbot_id))
+        .where(col(ChatbotRow.removed_at).is_(None))
+        .group_by(col(SessionRow.status))
+    )
+    counted = {label: count for label, count in await tx.execute(query)}  # noqa: C416  # dict() takes no rows
+    return {status: counted.get(status, 0) for status in SessionStatus}
+
+
+async def _age(tx: AsyncSession, at: datetime, *where: object) -> float:
+    query = select(func.min(col(MessageRow.created_at))).where(*where)  # type: ignore[arg-type]
+    oldest: datetime | None = (await tx.execute(query)).scalar_one()
+    return max(0.0, (at - oldest).total_seconds()) if oldest is not None else 0.0
+
+
+async def _dead_letters(tx: AsyncSession) -> dict[str, int]:
+    query = select(col(DeadLetterRow.reason), func.count()).where(col(DeadLetterRow.replayed_at).is_(None))
+    return {label: count for label, count in await tx.execute(query.group_by(col(DeadLetterRow.reason)))}  # noqa: C416  # dict() takes no rows

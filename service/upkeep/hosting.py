@@ -1,0 +1,142 @@
+"""Runs duties: whoever holds a duty's lease does it, the other processes look now and then whether it is free."""
+
+import asyncio
+import os
+import secrets
+import socket
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import structlog
+
+from service import metrics
+from service.errors import DatabaseUnavailable, ServiceError
+from service.persistence import leases
+from service.persistence.database import Database
+
+log = structlog.get_logger()
+
+LEASE_SECONDS = 30.0
+_RENEWALS = 3
+"""How often a lease is renewed before it would run out."""
+_RELEASE_SECONDS = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class Duty:
+    """Something that one process at a time does again and again.
+
+    Args:
+        name: names it in the lease table, the metrics and the logs.
+        period: seconds from the end of a run to the beginning of the next.
+        run: does it once, or for as long as it is not cancelled: the lease is renewed meanwhile, and a run is
+            cancelled when the lease is lost or the process stops. Two runs at once must do no harm: a process that
+            the database does not reach may go on a little while another begins.
+    """
+
+    name: str
+    period: float
+    run: Callable[[], Awaitable[None]]
+
+
+class Upkeep:
+    """All duties of one process.
+
+    Args:
+        database: the leases.
+        duties: what is to be done.
+        seconds: how long a lease lasts; a killed holder is replaced after that, and a third of it at most.
+    """
+
+    def __init__(self, database: Database, duties: Sequence[Duty], *, seconds: float = LEASE_SECONDS) -> None:
+        self._database = database
+        self._duties = duties
+        self._seconds = seconds
+        self._holder = f"{socket.gethostname()[:40]}-{os.getpid()}-{secrets.token_hex(4)}"
+        self._tasks: list[asyncio.Task[None]] = []
+
+    def start(self) -> None:
+        """Begin; returns at once."""
+        self._tasks = [asyncio.create_task(self._host(duty), name=duty.name) for duty in self._duties]
+
+    async def stop(self) -> None:
+        """End every run and give the leases back, so that another process can go on at once."""
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        for duty in self._duties:
+            await self._release(duty)
+
+    async def _host(self, duty: Duty) -> None:
+        held = metrics.DUTY_HELD.labels(duty.name)
+        held.set(0)
+        while True:
+            until = time.monotonic() + self._seconds
+            if await self._take(duty):
+                held.set(1)
+                log.info("duty_taken", duty=duty.name, holder=self._holder)
+                try:
+                    await self._do_while_held(duty, until)
+                finally:
+                    held.set(0)
+                log.warning("duty_lost", duty=duty.name, holder=self._holder)
+            await asyncio.sleep(self._seconds / _RENEWALS)
+
+    async def _do_while_held(self, duty: Duty, until: float) -> None:
+        doing = asyncio.create_task(_do_again_and_again(duty), name=duty.name)
+        try:
+            while True:
+                await asyncio.sleep(self._seconds / _RENEWALS)
+                renewed_until = time.monotonic() + self._seconds
+                answer = await self._take(duty)
+                if answer:
+                    until = renewed_until
+                # None: the database does not say, and the lease may be ours until it has run out.
+                elif answer is False or time.monotonic() + self._seconds / _RENEWALS >= until:
+                    return
+        finally:
+            doing.cancel()
+            await asyncio.gather(doing, return_exceptions=True)
+
+    async def _take(self, duty: Duty) -> bool | None:
+        take = partial(leases.take, self._database, duty=duty.name, holder=self._holder, seconds=self._seconds)
+        try:
+            async with asyncio.timeout(self._seconds / _RENEWALS):
+                return await self._database.transact(take)
+        except (DatabaseUnavailable, TimeoutError) as error:
+            log.debug("lease_not_answered", duty=duty.name, reason=str(error))
+            return None
+
+    async def _release(self, duty: Duty) -> None:
+        try:
+            async with asyncio.timeout(_RELEASE_SECONDS):
+                await self._database.transact(partial(leases.release, duty=duty.name, holder=self._holder))
+        except (DatabaseUnavailable, TimeoutError) as error:
+            log.info("lease_runs_out_by_itself", duty=duty.name, reason=str(error))
+
+
+async def _do_again_and_again(duty: Duty) -> None:
+    told = ""
+    while True:
+        trouble = await _do(duty, told)
+        if told and not trouble:
+            log.info("duty_works_again", duty=duty.name)
+        told = trouble
+        await asyncio.sleep(duty.period)
+
+
+async def _do(duty: Duty, told: str) -> str:
+    """Run a duty once; return what went wrong, which is logged unless it was told before."""
+    try:
+        await duty.run()
+    except Exception as error:  # whatever it is, the duty is done again
+        metrics.DUTY_RUNS.labels(duty.name, "failed").inc()
+        trouble = f"{type(error).__name__}: {error}"
+        if trouble != told:
+            foreseen = isinstance(error, ServiceError)
+            log.warning("duty_failed", duty=duty.name, reason=trouble, exc_info=None if foreseen else error)
+        return trouble
+    metrics.DUTY_RUNS.labels(duty.name, "done").inc()
+    return ""

@@ -1,0 +1,61 @@
+"""Heartbeat rows on both databases: who is alive, who is forgotten, and that no two processes hinder each other."""
+
+import asyncio
+from datetime import timedelta
+
+from sqlalchemy import update
+from sqlmodel import col
+
+from service.domain.sharing import Peer
+from service.persistence.database import Database
+from service.persistence.heartbeats import Heartbeats
+from service.persistence.tables import ProcessRow
+from tests.component.rows import all_of
+
+
+async def aged(database: Database, process_id: str, seconds: float) -> None:
+    """Let a row be as old as if its process had said nothing for so long."""
+    seen_at = database.clock(timedelta(seconds=-seconds))
+    await database.transact(
+        lambda tx: tx.execute(update(ProcessRow).where(col(ProcessRow.id) == process_id).values(seen_at=seen_at))
+    )
+
+
+async def test_processes_of_a_kind_see_each_other(database: Database, other_process: Database) -> None:
+    """A beat tells what a process is active on now, and returns the others of its kind alone."""
+    first, second = Heartbeats(database, "a", "q", 15), Heartbeats(other_process, "b", "q", 15)
+    stranger = Heartbeats(database, "c", "other queue", 15)
+    assert await first.beat([]) == []
+    assert await stranger.beat([0]) == []
+    assert await second.beat([3, 1]) == [Peer("a", frozenset())]
+    assert await first.beat([0, 2]) == [Peer("b", frozenset({1, 3}))]
+    assert await second.beat([1]) == [Peer("a", frozenset({0, 2}))]
+    await second.remove()
+    assert await first.beat([0]) == []
+
+
+async def test_who_says_nothing_is_dead_and_then_forgotten(database: Database) -> None:
+    """A row counts for a period and a half; after ten periods whoever comes by deletes it, whatever its kind."""
+    mine, silent = Heartbeats(database, "a", "q", 10), Heartbeats(database, "b", "q", 10)
+    await silent.beat([1])
+    await aged(database, "b", 13)
+    assert await mine.beat([]) == [Peer("b", frozenset({1}))]
+    await aged(database, "b", 17)
+    assert await mine.beat([]) == []
+    await aged(database, "b", 97)
+    await mine.beat([])
+    assert len(await all_of(database, ProcessRow)) == 2
+    await aged(database, "b", 103)
+    await Heartbeats(database, "c", "other queue", 10).beat([])
+    assert {row.id for row in await all_of(database, ProcessRow)} == {"a", "c"}
+    assert await silent.beat([2]) == [Peer("a", frozenset())]  # it was only slow
+
+
+async def test_many_beats_at_once(database: Database, other_process: Database) -> None:
+    """Processes that beat at the same moment, and delete the same dead, all succeed."""
+    for number in range(5):
+        await Heartbeats(database, f"dead {number}", "q", 1).beat([])
+        await aged(database, f"dead {number}", 100)
+    beating = [Heartbeats(part, f"p{number}", "q", 1) for number in range(10) for part in (database, other_process)]
+    await asyncio.gather(*(heartbeats.beat([1]) for heartbeats in beating))
+    assert {row.id for row in await all_of(database, ProcessRow)} == {f"p{number}" for number in range(10)}

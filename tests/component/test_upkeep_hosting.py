@@ -1,0 +1,154 @@
+"""Duties on both databases: one process does each, failures end nothing, a lost lease ends the run."""
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from typing import Any
+
+import pytest
+from structlog.testing import capture_logs
+
+from service import metrics
+from service.errors import DatabaseUnavailable
+from service.persistence.database import Database
+from service.persistence.tables import LeaseRow
+from service.upkeep.hosting import Duty, Upkeep
+from tests.component.rows import all_of
+from tests.system import eventually
+
+LEASE = 0.6
+
+
+@asynccontextmanager
+async def hosting(
+    database: Database, run: Callable[[], Awaitable[None]], *, period: float = 0.01, stop: bool = True
+) -> AsyncIterator[Upkeep]:
+    upkeep = Upkeep(database, [Duty("test", period, run)], seconds=LEASE)
+    upkeep.start()
+    try:
+        yield upkeep
+    finally:
+        if stop:
+            await upkeep.stop()
+
+
+class Work:
+    """Counts runs, and fails as it is told to."""
+
+    def __init__(self) -> None:
+        self.runs = 0
+        self.error: Exception | None = None
+
+    async def run(self) -> None:
+        self.runs += 1
+        if self.error is not None:
+            raise self.error
+
+    async def ran(self, more: int = 3) -> None:
+        wanted = self.runs + more
+
+        async def runs() -> int:
+            return self.runs
+
+        await eventually(runs, lambda runs: runs >= wanted)
+
+
+async def test_one_process_does_a_duty_and_hands_it_over(database: Database, other_process: Database) -> None:
+    """The second process does nothing while the first is there, and goes on at once when that one stops."""
+    first, second = Work(), Work()
+    async with hosting(other_process, second.run, stop=False) as upkeep:
+        await second.ran()
+        async with hosting(database, first.run):
+            await asyncio.sleep(2 * LEASE)
+            assert first.runs == 0
+            await upkeep.stop()
+            done = second.runs
+            await first.ran()
+            assert second.runs == done
+    assert await all_of(database, LeaseRow) == []
+
+
+async def test_a_dead_holder_is_replaced(database: Database, other_process: Database) -> None:
+    """A holder that does not renew any more, as after kill -9, loses the duty when its lease has run out."""
+    first, second = Work(), Work()
+    async with hosting(database, first.run, stop=False) as killed:
+        await first.ran()
+        for task in killed._tasks:
+            task.cancel()
+        async with hosting(other_process, second.run):
+            await second.ran()
+
+
+async def test_a_failing_duty_is_done_again_and_logged_once(database: Database) -> None:
+    """Whatever a run raises is counted, logged once while it stays the same, and never the end."""
+    work = Work()
+    failed = metrics.DUTY_RUNS.labels("test", "failed")
+    before = failed._value.get()
+    with capture_logs() as logs:
+        async with hosting(database, work.run):
+            work.error = DatabaseUnavailable("no database")
+            await work.ran(5)
+            work.error = RuntimeError("a bug")
+            await work.ran(5)
+            work.error = None
+            await work.ran()
+    told = [entry["reason"] for entry in logs if entry["event"] == "duty_failed"]
+    assert told == ["DatabaseUnavailable: no database", "RuntimeError: a bug"]
+    assert [entry["event"] for entry in logs].count("duty_works_again") == 1
+    assert failed._value.get() >= before + 9
+
+
+async def test_a_long_run_keeps_its_lease_and_ends_with_it(database: Database, other_process: Database) -> None:
+    """A run may last: the lease is renewed meanwhile; when somebody else has it, the run is cancelled."""
+    events: list[str] = []
+
+    async def long() -> None:
+        events.append("begun")
+        try:
+            await asyncio.Event().wait()
+        finally:
+            events.append("ended")
+
+    second = Work()
+
+    async def seen() -> list[str]:
+        return events
+
+    async with hosting(database, long), hosting(other_process, second.run):
+        await eventually(seen, lambda found: found == ["begun"])
+        await asyncio.sleep(3 * LEASE)
+        assert (events, second.runs) == (["begun"], 0)
+
+        async def steal(tx: Any) -> None:
+            (await tx.get_one(LeaseRow, "test")).holder = "a thief"
+
+        await other_process.transact(steal)
+        await eventually(seen, lambda found: found[:2] == ["begun", "ended"])
+
+
+async def test_a_run_ends_when_the_database_does_not_say_that_the_lease_is_ours(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While the database is away another process may take the lease: the run is cancelled in time, and begun again."""
+    work, begun = Work(), asyncio.Event()
+
+    async def long() -> None:
+        begun.set()
+        try:
+            await asyncio.Event().wait()
+        finally:
+            work.runs += 1
+
+    async with hosting(database, long):
+        await begun.wait()
+
+        async def away(*_: object) -> None:
+            detail = "no database"
+            raise DatabaseUnavailable(detail)
+
+        with monkeypatch.context() as patched:
+            patched.setattr(database, "transact", away)
+            async with asyncio.timeout(LEASE):
+                await work.ran(1)
+        begun.clear()
+        await asyncio.wait_for(begun.wait(), 10)

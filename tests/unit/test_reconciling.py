@@ -1,0 +1,117 @@
+"""What the reconciler decides, by table: what the row says, what the gateway says, and what mends it."""
+
+import itertools
+
+import pytest
+
+from service.domain.reconciling import ACTION_REQUIRED, QR_EXPIRED, Known, Patience, Said, Step, step
+from whatsapp_qr_contracts.message import SessionStatus
+
+PATIENCE = Patience(passing=60, stuck=300)
+YOUNG, OLD = 10.0, 61.0
+D, C, Q, L = (
+    SessionStatus.DISCONNECTED,
+    SessionStatus.CONNECTING,
+    SessionStatus.QR_READY,
+    SessionStatus.CONNECTED,
+)
+
+
+def decided(
+    known: SessionStatus, said: SessionStatus | None, age: float, *, wanted: bool = True, **fields: object
+) -> Step | None:
+    there = Said(said, qr_code=str(fields.pop("qr_there", "the same")))
+    here = {"qr_code": "the same"} | fields
+    return step(Known(known, wanted, age, **here), there, PATIENCE)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("known", "said", "young", "old"),
+    [
+        (D, None, None, Step.INITIALIZE),
+        (D, D, None, Step.INITIALIZE),
+        (D, C, None, None),
+        (D, Q, Step.QR, Step.QR),
+        (D, L, Step.CONNECTED, Step.CONNECTED),
+        (C, None, None, Step.INITIALIZE),
+        (C, D, None, Step.INITIALIZE),
+        (C, C, None, Step.INITIALIZE),
+        (C, Q, Step.QR, Step.QR),
+        (C, L, Step.CONNECTED, Step.CONNECTED),
+        (Q, None, Step.INITIALIZE, Step.INITIALIZE),
+        (Q, D, Step.DISCONNECTED, Step.DISCONNECTED),
+        (Q, C, None, Step.INITIALIZE),
+        (Q, Q, None, None),
+        (Q, L, Step.CONNECTED, Step.CONNECTED),
+        (L, None, Step.INITIALIZE, Step.INITIALIZE),
+        (L, D, Step.DISCONNECTED, Step.DISCONNECTED),
+        (L, C, Step.DISCONNECTED, Step.DISCONNECTED),
+        (L, Q, Step.QR, Step.QR),
+        (L, L, None, None),
+    ],
+)
+def test_a_wanted_session_is_brought_to_what_the_gateway_says(
+    known: SessionStatus, said: SessionStatus | None, young: Step | None, old: Step | None
+) -> None:
+    """The whole table of a wanted session: a state that passes is left alone while it is young."""
+    assert decided(known, said, YOUNG) is young
+    assert decided(known, said, OLD) is old
+
+
+def test_the_table_is_complete() -> None:
+    """Every pair of states has an answer, for sessions that nobody wants as well."""
+    for known, said, wanted in itertools.product(SessionStatus, (None, *SessionStatus), (True, False)):
+        decided(known, said, OLD, wanted=wanted)
+
+
+@pytest.mark.parametrize("said", [None, *SessionStatus])
+@pytest.mark.parametrize("known", SessionStatus)
+def test_what_nobody_wants_is_ended_and_never_begun(known: SessionStatus, said: SessionStatus | None) -> None:
+    """A session that runs at the gateway and is not wanted is ended there; nothing else happens to it."""
+    assert decided(known, said, OLD, wanted=False) is (None if said in {None, D} else Step.END)
+
+
+@pytest.mark.parametrize("reason", [QR_EXPIRED, ACTION_REQUIRED, "restricted"])
+@pytest.mark.parametrize("said", [None, D])
+def test_what_waits_for_the_user_is_not_tried_again(reason: str, said: SessionStatus | None) -> None:
+    """After an expired QR code or a restriction another try is the user's to ask for."""
+    assert decided(D, said, 10 * OLD, reason=reason) is None
+    assert decided(D, said, OLD, reason="gateway_unreachable") is Step.INITIALIZE
+
+
+def test_a_qr_code_that_was_renewed_unheard_is_reported() -> None:
+    """An old code that the gateway has replaced is replaced here too; a young one is not looked at."""
+    assert decided(Q, Q, 120, qr_there="another") is Step.QR
+    assert decided(Q, Q, 119, qr_there="another") is None
+
+
+def test_a_qr_code_that_is_dead_there_too_is_replaced() -> None:
+    """A gateway that has stopped to renew its code is asked for a new pairing."""
+    assert decided(Q, Q, 120) is Step.INITIALIZE
+
+
+def test_another_number_is_reported() -> None:
+    """A session that was linked to another phone unheard is reported; however the same number is written is not."""
+    known = Known(L, wanted=True, age=OLD, phone_number="5491100000000")
+    assert step(known, Said(L, "5491199999999"), PATIENCE) is Step.CONNECTED
+    assert step(known, Said(L, "+5491100000000"), PATIENCE) is None
+    assert step(known, Said(L, "5491100000000:7@s.whatsapp.net"), PATIENCE) is None
+    assert step(known, Said(L), PATIENCE) is None
+
+
+@pytest.mark.parametrize(
+    ("stuck", "reason", "expected"),
+    [
+        (None, None, None),
+        (299.0, None, None),
+        (300.0, None, Step.WARN),
+        (900.0, ACTION_REQUIRED, None),
+        (0.0, ACTION_REQUIRED, None),
+        (None, ACTION_REQUIRED, Step.CONNECTED),
+    ],
+)
+def test_sends_in_vain_are_shown_until_they_succeed(
+    stuck: float | None, reason: str | None, expected: Step | None
+) -> None:
+    """A connected session whose sends fail for long is marked once, and unmarked when nothing is stuck any more."""
+    assert decided(L, L, OLD, stuck=stuck, reason=reason) is expected
