@@ -5,6 +5,7 @@
     AI workers ─ message.send ────────────────┘                        │
                                                             whatsapp-qr-send ─> consumers/outbound ─> gateway /send
 
-domain decides (pure), persistence remembers, messaging knows RabbitMQ, gateway knows the WhatsApp gateway,
-apps puts the processes together, local runs them all on one machine.
+domain decides (pure), persistence remembers, messaging knows RabbitMQ, gateway knows the WhatsApp gateway, upkeep
+mends what redelivery cannot, operating is what people do with dead letters, metrics tell Prometheus, apps puts the
+processes together, local runs them all on one machine.
 """

@@ -7,6 +7,11 @@ import math
 
 from prometheus_client import CONTENT_TYPE_LATEST, Counter, Gauge, generate_latest
 
+REQUESTS = Counter(
+    "whatsapp_qr_requests",
+    "HTTP requests that the ingress answered; route none: refused before one was found.",
+    ["method", "route", "status"],
+)
 HANDLED = Counter(
     "whatsapp_qr_handled",
     "Messages that ended in this process: done, passed_on or dead_letter.",

@@ -45,6 +45,10 @@ def _cut(length: int) -> BeforeValidator:
     return BeforeValidator(lambda value: None if value is None else str(storable(str(value)))[:length])
 
 
+def _stripped(value: Any) -> Any:
+    return storable(value).strip() if isinstance(value, str) else value
+
+
 def _or_none(value: Any, validate: ValidatorFunctionWrapHandler) -> Any:
     try:
         return validate(value)
@@ -144,7 +148,7 @@ class GatewayMessage(GatewayReport):
 
     name: ClassVar[str] = "gateway.message"
 
-    sender: Annotated[Identifier, StringConstraints(strip_whitespace=True)] = Field(
+    sender: Annotated[str, BeforeValidator(_stripped), StringConstraints(min_length=1, max_length=200)] = Field(
         alias="from", description="Phone number or JID of the customer"
     )
     message: Text = Field(max_length=65_536, description="The text; may be empty where `type` is not `text`")

@@ -5,10 +5,13 @@ from contextlib import asynccontextmanager
 
 from fastapi import FastAPI
 from fastapi_offline import FastAPIOffline
+from starlette.responses import PlainTextResponse, Response
 
+from service import metrics
 from service.ingress.bodies import Accepted
 from service.ingress.callbacks import callbacks
 from service.ingress.commands import Commands
+from service.ingress.counting import Counting
 from service.ingress.guard import Guard, describe_guard
 from service.ingress.keys import Keys
 from service.ingress.limits import BodyLimit
@@ -50,6 +53,7 @@ def build_ingress(
     )
     app.add_middleware(Guard, keys=keys)
     app.add_middleware(BodyLimit)  # the last one added comes first: what the guard reads is limited too
+    app.add_middleware(Counting)
     Problems(publisher).install(app)
     app.include_router(Commands(publisher, database, waiters).router())
     app.include_router(Reads(database).router())
@@ -64,6 +68,11 @@ def build_ingress(
     async def readyz() -> Accepted:
         """Answer as soon as requests are taken. Callbacks are taken whatever else is away, so nothing else counts."""
         return Accepted()
+
+    @app.get("/metrics", tags=["Health"], response_class=PlainTextResponse)
+    async def metrics_() -> Response:
+        """Tell Prometheus about this process."""
+        return Response(metrics.exposition(), media_type=metrics.CONTENT_TYPE)
 
     _describe_errors_and_keys(app)
     return app

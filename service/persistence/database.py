@@ -121,6 +121,8 @@ async def _run(engine: AsyncEngine, work: Work[T]) -> T:
     except DBAPIError as error:
         if _passes(error):
             message = f"the database is not available: {type(error.orig).__name__}"
+            if _lacks_tables(error):
+                message = "the database lacks tables or columns: run whatsapp-qr migrate"
             raise DatabaseUnavailable(message) from error
         raise
     except (PoolTimeoutError, OSError, TimeoutError) as error:
@@ -131,6 +133,10 @@ async def _run(engine: AsyncEngine, work: Work[T]) -> T:
             message = f"the database is not available: {type(error.__cause__).__name__}"
             raise DatabaseUnavailable(message) from error
         raise
+
+
+def _lacks_tables(error: DBAPIError) -> bool:
+    return getattr(error.orig, "sqlstate", None) in {"42P01", "42703"} or "no such " in str(error.orig)
 
 
 def _passes(error: DBAPIError) -> bool:

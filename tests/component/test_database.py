@@ -176,6 +176,14 @@ async def test_which_errors_of_postgres_pass(postgres_database: str, sqlstate: s
     await database.close()
 
 
+async def test_a_database_without_tables_says_what_to_do(database_url: str) -> None:
+    """Trying again alone would never help."""
+    database = Database(database_url)
+    with pytest.raises(DatabaseUnavailable, match="run whatsapp-qr migrate"):
+        await a_session(database)
+    await database.close()
+
+
 async def test_a_deadlock_passes(postgres_database: str) -> None:
     """Two transactions that lock the same rows in opposite order: one is told to try again, the other commits."""
     await asyncio.to_thread(migrations.upgrade, postgres_database)

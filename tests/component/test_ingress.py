@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator
 from typing import Any
 from uuid import UUID, uuid4
 
+import httpx
 import pytest
 
 from service.domain.identities import outgoing_message_id
@@ -281,3 +282,32 @@ async def test_health_needs_nothing(ingress: Ingress, path: str) -> None:
     """Also without a broker: callbacks are taken at once, whatever else is away."""
     ingress.broker.away = True
     assert (await ingress.http.get(path)).json() == {"success": True}
+
+
+# GET /metrics
+
+
+async def test_every_answer_is_counted_by_its_route(ingress: Ingress) -> None:
+    """Refusals too; no id ever becomes a label, known or not."""
+    known, unknown = uuid4(), uuid4()
+    before = counted(await ingress.http.get("/metrics"))
+    await ingress.get(f"/status/{known}")
+    await ingress.get(f"/nothing/{unknown}")
+    await ingress.http.post("/whatsapp-qr/send", headers={"host": "evil.example"})
+    after = counted(await ingress.http.get("/metrics"))
+    news = {line: count - before.get(line, 0) for line, count in after.items() if count != before.get(line, 0)}
+    assert {
+        'method="GET",route="/whatsapp-qr/status/{session_id}",status="404"': 1,
+        'method="GET",route="none",status="404"': 1,
+        'method="POST",route="none",status="403"': 1,
+    }.items() <= news.items()
+    assert str(known) not in str(after)
+    assert str(unknown) not in str(after)
+
+
+def counted(answer: httpx.Response) -> dict[str, float]:
+    assert answer.headers["content-type"].startswith("text/plain")
+    return {
+        labels: float(count)
+        for labels, count in re.findall(r"^whatsapp_qr_requests_total\{(.*)\} (.*)$", answer.text, re.MULTILINE)
+    }

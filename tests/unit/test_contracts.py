@@ -325,3 +325,12 @@ def test_everything_of_a_chatbot_has_one_key() -> None:
     for foreign in ("main", f"session_{upper}", f"session_{upper}_1x", f"xsession_{upper}_1", "Größe"):
         assert session_key(foreign) == foreign
         assert 0 <= partition_of(session_key(foreign), 4) < 4
+
+
+@pytest.mark.parametrize("sender", ["", " ", "\r", "\t\n"])
+def test_a_sender_of_blanks_is_none(sender: str) -> None:
+    """It is refused at the door: accepted there, nobody could read what was published."""
+    with pytest.raises(ValidationError):
+        GatewayMessage.model_validate(
+            {"sessionId": "s", "from": sender, "message": "hi", "messageId": "A", "timestamp": 1_700_000_000}
+        )
