@@ -35,7 +35,7 @@ run: setup ## Run everything on this machine: http://127.0.0.1:8000/docs
 
 test: setup ## Run the tests on real RabbitMQ, PostgreSQL and SQLite
 	@docker version >/dev/null 2>&1 || deploy/local/setup.sh rabbitmq postgresql
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses 3 --dist worksteal
 
 check: lint types imports generated test ## Run everything CI runs
 

@@ -7,9 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import pytest
 
 from tests.servers import Broker, Postgres
+
+hypothesis.settings.register_profile("without a time limit", deadline=None)
+hypothesis.settings.load_profile("without a time limit")
 
 
 @pytest.fixture(scope="session")

@@ -34,12 +34,17 @@ class ServerError(RuntimeError):
     """A test cannot get the server that it needs."""
 
 
+_GIVEN: set[int] = set()  # whoever was given a port may not listen on it yet
+
+
 def free_ports(count: int) -> list[int]:
-    """Find that many ports in a row that nobody uses."""
+    """Find that many ports in a row that nobody uses. Each of several test processes looks in a range of its own."""
+    worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw")) % 4
     while True:
-        first = random.randrange(20_000, 32_000)
+        first = random.randrange(20_000 + worker * 3_000, 22_900 + worker * 3_000)
         ports = list(range(first, first + count))
-        if all(_is_free(port) for port in ports):
+        if not _GIVEN.intersection(ports) and all(_is_free(port) for port in ports):
+            _GIVEN.update(ports)
             return ports
 
 
@@ -290,10 +295,10 @@ class Postgres:
     async def answers(self) -> bool:
         return await speaks_postgres(self.port)
 
-    async def create_database(self) -> str:
-        """Create an empty database and return its SQLAlchemy URL."""
+    async def create_database(self, *, template: str = "template1") -> str:
+        """Create a database, empty unless another is copied, and return its SQLAlchemy URL."""
         name = f"test_{uuid.uuid4().hex[:12]}"
-        await self._execute(f"CREATE DATABASE {name}")
+        await self._execute(f"CREATE DATABASE {name} TEMPLATE {template}")
         return f"postgresql+asyncpg://postgres@127.0.0.1:{self.port}/{name}"
 
     async def drop_database(self, url: str) -> None:

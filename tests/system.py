@@ -1,7 +1,9 @@
 """The whole service as real processes, for tests: real HTTP, a real broker, a real database, the gateway simulator."""
 
 import asyncio
+import multiprocessing
 import os
+import runpy
 import signal
 import sys
 import time
@@ -9,7 +11,7 @@ from collections import defaultdict
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from uuid import UUID, uuid4
 
 import aio_pika
@@ -20,9 +22,34 @@ from tests.servers import REPOSITORY, free_ports
 from whatsapp_qr_contracts.commands import Command
 from whatsapp_qr_contracts.partitions import partition_of
 
+if TYPE_CHECKING:
+    from multiprocessing.process import BaseProcess
+
 SECONDS = 60.0
 CONSUMERS = ("session-consumer", "conversation-consumer", "outbound-consumer")
 ECHO_BOT = REPOSITORY / "contracts" / "examples" / "echo_bot.py"
+
+# Processes are forked from one that has imported what they need: importing is most of the start of each.
+_WARM = multiprocessing.get_context("forkserver")
+_WARM.set_forkserver_preload(["tests.warm"])
+
+
+def _live(name: str, environment: dict[str, str], log: Path) -> None:
+    """Be a process as `python -m service.cli NAME` would be, with its environment, folder and output."""
+    os.environ.clear()
+    os.environ.update(environment)
+    os.chdir(log.parent)
+    output = log.open("a", buffering=1)
+    os.dup2(output.fileno(), 1)
+    os.dup2(output.fileno(), 2)
+    sys.stdout = sys.stderr = output
+    if name == "echo-bot":
+        runpy.run_path(str(ECHO_BOT), run_name="__main__")
+        return
+    from service import cli  # noqa: PLC0415  # only here: the parent is not one of them
+
+    sys.argv = ["whatsapp-qr", name]
+    cli.main()
 
 
 async def eventually(
@@ -46,22 +73,15 @@ class Process:
         self.url = f"http://127.0.0.1:{port}"
         self._environment = environment
         self._log = log
-        self._process: asyncio.subprocess.Process | None = None
+        self._process: BaseProcess | None = None
 
     async def start(self) -> None:
-        with self._log.open("ab") as log:
-            self._process = await asyncio.create_subprocess_exec(
-                sys.executable,
-                *((str(ECHO_BOT),) if self.name == "echo-bot" else ("-m", "service.cli", self.name)),
-                cwd=self._log.parent,
-                env=self._environment,
-                stdout=log,
-                stderr=log,
-            )
+        self._process = _WARM.Process(target=_live, args=(self.name, self._environment, self._log), daemon=True)
+        self._process.start()
 
     async def ready(self, http: httpx.AsyncClient) -> bool:
         assert self._process is not None
-        assert self._process.returncode is None, f"{self.name} ended:\n{self.log()[-3000:]}"
+        assert self._process.exitcode is None, f"{self.name} ended:\n{self.log()[-3000:]}"
         if self.name == "echo-bot":
             return "answering" in self.log()
         path = "/health" if self.name == "simulator" else "/readyz"
@@ -72,19 +92,22 @@ class Process:
 
     @property
     def alive(self) -> bool:
-        return self._process is not None and self._process.returncode is None
+        return self._process is not None and self._process.exitcode is None
 
     def send_signal(self, number: signal.Signals) -> None:
         assert self._process is not None
-        self._process.send_signal(number)
+        assert self._process.pid is not None
+        os.kill(self._process.pid, number)
 
     async def ended(self) -> int:
         """Wait until the process has ended and return its exit status."""
         assert self._process is not None
-        return await asyncio.wait_for(self._process.wait(), SECONDS)
+        await asyncio.to_thread(self._process.join, SECONDS)
+        assert self._process.exitcode is not None, f"{self.name} does not end:\n{self.log()[-3000:]}"
+        return self._process.exitcode
 
     async def stop(self) -> int:
-        if self._process is not None and self._process.returncode is None:
+        if self.alive:
             self.send_signal(signal.SIGTERM)
         return await self.ended()
 

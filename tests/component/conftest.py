@@ -1,7 +1,9 @@
 """A migrated database of each kind for the tests of single parts."""
 
 import asyncio
+import shutil
 from collections.abc import AsyncIterator
+from pathlib import Path
 
 import pytest
 
@@ -10,13 +12,46 @@ from service.persistence.database import Database
 from service.persistence.tables import SessionRow
 from tests.component.doors import Ingress
 from tests.component.rows import a_session
+from tests.servers import Postgres
+
+
+@pytest.fixture(scope="session")
+async def sqlite_template(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A SQLite file with the present schema, to be copied."""
+    file = tmp_path_factory.mktemp("template") / "whatsapp-qr.db"
+    await asyncio.to_thread(migrations.upgrade, f"sqlite+aiosqlite:///{file}")
+    return file
+
+
+@pytest.fixture(scope="session")
+async def postgres_template(shared_postgres: Postgres) -> AsyncIterator[str]:
+    """The name of a PostgreSQL database with the present schema, to be copied."""
+    url = await shared_postgres.create_database()
+    await asyncio.to_thread(migrations.upgrade, url)
+    yield url.rpartition("/")[2]
+    await shared_postgres.drop_database(url)
 
 
 @pytest.fixture
-async def migrated_url(database_url: str) -> str:
-    """URL of a database with the present schema."""
-    await asyncio.to_thread(migrations.upgrade, database_url)
-    return database_url
+def migrated_sqlite(sqlite_database: str, sqlite_template: Path, tmp_path: Path) -> str:
+    """URL of a SQLite file with the present schema."""
+    shutil.copy(sqlite_template, tmp_path)
+    return sqlite_database
+
+
+@pytest.fixture
+async def migrated_postgres(shared_postgres: Postgres, postgres_template: str) -> AsyncIterator[str]:
+    """URL of a PostgreSQL database with the present schema."""
+    url = await shared_postgres.create_database(template=postgres_template)
+    yield url
+    await shared_postgres.drop_database(url)
+
+
+@pytest.fixture(params=["sqlite", "postgres"])
+def migrated_url(request: pytest.FixtureRequest) -> str:
+    """URL of a database with the present schema: the test runs once on each kind."""
+    url: str = request.getfixturevalue(f"migrated_{request.param}")
+    return url
 
 
 @pytest.fixture
@@ -36,9 +71,8 @@ async def other_process(migrated_url: str) -> AsyncIterator[Database]:
 
 
 @pytest.fixture
-async def ingress(sqlite_database: str) -> AsyncIterator[Ingress]:
-    await asyncio.to_thread(migrations.upgrade, sqlite_database)
-    ingress = Ingress(Database(sqlite_database))
+async def ingress(migrated_sqlite: str) -> AsyncIterator[Ingress]:
+    ingress = Ingress(Database(migrated_sqlite))
     yield ingress
     await ingress.http.aclose()
     await ingress.database.close()

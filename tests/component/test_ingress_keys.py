@@ -33,11 +33,12 @@ CALLS: dict[tuple[str, str], dict[str, Any] | None] = {
     ("GET", "/status/{session_id}"): None,
     ("GET", "/session/{chatbot_id}"): None,
     ("GET", "/messages/{message_id}"): None,
+    ("DELETE", "/messages/{message_id}"): None,
     ("GET", "/conversations"): None,
     ("GET", "/conversations/{conversation_id}/messages"): None,
 }
 CALLBACKS = {"/webhook": CONNECTED, "/incoming": INCOMING}
-OPEN = {"/docs", "/docs/oauth2-redirect", "/openapi.json", "/livez", "/readyz"}
+OPEN = {"/docs", "/docs/oauth2-redirect", "/openapi.json", "/livez", "/readyz", "/metrics"}
 WRONG = {"Authorization": "Bearer wrong"}
 SECONDS = 10.0
 """A body that is read twice would be waited for without end."""

@@ -4,11 +4,14 @@ import hashlib
 import re
 
 import pytest
+from prometheus_client import REGISTRY
 
+from service import metrics
 from service.messaging import topology
 from tests.servers import REPOSITORY
 from whatsapp_qr_contracts.jobs import IncomingJob
 
+assert metrics  # importing it registers what is collected below
 README = (REPOSITORY / "README.md").read_text()
 DIAGRAM = REPOSITORY / "docs" / "architecture.svg"
 
@@ -36,3 +39,16 @@ def test_links_lead_to_files(path: str) -> None:
 def test_make_targets_exist(target: str) -> None:
     """Nobody is told to type what does not work."""
     assert re.search(rf"^{target}:", (REPOSITORY / "Makefile").read_text(), re.MULTILINE)
+
+
+@pytest.mark.parametrize(
+    "metric",
+    sorted(
+        family.name + ("_total" if family.type == "counter" else "")
+        for family in REGISTRY.collect()
+        if family.name.startswith("whatsapp_qr_")
+    ),
+)
+def test_every_metric_is_explained(metric: str) -> None:
+    """Under the name by which Prometheus knows it."""
+    assert f"`{metric}" in README

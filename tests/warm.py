@@ -1,0 +1,16 @@
+"""What the processes of the service import, imported once: see tests/system.py."""
+
+import pytest  # noqa: F401  # a forked process looks at the main module of its parent
+
+import service.apps
+import service.consumers.conversation
+import service.consumers.outbound
+import service.consumers.session
+import service.ingress.app
+import service.local
+import service.messaging.listening
+import service.operating
+import service.persistence.migrations
+import service.simulator.app
+import service.upkeep.reconciler
+import service.upkeep.sweeper  # noqa: F401
