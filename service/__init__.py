@@ -7,5 +7,5 @@
 
 domain decides (pure), persistence remembers, messaging knows RabbitMQ, gateway knows the WhatsApp gateway, upkeep
 mends what redelivery cannot, operating is what people do with dead letters, metrics tell Prometheus, apps puts the
-processes together, local runs them all on one machine.
+processes together from parts, local runs them all on one machine.
 """

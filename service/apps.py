@@ -3,39 +3,24 @@
 A process imports only what it runs: that is a third of its start.
 """
 
-import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
-from dataclasses import dataclass
 from datetime import timedelta
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pydantic import SecretStr
-from starlette.applications import Starlette
-from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
-from starlette.routing import Route
-from uuid_utils.compat import uuid7
 
-from service import metrics
-from service.consumers.announcing import Announcer
-from service.consumers.sharing import Sharing
 from service.domain.sending import SendPolicy
-from service.errors import ConfigurationError, DatabaseUnavailable
-from service.gateway import Gateway, Timeouts
+from service.errors import ConfigurationError
 from service.messaging import topology
-from service.messaging.consuming import Consumer, Routes
-from service.messaging.holding import Hold
 from service.messaging.publishing import Publisher
-from service.persistence.confirmations import Confirmations
+from service.parts import Parts, consumer_app
 from service.persistence.database import Database
-from service.persistence.heartbeats import Heartbeats
 from service.settings import Settings
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
+    from starlette.applications import Starlette
 
     from service.upkeep.hosting import Duty
 
@@ -46,26 +31,9 @@ def migrate(settings: Settings) -> None:
     Raises:
         ConfigurationError: the database cannot be reached or is damaged.
     """
-    from sqlalchemy.exc import SQLAlchemyError
-
     from service.persistence import migrations
 
-    try:
-        migrations.upgrade(settings.database_url)
-    except (SQLAlchemyError, OSError) as error:
-        raise ConfigurationError(_database_sentence(settings.database_url, error)) from error
-
-
-def _database_sentence(url: str, error: Exception) -> str:
-    where = url.rpartition("@")[2].rpartition("///")[2]  # without the password
-    reason = str(getattr(error, "orig", None) or error).strip().rstrip(".")
-    if url.startswith("sqlite"):
-        remedy = "Restore it from a backup, or start afresh by moving it away"
-    elif "does not exist" in reason:
-        remedy = "Create it first, for example with createdb"
-    else:
-        remedy = "Is PostgreSQL running there, and does it let this user in?"
-    return f"The database {where} (DATABASE_URL) cannot be used: {reason}. {remedy}"
+    migrations.upgrade_or_explain(settings.database_url)
 
 
 def require_keys(settings: Settings) -> None:
@@ -107,66 +75,7 @@ def _revealed(secret: SecretStr | None) -> str | None:
     return secret.get_secret_value() if secret else None
 
 
-@dataclass(frozen=True)
-class Parts:
-    """What every consumer process stands on."""
-
-    settings: Settings
-    database: Database
-    publisher: Publisher
-    confirmations: Confirmations
-    announcer: Announcer
-    gateway: Gateway
-    hold: Hold
-
-    @classmethod
-    def of(cls, settings: Settings) -> "Parts":
-        """Build the parts; nothing connects yet."""
-        database = Database(settings.database_url)
-        publisher = Publisher(settings.amqp_url, settings.partitions)
-        confirmations = Confirmations(database)
-        seconds = settings.gateway_timeout
-        return cls(
-            settings=settings,
-            database=database,
-            publisher=publisher,
-            confirmations=confirmations,
-            announcer=Announcer(database, publisher, confirmations),
-            gateway=Gateway(
-                settings.whatsapp_qr_service_url, Timeouts(send=seconds, init=seconds * 0.8, other=seconds / 2)
-            ),
-            hold=Hold(settings.give_up_after),
-        )
-
-    def consumer(self, queue: topology.PartitionedQueue, routes: Routes, *, ordered: bool = True) -> Consumer:
-        """Return the consumer of a queue."""
-        return Consumer(
-            self.settings.amqp_url,
-            queue,
-            routes,
-            publisher=self.publisher,
-            hold=self.hold,
-            partitions=self.settings.partitions,
-            prefetch=self.settings.prefetch,
-            ordered=ordered,
-        )
-
-    def sharing(self, queue: topology.PartitionedQueue, consumer: Consumer) -> Sharing:
-        """Return what shares a queue's partitions with the other processes of the kind."""
-        period = self.settings.heartbeat_period
-        process_id = str(uuid7())
-        heartbeats = Heartbeats(self.database, process_id, queue.name, period)
-        return Sharing(consumer.subscriptions, heartbeats, process_id=process_id, queue=queue.name, period=period)
-
-    async def close(self) -> None:
-        """Close what connects; the publisher last, because closing the others may still publish."""
-        await self.confirmations.close()
-        await self.gateway.close()
-        await self.publisher.close()
-        await self.database.close()
-
-
-def session_consumer_app(settings: Settings) -> Starlette:
+def session_consumer_app(settings: Settings) -> "Starlette":
     """Return the session consumer: the state machine."""
     from service.consumers.session import SessionConsumer
     from service.upkeep.gauges import Gauges
@@ -182,7 +91,7 @@ def session_consumer_app(settings: Settings) -> Starlette:
         await consumer.stop()
 
     gauges = Gauges(parts.database)
-    return _consumer_app(parts, consumer, topology.SESSIONS, stop, start=upkeep.start, observe=gauges.refresh)
+    return consumer_app(parts, consumer, topology.SESSIONS, stop, start=upkeep.start, observe=gauges.refresh)
 
 
 def _duties(parts: Parts) -> list["Duty"]:
@@ -208,17 +117,17 @@ def _duties(parts: Parts) -> list["Duty"]:
     ]
 
 
-def conversation_consumer_app(settings: Settings) -> Starlette:
+def conversation_consumer_app(settings: Settings) -> "Starlette":
     """Return the conversation consumer: messages in both directions, receipts."""
     from service.consumers.conversation import ConversationConsumer
 
     parts = Parts.of(settings)
     handlers = ConversationConsumer(parts.database, parts.announcer, timedelta(seconds=settings.send_expiry))
     consumer = parts.consumer(topology.CONVERSATIONS, handlers.routes())
-    return _consumer_app(parts, consumer, topology.CONVERSATIONS, consumer.stop)
+    return consumer_app(parts, consumer, topology.CONVERSATIONS, consumer.stop)
 
 
-def outbound_consumer_app(settings: Settings) -> Starlette:
+def outbound_consumer_app(settings: Settings) -> "Starlette":
     """Return the outbound consumer: sending."""
     from service.consumers.outbound import OutboundConsumer
 
@@ -241,52 +150,7 @@ def outbound_consumer_app(settings: Settings) -> Starlette:
         await consumer.stop()
         await handlers.stopped()
 
-    return _consumer_app(parts, consumer, topology.SENDS, stop)
-
-
-async def _nothing() -> None:
-    """Observe nothing: this process shows only what it does itself."""
-
-
-def _consumer_app(
-    parts: Parts,
-    consumer: Consumer,
-    queue: topology.PartitionedQueue,
-    stop: Callable[[], Awaitable[None]],
-    *,
-    start: Callable[[], None] = lambda: None,
-    observe: Callable[[], Awaitable[None]] = _nothing,
-) -> Starlette:
-    sharing = parts.sharing(queue, consumer)
-
-    @asynccontextmanager
-    async def lifespan(_app: Starlette) -> AsyncIterator[None]:
-        parts.confirmations.start()
-        consumer.start(sharing.first_share, sharing.check)
-        sharing.start()
-        start()
-        yield
-        await asyncio.gather(sharing.stop(), stop())
-        await parts.close()
-
-    async def livez(_request: Request) -> JSONResponse:
-        return JSONResponse({"success": True})
-
-    async def readyz(_request: Request) -> JSONResponse:
-        checks = {"consuming": consumer.ready, "broker": await parts.publisher.ping(), "database": True}
-        try:
-            await parts.database.ping()
-        except DatabaseUnavailable:
-            checks["database"] = False
-        ready = all(checks.values())
-        return JSONResponse({"success": ready, "checks": checks}, 200 if ready else 503)
-
-    async def metrics_(_request: Request) -> Response:
-        await observe()
-        return Response(metrics.exposition(), media_type=metrics.CONTENT_TYPE)
-
-    routes = [Route("/livez", livez), Route("/readyz", readyz), Route("/metrics", metrics_)]
-    return Starlette(routes=routes, lifespan=lifespan)
+    return consumer_app(parts, consumer, topology.SENDS, stop)
 
 
 def simulator_app(settings: Settings) -> "FastAPI":

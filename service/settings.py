@@ -1,6 +1,6 @@
 """Every setting of every process: an environment variable each, with its default and unit.
 
-Only the composition roots (`apps`, `local`, `cli`) read it; everything else is given values.
+Only the composition roots (`apps` with its `parts`, `local`, `cli`) read it; everything else is given values.
 """
 
 import base64
