@@ -76,6 +76,7 @@ class Process:
         self._process: BaseProcess | None = None
 
     async def start(self) -> None:
+        self._log.touch()
         self._process = _WARM.Process(target=_live, args=(self.name, self._environment, self._log), daemon=True)
         self._process.start()
 

@@ -189,7 +189,6 @@ async def declare(url: str, partitions: int) -> None:
             for exchange_name, keys in wanted_queue.bindings.items():
                 for key in keys:
                     await queue.bind(exchange_name, key)
-            await queue.bind(JOBS, wanted_queue.name)  # for the probes
 
 
 async def waiting(url: str, queue: PartitionedQueue, partitions: int) -> list[int]:
@@ -207,11 +206,13 @@ async def waiting(url: str, queue: PartitionedQueue, partitions: int) -> list[in
 
 
 def _bindings(partitioned: PartitionedQueue, partition: int) -> dict[str, list[str]]:
-    bindings: dict[str, list[str]] = {}
+    bindings: dict[str, list[str]] = {JOBS: [partitioned.queue_name(partition)]}  # jobs, and the probes of every queue
     for message in partitioned.carries:
+        if message.exchange == JOBS:
+            continue
         keys = bindings.setdefault(message.exchange, [])
         keys.append(routing_key(message, partition))
         # Clients that do not know PARTITIONS publish under the bare name; the reader passes it on.
-        if partition == 0 and message.exchange != JOBS:
+        if partition == 0:
             keys.append(message.name)
     return bindings
