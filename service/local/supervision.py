@@ -79,7 +79,9 @@ def _write_config(programs: list[Program], folder: Path) -> Path:
 def _program_section(program: Program, folder: Path) -> list[str]:
     # The shell writes the pid file by which the next run finds what a killed supervisord leaves behind.
     pid_file = folder / "run" / f"{program.name}.pid"
-    start = ["/bin/sh", "-c", 'echo $$ >"$0" && exec "$@"', str(pid_file), *program.command]
+    # Everybody waits for the broker: side by side with five interpreters it would take twice as long to start.
+    nice = [] if program.name == "rabbitmq" else ["nice", "-n", "10"]
+    start = ["/bin/sh", "-c", 'echo $$ >"$0" && exec "$@"', str(pid_file), *nice, *program.command]
     return [
         f"[program:{program.name}]",
         f"command = {_escaped(shlex.join(start))}",
