@@ -15,8 +15,14 @@ help: ## Print this help
 
 setup: $(READY) ## Create .venv with all dependencies (only when they changed)
 
+# Of a clone that was copied or moved, or whose Python is gone: made anew.
+ifneq ($(shell cat $(READY) 2>/dev/null)$(shell [ -x $(BIN)/python ] && echo +),$(CURDIR)+)
+.PHONY: $(READY)
+endif
+
 $(READY): requirements-dev.lock pyproject.toml contracts/pyproject.toml
 	deploy/local/setup.sh venv
+	@{ [ -x $(BIN)/python ] && [ "$$(cat $@ 2>/dev/null)" = "$(CURDIR)" ]; } || rm -rf $(VENV)
 	@if command -v uv >/dev/null; then \
 		set -ex; \
 		[ -x $(BIN)/python ] || uv venv --quiet --clear --python '>=3.11' $(VENV); \
@@ -28,7 +34,7 @@ $(READY): requirements-dev.lock pyproject.toml contracts/pyproject.toml
 		$(BIN)/python -m pip install --quiet --require-hashes -r requirements-dev.lock; \
 		$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation -e contracts -e .; \
 	fi
-	@touch $@
+	@echo "$(CURDIR)" >$@
 
 run: setup ## Run everything on this machine: http://127.0.0.1:8000/docs
 	@exec $(BIN)/whatsapp-qr up

@@ -3,6 +3,7 @@
 A process imports only what it runs: that is a third of its start.
 """
 
+import asyncio
 from datetime import timedelta
 from importlib.metadata import version
 from pathlib import Path
@@ -87,8 +88,7 @@ def session_consumer_app(settings: Settings) -> "Starlette":
     upkeep = Upkeep(parts.database, _duties(parts), seconds=settings.lease)
 
     async def stop() -> None:
-        await upkeep.stop()
-        await consumer.stop()
+        await asyncio.gather(upkeep.stop(), consumer.stop())
 
     gauges = Gauges(parts.database)
     return consumer_app(parts, consumer, topology.SESSIONS, stop, start=upkeep.start, observe=gauges.refresh)

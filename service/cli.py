@@ -122,7 +122,7 @@ def _sentence(name: str, fault: "ErrorDetails", fields: "dict[str, FieldInfo]") 
 
 
 def _masked(value: object) -> str:
-    return re.sub(r":[^:/@]*@", ":***@", repr(value))
+    return re.sub(r"(://[^:/@]*):.*@", r"\1:***@", repr(value))
 
 
 def serve(asgi: Any, host: str, port: int, variable: str) -> None:

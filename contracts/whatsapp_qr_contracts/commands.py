@@ -55,10 +55,10 @@ class Command(Message):
 class InitializeSession(Command):
     """Link the chatbot to a WhatsApp account: make a session if there is none and ask the gateway for a QR code.
 
-    Sent by the service itself with `repair`, it brings a wanted session back that the gateway lost or never opened.
+    Sent by the service itself with `repairOf`, it brings a wanted session back that the gateway lost or never opened.
     Ends in `session.connecting`; in `session.qr_ready` or `session.connected` where that is so already; in
     `session.disconnected` with a reason where the gateway refused or was away; or in `command.rejected`
-    (`unknown_chatbot`, `gateway_unreachable`; with `repair` also `not_wanted`).
+    (`unknown_chatbot`, `gateway_unreachable`; with `repairOf` also `not_wanted`, `outdated`).
     """
 
     name: ClassVar[str] = "session.initialize"
@@ -66,8 +66,10 @@ class InitializeSession(Command):
     requested_at: Instant | None = Field(
         default=None, description="When it was asked for; its milliseconds become part of a new sessionId"
     )
-    repair: bool = Field(
-        default=False, description="Only where the session is still wanted; a pairing that hangs is begun anew"
+    repair_of: int | None = Field(
+        default=None,
+        ge=0,
+        description="Only where the session is still wanted and at this version; a pairing that hangs is begun anew",
     )
 
 
@@ -131,7 +133,8 @@ class CancelMessage(MessageCommand):
 class RetryMessage(MessageCommand):
     """Send a FAILED message after all, behind everything that waits now, with new attempts and a new expiry.
 
-    It keeps its id and its WhatsApp id, so that one whose outcome was unknown does not arrive twice. After
+    It keeps its id and its WhatsApp id, so that one whose outcome was unknown does not arrive twice; only after
+    `failed_by_whatsapp` it gets a new WhatsApp id, because under the old one it would not be sent again. After
     `number_changed` it goes out from the number that is linked now. Ends in `message.queued`, or in
     `command.rejected` (`no_session`, `unknown_message`, `not_failed`).
     """

@@ -50,9 +50,9 @@ log=$(mktemp)
 forget=$log
 trap 'rm -f $forget' EXIT
 trap 'exit 130' INT TERM
-if [ ! -e "$policy" ]; then
+if [ ! -e "$policy" ] || grep -qs "of whatsapp-qr" "$policy"; then # ours, of a run that was killed
     forget="$log $policy"
-    printf '#!/bin/sh\nexit 101\n' >"$policy"
+    printf '#!/bin/sh\n# of whatsapp-qr: no package starts a service while it installs\nexit 101\n' >"$policy"
     chmod 755 "$policy"
 fi
 export DEBIAN_FRONTEND=noninteractive

@@ -24,8 +24,11 @@ class Change:
 
 
 def phone(text: str | None) -> str | None:
-    """Return a number as it is compared: gateways write it with a plus or as a JID, and the device part changes."""
-    return customer_address(text) if text else None
+    """Return a number as it is compared: gateways write it with a plus or as a JID, and the device part changes.
+
+    A blank one is none.
+    """
+    return (customer_address(text) or None) if text else None
 
 
 def is_old_news(session: SessionRow, change: Change) -> bool:

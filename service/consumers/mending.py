@@ -72,7 +72,9 @@ class MessageMender:
         try:
             session = _usable(await current_session(tx, command.chatbot_id, lock=True))
             message = _own(await lanes.locked(tx, command.message_id), command)
-            await lanes.enqueue_again(self.database, tx, session, message, expiry=self.expiry)
+            await lanes.enqueue_again(
+                self.database, tx, session, message, expiry=self.expiry, retry=envelope.message_id
+            )
         except Rejected as error:
             return await end(tx, command, envelope, error)
         return await end(tx, command, envelope, _event(MessageQueued, message, now()))

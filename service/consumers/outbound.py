@@ -33,6 +33,7 @@ log = structlog.get_logger()
 T = TypeVar("T")
 
 _DRAIN_SECONDS = 10.0
+_RING_SECONDS = 5.0
 _LONGEST_PAUSE = 1.5  # longer than the pause of one message per second with its jitter
 
 
@@ -222,6 +223,7 @@ class OutboundConsumer:
             await asyncio.gather(*self._tasks, return_exceptions=True)
         for timer in self._timers.values():
             timer.cancel()
-        for session_id in list(self._timers):
-            with suppress(Stopping):  # the broker is away: `drain_at` on the session's row remains
-                await self.hold(partial(self._ring_anew, session_id))
+        with suppress(Stopping, TimeoutError):  # the broker is away: `drain_at` on the sessions' rows remains
+            async with asyncio.timeout(_RING_SECONDS):
+                for session_id in list(self._timers):
+                    await self.hold(partial(self._ring_anew, session_id))

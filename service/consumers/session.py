@@ -81,8 +81,7 @@ class SessionConsumer:
     async def _open(self, tx: AsyncSession, *, command: InitializeSession, envelope: Envelope) -> SessionRow | Outcome:
         if outcome := await begin(self.database, tx, command, envelope):
             return outcome
-        if command.repair and not await sessions.is_wanted(tx, command.chatbot_id):
-            rejected = Rejected("nobody wants the session any more", code="not_wanted")
+        if command.repair_of is not None and (rejected := await _overtaken(tx, command)):
             return await end(tx, command, envelope, rejected)
         if not self.strict:
             await sessions.register_chatbot(self.database, tx, command.chatbot_id)
@@ -95,6 +94,7 @@ class SessionConsumer:
 
     async def _initialize(self, seen: SessionRow, command: InitializeSession, envelope: Envelope) -> Outcome:
         finish = partial(self._end, command=command, envelope=envelope)
+        repairs = command.repair_of is not None
         connected = seen.status is SessionStatus.CONNECTED
         try:
             reported = await self.gateway.status(seen.session_id) if seen.version else None
@@ -107,11 +107,11 @@ class SessionConsumer:
             return await finish(seen, None if is_old_news(seen, change) else change)
         cannot_say = connected and reported is not None and reported.status is None
         shows_qr = reported is not None and reported.status is seen.status is SessionStatus.QR_READY
-        if cannot_say or (shows_qr and not command.repair):
+        if cannot_say or (shows_qr and not repairs):
             return await finish(seen)
-        reason = NO_QR_CODE if command.repair and seen.status is SessionStatus.CONNECTING else None
+        reason = NO_QR_CODE if repairs and seen.status is SessionStatus.CONNECTING else None
         connecting = await self._change(seen, Change(Trigger.INITIALIZE, wanted=True, reason=reason))
-        if command.repair and _hangs(reported, connecting):
+        if repairs and _hangs(reported, connecting):
             await self._tell_gateway(connecting.session_id)  # it would leave a pairing that runs as it is
         try:
             await self.gateway.initialize(connecting.session_id, str(connecting.chatbot_id))
@@ -255,6 +255,16 @@ class SessionConsumer:
 
 def _reason(error: GatewayError) -> str:
     return error.code if isinstance(error, GatewayUnreachable) else "gateway_error"
+
+
+async def _overtaken(tx: AsyncSession, command: InitializeSession) -> Rejected | None:
+    """Say why a repair is not needed any more: what it was decided on has changed while it waited."""
+    session = await sessions.session_of(tx, command.chatbot_id, lock=True)
+    if session is None or not session.wanted:
+        return Rejected("nobody wants the session any more", code="not_wanted")
+    if session.version != command.repair_of:
+        return Rejected("the session has changed since its repair was decided: nothing to do", code="outdated")
+    return None
 
 
 def _hangs(reported: GatewaySession | None, session: SessionRow) -> bool:

@@ -62,6 +62,8 @@ class Said:
     """None where it does not know the session."""
     phone_number: str | None = None
     qr_code: str | None = None
+    lasting: float = 0.0
+    """Seconds for which it has been seen to say so, with the row at its present version."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +88,7 @@ def step(known: Known, said: Said, patience: Patience) -> Step | None:
         case _S.QR_READY:
             return _shown_there(known, said, patience)
         case _S.CONNECTING:
-            return _connecting_there(known, patience)
+            return _connecting_there(known, said, patience)
         case _:
             return _gone_there(known, said, patience)
 
@@ -100,7 +102,8 @@ def _connected_there(known: Known, said: Said, patience: Patience) -> Step | Non
 
 
 def _another_number(known: Known, said: Said) -> bool:
-    return said.phone_number is not None and customer_address(said.phone_number) != known.phone_number
+    number = customer_address(said.phone_number) if said.phone_number else ""
+    return number not in {"", known.phone_number}  # a blank one is none
 
 
 def _shown_there(known: Known, said: Said, patience: Patience) -> Step | None:
@@ -112,11 +115,17 @@ def _shown_there(known: Known, said: Said, patience: Patience) -> Step | None:
     return Step.INITIALIZE if said.qr_code == known.qr_code else Step.QR
 
 
-def _connecting_there(known: Known, patience: Patience) -> Step | None:
-    if known.status is _S.CONNECTED:
-        return Step.DISCONNECTED
-    hangs = known.status in {_S.CONNECTING, _S.QR_READY} and known.age >= patience.passing
-    return Step.INITIALIZE if hangs else None
+def _connecting_there(known: Known, said: Said, patience: Patience) -> Step | None:
+    match known.status:
+        case _S.CONNECTED:
+            return Step.DISCONNECTED
+        case _S.CONNECTING:
+            return Step.INITIALIZE if known.age >= patience.passing else None
+        case _S.QR_READY:
+            # The code may have been scanned in its last second: its age says nothing about the login that follows.
+            return Step.INITIALIZE if said.lasting >= patience.passing else None
+        case _:
+            return None
 
 
 def _gone_there(known: Known, said: Said, patience: Patience) -> Step | None:

@@ -28,6 +28,9 @@ class Keys:
     def admit_call(self, headers: Headers) -> None:
         """Let a call in, or raise the Problem that answers it."""
         if not self.api:
+            if _is_forwarded(headers):
+                detail = "this was passed on by a proxy, and without API_KEYS only this machine is let in: set API_KEYS"
+                raise Problem(403, "forwarded", detail)
             _refuse_web_pages(headers, instead="API_KEYS")
         elif not _one_of([*_bearers(headers), *headers.getlist("x-api-key")], self.api):
             detail = "send a key, one of API_KEYS, as `Authorization: Bearer <key>` or as `X-API-Key: <key>`"
@@ -82,8 +85,12 @@ def _bearers(headers: Headers) -> list[str]:
     return [token.strip() for scheme, _, token in split if scheme.lower() == "bearer"]
 
 
+def _is_forwarded(headers: Headers) -> bool:
+    return any(name in {"forwarded", "x-real-ip"} or name.startswith("x-forwarded-") for name in headers)
+
+
 def _refuse_other_machines(headers: Headers, peer: str | None) -> None:
-    forwarded = any(name in {"forwarded", "x-real-ip"} or name.startswith("x-forwarded-") for name in headers)
+    forwarded = _is_forwarded(headers)
     if forwarded or peer is None or not is_loopback(peer):
         passed_on = ", passed on by a proxy" if forwarded else ""
         raise Problem(

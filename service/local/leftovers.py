@@ -21,8 +21,12 @@ LEAST_FREE_DISK = 300_000_000
 @contextlib.contextmanager
 def only_one(folder: Path) -> Iterator[None]:
     """Keep a second run out of this folder; a killed one holds no lock."""
-    folder.mkdir(exist_ok=True)
-    folder.chmod(0o700)  # it holds what customers write, and QR codes
+    try:
+        folder.mkdir(exist_ok=True)
+        folder.chmod(0o700)  # it holds what customers write, and QR codes
+    except OSError as error:
+        message = f"{folder} cannot be written: {error.strerror}. Does it belong to another user?"
+        raise ConfigurationError(message) from error
     if shutil.disk_usage(folder).free < LEAST_FREE_DISK:
         raise ConfigurationError(
             f"The disk of {folder} has less than {LEAST_FREE_DISK // 1_000_000} MB left: free some"

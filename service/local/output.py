@@ -50,4 +50,4 @@ def _commands(urls: dict[str, str], *, with_key: bool) -> list[str]:
 
 
 def _without_password(url: str) -> str:
-    return re.sub(r"://([^:/@]*):[^/@]*@", r"://\1:***@", url)
+    return re.sub(r"://([^:/@]*):.*@", r"://\1:***@", url)

@@ -79,7 +79,7 @@ def _write_config(programs: list[Program], folder: Path) -> Path:
 def _program_section(program: Program, folder: Path) -> list[str]:
     # The shell writes the pid file by which the next run finds what a killed supervisord leaves behind.
     pid_file = folder / "run" / f"{program.name}.pid"
-    # Everybody waits for the broker: side by side with five interpreters it would take twice as long to start.
+    # Everybody waits for the broker: beside five interpreters with equal rights it starts a fifth later.
     nice = [] if program.name == "rabbitmq" else ["nice", "-n", "10"]
     start = ["/bin/sh", "-c", 'echo $$ >"$0" && exec "$@"', str(pid_file), *nice, *program.command]
     return [

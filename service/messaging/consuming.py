@@ -29,7 +29,7 @@ from service.messaging.publishing import Properties, Publisher, copied_headers
 from service.messaging.subscriptions import GRACE_SECONDS, Check, Share, Subscriptions
 from service.messaging.turns import lane_key
 from service.metrics import DEAD_LETTERS, HANDLED
-from whatsapp_qr_contracts.message import Message
+from whatsapp_qr_contracts.message import Message, storable
 from whatsapp_qr_contracts.partitions import partition_of
 
 log = structlog.get_logger()
@@ -187,7 +187,7 @@ class Consumer:
         await handler(
             body,
             Envelope(
-                message_id=(raw.message_id or "").strip(),
+                message_id=storable(raw.message_id or "").strip(),
                 timestamp=raw.timestamp,
                 redelivered=bool(raw.redelivered),
             ),

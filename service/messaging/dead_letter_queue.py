@@ -13,7 +13,7 @@ from service.messaging import topology
 from service.messaging.dead_letters import read_dead_letter
 from service.messaging.holding import Hold, Stopping
 from service.messaging.partitions import Partition
-from service.messaging.publishing import BROKER_TROUBLE
+from service.messaging.publishing import BROKER_TROUBLE, is_cancelled, with_heartbeat
 
 log = structlog.get_logger()
 
@@ -23,6 +23,7 @@ Keep = Callable[[DeadLetter], Awaitable[None]]
 # Bodies may be large.
 _PREFETCH = 20
 _GRACE_SECONDS = 10.0
+_SUBSCRIBE_SECONDS = 30.0
 
 
 class DeadLetterQueue:
@@ -34,7 +35,7 @@ class DeadLetterQueue:
     """
 
     def __init__(self, url: str, partitions: int) -> None:
-        self._url = url
+        self._url = with_heartbeat(url)
         self._count = partitions
 
     async def consume(self, keep: Keep) -> None:
@@ -51,9 +52,12 @@ class DeadLetterQueue:
 
     async def _subscribe(self, reader: Partition) -> None:
         try:
-            await topology.declare(self._url, self._count)
-            await reader.start()
-        except BROKER_TROUBLE as error:
+            async with asyncio.timeout(_SUBSCRIBE_SECONDS):
+                await topology.declare(self._url, self._count)
+                await reader.start()
+        except (*BROKER_TROUBLE, asyncio.CancelledError) as error:
+            if isinstance(error, asyncio.CancelledError) and is_cancelled():
+                raise
             raise BrokerUnavailable(f"RabbitMQ is not reachable: {type(error).__name__}") from error
 
 

@@ -23,6 +23,7 @@ from service.messaging import topology
 from service.messaging.lossless import to_json
 from service.messaging.publishing import Properties, Publisher, copied_headers
 from service.messaging.topology import DEAD_LETTERS
+from whatsapp_qr_contracts.message import storable
 
 _DETAIL_CHARACTERS = 8_000
 _MAX_ORIGINAL_BYTES = 16_384
@@ -131,20 +132,26 @@ def read_dead_letter(delivery: RabbitMessage) -> DeadLetter:
     """Return what a message on the dead letters' queue is."""
     raw = delivery.raw_message
     try:
-        if raw.exchange != DEAD_LETTERS:
-            return _unroutable(raw)
-        return _moved(raw) if "x-death" in (raw.headers or {}) else _buried(raw)
-    except (ValueError, TypeError, AttributeError, LookupError, RecursionError) as error:
+        dead = _read(raw)
+        dead.id  # noqa: B018  # raises where it cannot be computed
+    except (ValueError, TypeError, ArithmeticError, AttributeError, LookupError, RecursionError) as error:
         # Whoever forged its headers must not block those behind it.
         nothing = Original(raw.body, "", "", {}, {})
         what = f"what it says of its origin cannot be read: {type(error).__name__}"
         return DeadLetter(nothing, "unreadable", what, "", "", redelivered=bool(raw.redelivered), died_at=None)
+    return dead
+
+
+def _read(raw: Any) -> DeadLetter:
+    if raw.exchange != DEAD_LETTERS:
+        return _unroutable(raw)
+    return _moved(raw) if "x-death" in (raw.headers or {}) else _buried(raw)
 
 
 def _buried(raw: Any) -> DeadLetter:
     headers = raw.headers or {}
     # What was buried before this header existed is as its own properties say.
-    properties: dict[str, Any] = json.loads(headers["original"]) if "original" in headers else _properties(raw)
+    properties: dict[str, Any] = _rest_in(headers["original"]) if "original" in headers else _properties(raw)
     kept = {name: to_json(value) for name, value in _without_brokers(headers).items() if name not in _OURS}
     original = Original(
         body=raw.body,
@@ -158,10 +165,34 @@ def _buried(raw: Any) -> DeadLetter:
         reason=str(headers.get("reason") or raw.routing_key or "unknown"),
         detail=str(headers.get("detail", "")),
         source=str(headers.get("source-path") or headers.get("source-queue", "")),
-        burial=str(headers.get("burial", "")),
+        burial=str(storable(str(headers.get("burial", "")))),
         redelivered=bool(raw.redelivered),
         died_at=raw.timestamp,
     )
+
+
+def _rest_in(text: str) -> Any:
+    """Read what `_rest_of` wrote.
+
+    Raises:
+        ValueError: it never wrote that: NaN and infinity are no JSON.
+    """
+    rest = json.loads(text)
+    json.dumps(rest, allow_nan=False)  # parse_constant would let 1e999 pass
+    return _encodable(rest)
+
+
+def _encodable(value: Any) -> Any:
+    match value:
+        case dict():
+            return {_encodable(name): _encodable(item) for name, item in value.items()}
+        case list():
+            return [_encodable(item) for item in value]
+        case str():
+            # Not `storable`: AMQP has U+0000, and so has JSON in a database.
+            return value.encode(errors="replace").decode()
+        case _:
+            return value
 
 
 def _moved(raw: Any) -> DeadLetter:

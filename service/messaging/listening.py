@@ -12,7 +12,7 @@ from uuid_utils.compat import uuid7
 
 from service.domain.sending import backoff
 from service.messaging import topology
-from service.messaging.publishing import BROKER_TROUBLE, with_heartbeat
+from service.messaging.publishing import BROKER_TROUBLE, is_cancelled, with_heartbeat
 from whatsapp_qr_contracts.message import EVENTS
 
 log = structlog.get_logger()
@@ -21,6 +21,9 @@ Hear = Callable[[str], None]
 """Is told the correlation id of each event."""
 
 _KEYS = ("session.#", "chatbot.#", "command.#", "message.cancelled")
+
+
+_SECONDS = 20.0
 
 
 class Listener:
@@ -44,9 +47,12 @@ class Listener:
         failures = 0
         while self._broker is None:
             try:
-                await topology.declare(self._url, self._partitions)
-                self._broker = await self._listen()
-            except BROKER_TROUBLE as error:
+                async with asyncio.timeout(_SECONDS):
+                    await topology.declare(self._url, self._partitions)
+                    self._broker = await self._listen()
+            except (*BROKER_TROUBLE, asyncio.CancelledError) as error:
+                if isinstance(error, asyncio.CancelledError) and is_cancelled():
+                    raise
                 failures += 1
                 if failures == 1:
                     log.warning("not_listening_yet", reason=type(error).__name__)

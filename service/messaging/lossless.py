@@ -7,10 +7,22 @@ from datetime import datetime
 from decimal import Decimal
 from typing import Any
 
+_MAX_DIGITS = 300
+
+
+def _decimal(text: str) -> Decimal:
+    value = Decimal(text)
+    # Whoever encodes 1E+999999999 writes all its digits.
+    if value.is_finite() and value.adjusted() > _MAX_DIGITS:
+        message = "AMQP has no such decimal"
+        raise ValueError(message)
+    return value
+
+
 _READ: dict[str, Callable[[Any], Any]] = {
     "$bytes": lambda text: bytearray(base64.b64decode(text)),
     "$time": datetime.fromisoformat,
-    "$decimal": Decimal,
+    "$decimal": _decimal,
     "$float": float,
     "$table": lambda items: {name: from_json(value) for name, value in items},
 }
@@ -44,11 +56,19 @@ def _scalar_to_json(value: Any) -> Any:
 
 
 def from_json(value: Any) -> Any:
-    """Return the value that `to_json` was given."""
+    """Return the value that `to_json` was given.
+
+    Raises:
+        ValueError: `to_json` never returned this.
+    """
     match value:
         case dict() if len(value) == 1 and next(iter(value)) in _READ:
             ((form, content),) = value.items()
-            return _READ[form](content)
+            try:
+                return _READ[form](content)
+            except (ValueError, TypeError, ArithmeticError, RecursionError) as error:
+                message = f"this is no value of the form {form}"
+                raise ValueError(message) from error
         case dict():
             return {name: from_json(item) for name, item in value.items()}
         case list():

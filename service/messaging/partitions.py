@@ -21,7 +21,7 @@ import structlog
 from faststream import AckPolicy
 from faststream.rabbit import Channel, RabbitBroker, RabbitMessage, RabbitQueue
 
-from service.messaging.publishing import BROKER_TROUBLE, HEARTBEAT, with_heartbeat
+from service.messaging.publishing import BROKER_TROUBLE, HEARTBEAT, is_cancelled, with_heartbeat
 from service.messaging.tolerance import tolerate_foreign_properties
 from service.messaging.topology import PROBE
 from service.messaging.turns import Gate, Turn
@@ -147,7 +147,9 @@ class Partition:
             try:
                 async with asyncio.timeout(_CLOSE_SECONDS):
                     await close()
-            except BROKER_TROUBLE as error:
+            except (*BROKER_TROUBLE, asyncio.CancelledError) as error:
+                if isinstance(error, asyncio.CancelledError) and is_cancelled():
+                    raise
                 log.info("connection_lost_while_closing", queue=self.name, error=repr(error))
 
 

@@ -160,7 +160,7 @@ class Publisher:
         except (TimeoutError, asyncio.CancelledError) as error:
             # What is unconfirmed now must not mix with a later publish under the same id.
             self._replace(broker)
-            if isinstance(error, asyncio.CancelledError) and _is_cancelled():
+            if isinstance(error, asyncio.CancelledError) and is_cancelled():
                 raise
             message = f"RabbitMQ did not confirm within {seconds:.1f} s"
             raise BrokerUnavailable(message) from error
@@ -233,7 +233,7 @@ class Publisher:
         await asyncio.gather(*self._closing)
 
 
-def _is_cancelled() -> bool:
+def is_cancelled() -> bool:
     """Say whether the running task was cancelled; aiormq raises CancelledError also where a connection was stuck."""
     task = asyncio.current_task()
     return task is not None and task.cancelling() > 0

@@ -3,6 +3,7 @@
 Those write the service's own envelope; this one restores somebody else's: nothing is added, filled in or made up.
 """
 
+import struct
 from types import TracebackType
 from typing import Any, Self
 
@@ -66,6 +67,8 @@ class Replayer:
             raise Undeliverable(f"there is no exchange {original.exchange!r}", code=UNROUTABLE) from error
         except DeliveryError as error:
             raise BrokerUnavailable("RabbitMQ refused the message: its queue is full") from error
+        except (ValueError, TypeError) as error:  # such a name cannot be sent
+            raise Undeliverable(_no_queue(original), code=UNROUTABLE) from error
         except BROKER_TROUBLE as error:
             raise BrokerUnavailable(f"RabbitMQ is not reachable: {type(error).__name__}") from error
 
@@ -91,8 +94,8 @@ def _no_queue(original: Original) -> str:
 def _message(original: Original) -> aio_pika.Message:
     try:
         message = _restored(original)
-        message.properties  # noqa: B018  # encodes them
-    except (ValueError, TypeError, OverflowError) as error:
+        message.properties.marshal()
+    except (ValueError, TypeError, ArithmeticError, AttributeError, RecursionError, struct.error) as error:
         raise Undeliverable(f"its properties cannot be published: {error}", code="unknown_origin") from error
     return message
 

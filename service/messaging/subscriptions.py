@@ -23,7 +23,7 @@ from service.errors import BrokerUnavailable
 from service.messaging import topology
 from service.messaging.holding import Hold, Stopping
 from service.messaging.partitions import Partition
-from service.messaging.publishing import BROKER_TROUBLE, Properties, Publisher
+from service.messaging.publishing import BROKER_TROUBLE, Properties, Publisher, is_cancelled, with_heartbeat
 from whatsapp_qr_contracts.message import JOBS
 
 log = structlog.get_logger()
@@ -38,7 +38,9 @@ _OTHERS_FIRST_SECONDS = 0.5
 _STAND_BY_SECONDS = 1.0
 _FIRST_LONGEST_PAUSE = 0.8
 _LONGEST_PAUSE = 10.0
-_LONGEST_PATIENCE = 3600.0
+_LONGEST_PATIENCE = 900.0  # the broker closes a channel whose messages are unacknowledged for 30 min
+_END_SECONDS = 10.0
+_REACH_SECONDS = 20.0
 
 
 class Subscriptions:
@@ -83,12 +85,18 @@ class Subscriptions:
             except Stopping:
                 continue
             except (Exception, asyncio.CancelledError):  # the client library cancels what waits for a stuck connection
+                if is_cancelled():
+                    raise
                 log.exception("subscribing_failed", queue=self.partitions[0].name)
-                self._orders.put_nowait(partial(self._subscribe, longest=_LONGEST_PAUSE))
+                self._orders.put_nowait(self._subscribe_later)
+
+    async def _subscribe_later(self) -> None:
+        await self._hold.pause(_FIRST_LONGEST_PAUSE)
+        await self._subscribe(longest=_LONGEST_PAUSE)
 
     async def _subscribe(self, *, longest: float) -> None:
         """Subscribe to every partition that is not subscribed to."""
-        declare = partial(topology.declare, self._url, len(self.partitions))
+        declare = partial(topology.declare, with_heartbeat(self._url), len(self.partitions))
         await self._hold(partial(_reaching_broker, declare), longest=longest)
         own = await self._share()
         await self._subscribe_to(own, longest)
@@ -172,9 +180,11 @@ class Subscriptions:
         log.warning("giving_up", queue=self.partitions[0].name, held=self._hold.held)
         self._be_more_patient()
         self._hold.leave()
-        await self._give_up(GRACE_SECONDS)
-        self.changed.set()
-        self._hold.resume()
+        try:
+            await self._give_up(GRACE_SECONDS)
+        finally:
+            self.changed.set()
+            self._hold.resume()
         await self._hold(self._check)
         await self._subscribe(longest=_LONGEST_PAUSE)
 
@@ -185,20 +195,30 @@ class Subscriptions:
         self._hold.patience = min(self._hold.patience * 2, _LONGEST_PATIENCE) if fruitless else self._patience
 
     async def _give_up(self, seconds: float) -> None:
-        await asyncio.gather(*(partition.give_up(seconds) for partition in self.partitions))
+        given_up = (partition.give_up(seconds) for partition in self.partitions)
+        for result in await asyncio.gather(*given_up, return_exceptions=True):  # each whatever becomes of the others
+            if isinstance(result, BaseException):
+                log.error("giving_up_failed", queue=self.partitions[0].name, exc_info=result)
 
     async def stop(self, seconds: float = GRACE_SECONDS) -> None:
         """Finish what has begun, for at most so many seconds, and give up all partitions."""
         self._hold.stop()
         self._orders.put_nowait(partial(self._hold.pause, 1))  # wakes the task, so that it ends
         running = [self._running] if self._running is not None else []
-        await asyncio.gather(self._give_up(seconds), *running, return_exceptions=True)
+        await asyncio.gather(self._give_up(seconds), _ended(running), return_exceptions=True)
         await self._give_up(seconds)  # what the task was about to subscribe to
+
+
+async def _ended(tasks: list[asyncio.Task[None]]) -> None:
+    if tasks and (await asyncio.wait(tasks, timeout=_END_SECONDS))[1]:
+        tasks[0].cancel()  # it waits for a link that is dead
+        await asyncio.gather(*tasks, return_exceptions=True)
 
 
 async def _reaching_broker(operation: Callable[[], Awaitable[None]]) -> None:
     try:
-        await operation()
+        async with asyncio.timeout(_REACH_SECONDS):
+            await operation()
     except BROKER_TROUBLE as error:
         message = f"RabbitMQ is not reachable: {type(error).__name__}"
         raise BrokerUnavailable(message) from error

@@ -11,6 +11,7 @@ MASK = "***"
 _COLUMNS = ("ID", "DIED AT", "REASON", "SOURCE", "TYPE", "ATTEMPTS", "REPLAYED AT")
 _SHORT_ID = 8
 _QR_CODE = "qrcode"
+_IMAGE = "data:image"
 
 
 def summary(row: DeadLetterRow) -> dict[str, Any]:
@@ -83,31 +84,42 @@ def printable(text: str, *, keep: str = "") -> str:
 
 def _text(body: bytes, *, secrets: bool) -> str | None:
     """Return a body as text, None where it is none; whoever has a QR code can link the account, so it is masked."""
-    if not secrets:
-        try:
-            content = json.loads(body)
-        except (ValueError, RecursionError):
-            if _QR_CODE in _plain(body.decode(errors="replace")):
-                return f"{MASK} (it holds a QR code: --secrets shows it)"
-        else:
-            masked = _masked(content)
-            if masked != content:
-                return json.dumps(masked, ensure_ascii=False)
+    try:
+        # Pairs, because a name may come twice.
+        content = None if secrets else json.loads(body, object_pairs_hook=tuple)
+        if _is_secret(content):
+            return json.dumps(_masked(content), ensure_ascii=False)
+    except (ValueError, RecursionError):
+        text = _plain(body.decode(errors="replace"))
+        if _QR_CODE in text or _IMAGE in text:
+            return f"{MASK} (it holds a QR code: --secrets shows it)"
     try:
         return body.decode()
     except UnicodeDecodeError:
         return None
 
 
+def _is_secret(content: Any) -> bool:
+    match content:
+        case tuple():
+            return any(_plain(name) == _QR_CODE or _is_secret(value) for name, value in content)
+        case list():
+            return any(map(_is_secret, content))
+        case str():
+            return f"{_IMAGE}/" in content.lower()
+        case _:
+            return False
+
+
 def _masked(content: Any) -> Any:
     match content:
-        case dict():
-            return {name: MASK if _plain(name) == _QR_CODE else _masked(value) for name, value in content.items()}
+        case tuple():
+            return {name: MASK if _plain(name) == _QR_CODE else _masked(value) for name, value in content}
         case list():
             return [_masked(value) for value in content]
         case _:
-            return content
+            return MASK if _is_secret(content) else content
 
 
-def _plain(name: str) -> str:
-    return name.lower().replace("_", "")
+def _plain(text: str) -> str:
+    return text.lower().replace("_", "").replace("\x00", "")

@@ -92,9 +92,9 @@ class Confirmations:
         self._conversations -= conversations
         return True
 
-    async def flush(self) -> None:
-        """Write what is collected now, without the delay; where that fails it is tried again later."""
-        await self._write()
+    async def flush(self) -> bool:
+        """Write what is collected now, without the delay, and say whether that went well; else it is tried again."""
+        return await self._write()
 
     async def close(self) -> None:
         """Write what is left."""

@@ -151,7 +151,12 @@ def _passes(error: DBAPIError) -> bool:
 
 def _sqlite_engine(url: str, begin: str, *, pool_size: int) -> AsyncEngine:
     engine = create_async_engine(
-        url, pool_size=pool_size, max_overflow=0, pool_timeout=30, connect_args={"timeout": _BUSY_SECONDS}
+        url,
+        pool_size=pool_size,
+        max_overflow=0,
+        pool_timeout=30,
+        hide_parameters=True,  # an error is logged, and they are what customers wrote
+        connect_args={"timeout": _BUSY_SECONDS},
     )
 
     @event.listens_for(engine.sync_engine, "connect")
@@ -184,6 +189,7 @@ def _postgres_engine(url: str) -> AsyncEngine:
         max_overflow=0,
         pool_timeout=10,
         pool_pre_ping=True,
+        hide_parameters=True,
         connect_args={
             "timeout": _CONNECT_SECONDS,
             "command_timeout": _STATEMENT_SECONDS,

@@ -2,13 +2,14 @@
 
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from uuid import UUID
+from uuid import UUID, uuid5
 
 from sqlalchemy import ColumnElement, TextClause, not_, text, update
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlmodel import col, select
 from uuid_utils.compat import uuid7
 
+from service.domain.identities import whatsapp_message_id
 from service.domain.sending import GiveUp, Retry, SendPolicy
 from service.errors import Rejected
 from service.persistence.conversations import FAILED_BY_WHATSAPP, apply_waiting_receipts, raise_status
@@ -169,15 +170,27 @@ async def cancel(database: Database, tx: AsyncSession, message: MessageRow) -> N
 
 
 async def enqueue_again(
-    database: Database, tx: AsyncSession, session: SessionRow, message: MessageRow, *, expiry: timedelta
+    database: Database, tx: AsyncSession, session: SessionRow, message: MessageRow, *, expiry: timedelta, retry: str
 ) -> None:
     """Put a locked message that failed at the end of the lane of its session, which is locked too.
+
+    Args:
+        database: the clock.
+        tx: the transaction.
+        session: whose lane it is.
+        message: the message.
+        expiry: how long it may wait.
+        retry: the id of the command that asks for it.
 
     Raises:
         Rejected: it has not failed.
     """
     if message.delivery_status is not DeliveryStatus.FAILED:
         raise Rejected(f"the message is {message.delivery_status}: only one that is FAILED", code="not_failed")
+    if message.error_code == FAILED_BY_WHATSAPP:
+        # It did not arrive, so nothing doubles; under the old id a gateway may answer without sending, and the old
+        # receipt, repeated, would fail it again.
+        message.whatsapp_message_id = whatsapp_message_id(uuid5(message.id, retry))
     session.lane_end += 1
     message.lane_number = session.lane_end
     message.delivery_status, message.announced = _PENDING, True

@@ -112,12 +112,6 @@ async def mark_announced(tx: AsyncSession, session: SessionRow) -> None:
     await tx.execute(update(SessionRow).where(*older).values(announced_version=session.version))
 
 
-async def is_wanted(tx: AsyncSession, chatbot_id: UUID) -> bool:
-    """Say whether a chatbot has a session that its user wants."""
-    session = await session_of(tx, chatbot_id)
-    return session is not None and session.wanted
-
-
 async def chatbot_is_known(tx: AsyncSession, chatbot_id: UUID) -> bool:
     """Say whether a chatbot is registered and not removed."""
     chatbot = await tx.get(ChatbotRow, chatbot_id)

@@ -10,8 +10,11 @@ from service.domain.dead_letters import DeadLetter
 from service.messaging.dead_letter_queue import DeadLetterQueue
 from service.persistence import dead_letters
 from service.persistence.database import Database
+from whatsapp_qr_contracts.message import storable
 
 log = structlog.get_logger()
+
+_KEPT_PROPERTIES = ("messageId", "correlationId", "type")
 
 
 @dataclass(frozen=True)
@@ -38,11 +41,22 @@ class DeadLetterStore:
         """
         try:
             await self.database.transact(partial(dead_letters.store, self.database, dead=dead))
-        except (SQLAlchemyError, ValueError, TypeError) as error:
-            log.exception("dead_letter_stored_without_headers", id=str(dead.id))
-            bare = replace(
-                dead,
-                original=replace(dead.original, headers={}),
-                detail=f"{dead.detail}\n(stored without its headers: {type(error).__name__})",
-            )
+        except (SQLAlchemyError, ValueError, TypeError, RecursionError) as error:
+            bare = _bare(dead, error)
+            log.exception("dead_letter_stored_bare", id=str(bare.id))
             await self.database.transact(partial(dead_letters.store, self.database, dead=bare))
+
+
+def _bare(dead: DeadLetter, error: Exception) -> DeadLetter:
+    """Return what any database takes of a dead letter; with the message's id, so that it stays the same one."""
+    original = dead.original
+    return replace(
+        dead,
+        original=replace(
+            original,
+            properties={name: storable(text) for name in _KEPT_PROPERTIES if (text := original.text(name))},
+            headers={},
+        ),
+        detail=f"{dead.detail}\n(stored without headers and most properties: {type(error).__name__})",
+        burial=storable(dead.burial),
+    )

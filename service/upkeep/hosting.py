@@ -88,7 +88,10 @@ class Upkeep:
         doing = asyncio.create_task(_do_again_and_again(duty), name=duty.name)
         try:
             while True:
-                await asyncio.sleep(self._seconds / _RENEWALS)
+                await asyncio.wait([doing], timeout=self._seconds / _RENEWALS)
+                if doing.done():  # it should not; whoever takes the lease next begins anew
+                    log.error("duty_ended", duty=duty.name, exc_info=None if doing.cancelled() else doing.exception())
+                    return
                 renewed_until = time.monotonic() + self._seconds
                 answer = await self._take(duty)
                 if answer:
@@ -107,6 +110,9 @@ class Upkeep:
                 return await self._database.transact(take)
         except (DatabaseUnavailable, TimeoutError) as error:
             log.debug("lease_not_answered", duty=duty.name, reason=str(error))
+            return None
+        except Exception:
+            log.exception("lease_not_taken", duty=duty.name)
             return None
 
     async def _release(self, duty: Duty) -> None:
@@ -131,7 +137,9 @@ async def _do(duty: Duty, told: str) -> str:
     """Run a duty once; return what went wrong, which is logged unless it was told before."""
     try:
         await duty.run()
-    except Exception as error:  # whatever it is, the duty is done again
+    except (Exception, asyncio.CancelledError) as error:  # whatever it is, the duty is done again
+        if isinstance(error, asyncio.CancelledError) and _is_cancelled():
+            raise
         metrics.DUTY_RUNS.labels(duty.name, "failed").inc()
         trouble = f"{type(error).__name__}: {error}"
         if trouble != told:
@@ -140,3 +148,9 @@ async def _do(duty: Duty, told: str) -> str:
         return trouble
     metrics.DUTY_RUNS.labels(duty.name, "done").inc()
     return ""
+
+
+def _is_cancelled() -> bool:
+    """Say whether the running task was cancelled; the AMQP library cancels what waits for a stuck connection."""
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0

@@ -5,6 +5,7 @@ and the session consumer settles it with the gateway.
 """
 
 import asyncio
+import random
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -67,6 +68,7 @@ class Reconciler:
         self._patience = patience
         self._pause = pause
         self._in_vain = Watch()
+        self._says = Watch()
         self._taken: dict[tuple[str, int, Step], float] = {}
 
     async def run(self) -> None:
@@ -78,12 +80,13 @@ class Reconciler:
         """
         listed = await self._gateway.sessions()
         seen = await self._survey()
-        said = await self._first_look(seen, listed)
+        said = self._timed(seen, await self._first_look(seen, listed))
         suspects = {one.session_id: one.version for one in seen if self._step(one, said)}
         if suspects:
             await asyncio.sleep(self._pause)
-            again = [one for one in await self._survey() if suspects.get(one.session_id) == one.version]
-            await self._mend(again, await self._ask(again))
+            seen = await self._survey()
+            again = [one for one in seen if suspects.get(one.session_id) == one.version]
+            await self._mend(again, self._timed(seen, said | await self._ask(again)))
 
     async def _first_look(
         self, seen: Sequence[Surveyed], listed: Mapping[str, GatewaySession] | None
@@ -92,6 +95,13 @@ class Reconciler:
             return await self._ask([one for one in seen if one.known.wanted or one.known.age < _DAY])
         said = {one.session_id: _said(listed.get(one.session_id)) for one in seen}
         return said | await self._ask([one for one in seen if said[one.session_id] is None])
+
+    def _timed(self, seen: Sequence[Surveyed], said: Mapping[str, Said | None]) -> dict[str, Said | None]:
+        """Return what the gateway says, with how long it has been saying so of each session as it is."""
+        versions = {one.session_id: one.version for one in seen}
+        answers = {name: answer for name, answer in said.items() if answer is not None and name in versions}
+        lasting = self._says.look({name: (versions[name], answer.status) for name, answer in answers.items()})
+        return {name: replace(answer, lasting=lasting[name]) for name, answer in answers.items()}
 
     async def _survey(self) -> list[Surveyed]:
         seen = await self._database.read(partial(sessions.survey, self._database))
@@ -129,8 +139,9 @@ class Reconciler:
         repeat_after = 2 * self._patience.passing
         # What was published before may still wait in the queue: it is not published at every run.
         self._taken = {what: when for what, when in self._taken.items() if at - when < repeat_after}
-        for one in again:
-            mends, answer = self._step(one, said), said[one.session_id]
+        # In any order: those that are refused again and again would else keep the last ones from their turn.
+        for one in random.sample(again, len(again)):
+            mends, answer = self._step(one, said), said.get(one.session_id)
             if mends is None or answer is None or (one.session_id, one.version, mends) in self._taken:
                 continue
             if len(self._taken) >= _STEPS:
@@ -177,4 +188,4 @@ def _message(mends: Step, one: Surveyed, said: Said) -> Message:
         case Step.QR:
             return GatewayQr(type="qr", session_id=session_id, data=QrData(qr_code=said.qr_code or ""))
         case Step.INITIALIZE:
-            return InitializeSession(chatbot_id=one.chatbot_id, repair=True)
+            return InitializeSession(chatbot_id=one.chatbot_id, repair_of=one.version)

@@ -31,6 +31,8 @@ Find = Callable[[Database, AsyncSession, timedelta], Awaitable[Sequence[T]]]
 
 OVERDUE_SECONDS = 10.0
 """How much later than it was meant to a lane may be looked at."""
+_ENOUGH_TROUBLE = 3
+"""Rings that fail before the rest waits for the next run: each may take seconds."""
 STILL_SECONDS = 3.0
 """A drain touches the first message of its lane more often than this."""
 
@@ -57,15 +59,23 @@ class Sweeper:
         Raises:
             Unavailable: the database or the broker is away; the next run goes on.
         """
-        await self._expire()
-        await self._redrive("unhanded", sweeping.unhanded, self.announcer.received)
-        await self._redrive("unannounced_status", sweeping.unannounced_statuses, self.announcer.status)
-        caused_by = str(uuid7())
-        start = partial(self.announcer.conversation, caused_by=caused_by)
-        await self._redrive("unannounced_conversation", sweeping.unannounced_conversations, start)
-        await self._redrive("unannounced_session", sweeping.unannounced_sessions, self._announce_session)
-        await self._ring()
-        await self._forget()
+        start = partial(self.announcer.conversation, caused_by=str(uuid7()))
+        trouble: Unavailable | None = None
+        for step in (
+            self._expire,
+            self._forget,
+            partial(self._redrive, "unhanded", sweeping.unhanded, self.announcer.received),
+            partial(self._redrive, "unannounced_status", sweeping.unannounced_statuses, self.announcer.status),
+            partial(self._redrive, "unannounced_conversation", sweeping.unannounced_conversations, start),
+            partial(self._redrive, "unannounced_session", sweeping.unannounced_sessions, self._announce_session),
+            self._ring,
+        ):
+            try:
+                await step()
+            except Unavailable as error:  # one queue may be full, and the others not
+                trouble = trouble or error
+        if trouble is not None:
+            raise trouble
 
     async def _expire(self) -> None:
         while True:
@@ -81,9 +91,9 @@ class Sweeper:
         while more:
             found = await self.database.read(lambda tx: find(self.database, tx, self.age))
             did = sum([await self._try(kind, row, do) for row in found])
-            await self.announcer.confirmations.flush()
             done += did
-            more = did == BATCH
+            # Where it cannot be written down the same rows would be found again.
+            more = await self.announcer.confirmations.flush() and did == BATCH
         if done:
             log.warning("redriven", kind=kind, count=done)
 
@@ -111,13 +121,23 @@ class Sweeper:
         if not due:
             return
         waiting = await self.announcer.publisher.waiting(SENDS)
+        trouble: list[Unavailable] = []
         for head in due[:BATCH]:
             kind = kinds[head.session_id]
             if kind == "pending" and waiting[partition_of(chatbot_key(head.chatbot_id), len(waiting))]:
                 continue  # its doorbell may be among them
-            if await self._try(kind, head, self._ring_for):
+            try:
+                rung = await self._try(kind, head, self._ring_for)
+            except Unavailable as error:  # one partition may be full, and the others not
+                trouble.append(error)
+                if len(trouble) == _ENOUGH_TROUBLE:
+                    break
+                continue
+            if rung:
                 self._rung[head.session_id] = at
                 log.warning("redriven", kind=kind, session=head.session_id)
+        if trouble:
+            raise trouble[0]
 
     async def _ring_for(self, head: Head) -> None:
         first = await self.database.read(lambda tx: lanes.first_pending(tx, head.session_id))

@@ -4,6 +4,7 @@ import asyncio
 import json
 import sqlite3
 import sys
+import traceback
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime, timedelta, timezone
 from functools import partial
@@ -173,6 +174,21 @@ async def test_which_errors_of_postgres_pass(postgres_database: str, sqlstate: s
     with pytest.raises(DatabaseUnavailable if passes else DBAPIError):
         await database.transact(raising(sqlstate))
     assert await database.transact(one) == 1
+    await database.close()
+
+
+async def test_an_error_does_not_tell_what_customers_wrote(database_url: str) -> None:
+    """It is logged, and kept with the dead letter."""
+    database = Database(database_url)
+    said = str(uuid4())
+
+    async def wrong(tx: AsyncSession) -> None:
+        await tx.execute(text("SELECT 1 WHERE :said = :said AND wrong syntax"), {"said": said})
+
+    with pytest.raises((DBAPIError, DatabaseUnavailable)) as error:
+        await database.transact(wrong)
+    told = "".join(traceback.format_exception(error.value))
+    assert said not in told
     await database.close()
 
 

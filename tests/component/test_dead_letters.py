@@ -113,6 +113,28 @@ async def test_nothing_is_refused(database: Database, store: DeadLetterStore, fi
     assert again.properties == death.original.properties
 
 
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"burial": "b\x00"},
+        {"properties": {"priority": float("nan"), "correlationId": "c"}},
+        {"properties": {"timestamp": object(), "correlationId": "c"}},
+        {"message_id": "half \ud800"},
+    ],
+)
+async def test_what_is_refused_of_a_forged_one_is_left_out(
+    database: Database, store: DeadLetterStore, fields: dict[str, Any]
+) -> None:
+    """Its bytes are kept, with the ids by which people look for it; a repetition does not count."""
+    death = a_death(**fields)
+    for _ in range(2):
+        await store.keep(death)
+    [row] = await all_of(database, DeadLetterRow)
+    assert (row.body, row.type, row.attempts) == (death.original.body, "message.send", 1)
+    assert row.message_id.startswith(death.original.text("messageId")[:1])
+    assert row.correlation_id == death.original.text("correlationId")
+
+
 async def test_ids_may_be_shortened(database: Database, store: DeadLetterStore) -> None:
     """A beginning of an id stands for it where it is the only one; what stands for nothing is said."""
     await store.keep(a_death())

@@ -268,3 +268,13 @@ async def test_the_openapi_document_says_what_to_bring(ingress: Ingress) -> None
             assert named == (expected if path.startswith("/whatsapp-qr") else [])
             assert set(named) <= set(schemes)
             assert ({"401", "403"} <= set(operation["responses"])) == bool(named)
+
+
+@pytest.mark.parametrize("header", ["forwarded", "x-forwarded-for", "x-real-ip"])
+async def test_without_keys_a_proxy_opens_no_door(opened: Opened, header: str) -> None:
+    """It calls from this machine and by its name, for somebody who may be anywhere."""
+    ingress = opened()
+    problem(await call(ingress, "GET", "/conversations", **{header: "203.0.113.9"}), 403, "forwarded")
+    assert (
+        await call(opened(api=(KEY,)), "GET", "/conversations", **{header: "203.0.113.9", "x-api-key": KEY})
+    ).status_code == 400

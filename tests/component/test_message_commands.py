@@ -1,5 +1,6 @@
 """Cancelling and trying again on both databases: what each state of a message allows, also after a crash."""
 
+import re
 from datetime import timedelta
 from typing import Any
 from uuid import uuid4
@@ -10,6 +11,7 @@ from service.consumers.conversation import ConversationConsumer
 from service.domain.identities import output_id
 from service.messaging.consuming import Envelope
 from service.persistence import lanes, sessions
+from service.persistence.conversations import apply_receipt
 from service.persistence.database import Database
 from service.persistence.tables import CommandRow, MessageRow, SessionRow
 from tests.component.rows import a_session, all_of, change, claimed, enqueue, receive, reread, sent
@@ -215,6 +217,42 @@ async def test_what_failed_can_be_tried_again(database: Database, world: World, 
         assert found.id == expected.id
         await sent(database, found)
     assert (await reread(database, message)).delivery_status is D.SENT
+
+
+async def test_what_whatsapp_failed_goes_out_under_a_new_id(database: Database, world: World) -> None:
+    """The receipt that failed it, repeated, is not about the new try; each retry has one id, however often asked."""
+    session = await a_session(database)
+    message = await enqueue(database, session)
+    ids = [message.whatsapp_message_id]
+    for command_id in ("first", "second"):
+        await sent(database, await claimed(database, session))
+        failure = await receipt_of_failure(database, message, ids[-1])
+        assert failure is not None
+        event = await world.handle(retry(message), command_id)
+        ids.append((await reread(database, message)).whatsapp_message_id)
+        assert re.fullmatch(r"3EB0[0-9A-F]{18}", ids[-1])
+        assert event.whatsapp_message_id == ids[-1]
+        assert await world.handle(retry(message), command_id) == event
+        assert await receipt_of_failure(database, message, ids[-2]) is None
+        row = await reread(database, message)
+        assert (row.delivery_status, row.whatsapp_message_id) == (D.PENDING, ids[-1])
+    assert len(set(ids)) == 3
+    await change(database, message, delivery_status=D.FAILED, error_code="outcome_unknown")
+    await world.handle(retry(message), "third")
+    assert (await reread(database, message)).whatsapp_message_id == ids[-1]
+
+
+async def receipt_of_failure(database: Database, message: MessageRow, whatsapp_id: str) -> MessageRow | None:
+    return await database.transact(
+        lambda tx: apply_receipt(
+            tx,
+            session_id=message.session_id,
+            whatsapp_id=whatsapp_id,
+            status=D.FAILED,
+            at=message.created_at,
+            error="no",
+        )
+    )
 
 
 @pytest.mark.parametrize("status", [D.PENDING, D.SENT, D.DELIVERED, D.READ])

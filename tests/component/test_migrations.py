@@ -3,13 +3,14 @@
 import asyncio
 import sqlite3
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
 from alembic import command
 from sqlalchemy.exc import OperationalError
 
-from service.persistence import migrations
+from service.persistence import migrations, sessions
 from service.persistence.database import Database
 from service.settings import Settings
 from tests.component.rows import a_session, receive
@@ -37,6 +38,15 @@ async def test_upgrading_again_changes_nothing(migrated_url: str, database: Data
     stored = await receive(database, session)
     await asyncio.to_thread(migrations.upgrade, migrated_url)
     assert (await receive(database, session)).message.id == stored.message.id
+
+
+async def test_a_session_is_young_after_the_upgrade(migrated_url: str, database: Database) -> None:
+    """One that was CONNECTING before it is not taken for one that hangs: nobody knows since when it is."""
+    await a_session(database)
+    await asyncio.to_thread(command.downgrade, migrations.configuration(migrated_url), "0001")
+    await asyncio.to_thread(migrations.upgrade, migrated_url)
+    [one] = await database.read(partial(sessions.survey, database))
+    assert abs(one.known.age) < 300
 
 
 async def test_racing_upgrades_all_succeed(database_url: str) -> None:

@@ -13,7 +13,9 @@ from service.errors import GatewayError, GatewayUnreachable
 from service.gateway import GatewaySession
 from service.persistence.database import Database
 from service.persistence.tables import SessionRow
+from service.upkeep import reconciler
 from service.upkeep.reconciler import Reconciler
+from service.upkeep.watching import Watch
 from tests.component.rows import all_of, change, claimed, enqueue
 from tests.component.standins import Recorder, settled
 from whatsapp_qr_contracts.message import SessionStatus
@@ -135,7 +137,7 @@ async def test_a_session_that_the_gateway_lost_is_initialized(world: World, stat
     session = await settled(world.database, status=status)
     [command] = await world.outcome()
     assert (command["name"], command["chatbotId"]) == ("session.initialize", str(session.chatbot_id))
-    assert command["repair"] is True
+    assert command["repairOf"] == session.version
 
 
 async def test_a_passing_state_is_left_alone_while_it_is_young(world: World) -> None:
@@ -145,6 +147,49 @@ async def test_a_passing_state_is_left_alone_while_it_is_young(world: World) -> 
     assert await world.outcome() == []
     await change(world.database, session, moved_at=LONG_AGO)
     assert [message["name"] for message in await world.outcome()] == ["session.initialize"]
+
+
+async def test_a_login_after_a_scan_is_left_alone_while_it_is_young(world: World) -> None:
+    """However old the scanned code is: the gateway must have been seen to connect for a minute, with the same row."""
+    at = 0.0
+    world.reconciler._says = Watch(lambda: at)
+    session = await settled(world.database, status=QR_READY, moved_at=LONG_AGO)
+    world.says(session, CONNECTING)
+    assert await world.outcome() == []
+    at = 59.0
+    assert await world.outcome() == []
+    await change(world.database, session, version=session.version + 1)
+    at = 61.0
+    assert await world.outcome() == []
+    at = 121.0
+    assert [message["name"] for message in await world.outcome()] == ["session.initialize"]
+
+
+async def test_the_second_look_must_last_as_well(world: World) -> None:
+    """A code that hung for long and is scanned between the two looks is a login that has just begun."""
+    at = 0.0
+    world.reconciler._says = Watch(lambda: at)
+    session = await settled(world.database, status=QR_READY, qr_code="data:x", moved_at=LONG_AGO)
+    shown = GatewaySession(session.session_id, QR_READY, qr_code="data:x")
+    world.gateway.list_of = {session.session_id: shown}
+    world.says(session, CONNECTING)
+    assert await world.outcome() == []
+    at = 61.0
+    assert await world.outcome() == []
+    assert world.gateway.asked == [session.session_id] * 2
+
+
+async def test_everybody_gets_a_turn(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sessions that are refused at every attempt do not keep the others from being mended, however many they are."""
+    monkeypatch.setattr(reconciler, "_STEPS", 1)
+    lost = {str((await settled(world.database, status=CONNECTED)).chatbot_id) for _ in range(3)}
+    for _ in range(100):
+        world.reconciler._taken.clear()  # time has passed, and nothing has come of it
+        [command] = await world.outcome()
+        lost.discard(command["chatbotId"])
+        if not lost:
+            break
+    assert not lost
 
 
 async def test_what_nobody_wants_is_ended(world: World) -> None:

@@ -20,7 +20,7 @@ def world(database: Database) -> World:
 
 
 def a_repair(session: SessionRow) -> InitializeSession:
-    return InitializeSession(chatbot_id=session.chatbot_id, repair=True)
+    return InitializeSession(chatbot_id=session.chatbot_id, repair_of=session.version)
 
 
 def a_connection(session: SessionRow, **data: str) -> GatewayConnected:
@@ -52,7 +52,7 @@ async def test_a_repair_begins_anew_what_hangs(
 
 
 async def test_a_users_initialize_leaves_a_qr_code_that_is_shown(world: World) -> None:
-    """Without `repair` a code that can be scanned stays, as before."""
+    """Without `repair_of` a code that can be scanned stays, as before."""
     session = await settled(world.database, status=S.QR_READY, qr_code="data:x")
     world.says(S.QR_READY)
     await world.handle(InitializeSession(chatbot_id=session.chatbot_id))
@@ -70,6 +70,30 @@ async def test_a_repair_that_comes_after_the_users_end_does_nothing(world: World
     [(rejected, message_id, cause)] = world.broker.out
     assert (rejected.name, rejected.code, cause) == ("command.rejected", "not_wanted", "c")
     assert message_id == output_id(session.chatbot_id, "command.rejected c")
+
+
+@pytest.mark.parametrize("there", [S.CONNECTING, S.QR_READY])
+async def test_a_repair_that_was_overtaken_leaves_a_pairing_in_progress(world: World, there: S) -> None:
+    """The code came while the repair waited, and may be scanned by now: the gateway is not even asked."""
+    session = await settled(world.database, status=S.CONNECTING)
+    repair = a_repair(session)
+    await change(world.database, session, status=S.QR_READY, qr_code="data:x", version=session.version + 1)
+    world.says(there)
+    await world.handle(repair)
+    assert world.gateway.calls == []
+    row = await world.row(session.chatbot_id)
+    assert (row.status, row.qr_code, row.version) == (S.QR_READY, "data:x", session.version + 1)
+    rejected = world.broker.out[-1][0]
+    assert (rejected.name, rejected.code) == ("command.rejected", "outdated")
+
+
+async def test_a_blank_number_is_none(world: World) -> None:
+    """A gateway that writes a blank for a number that it does not know changes nothing."""
+    session = await settled(world.database, status=S.CONNECTED, phone_number=NUMBER)
+    world.says(S.CONNECTED)
+    await world.handle(a_connection(session, phoneNumber=" "))
+    row = await world.row(session.chatbot_id)
+    assert (row.phone_number, row.version) == (NUMBER, session.version)
 
 
 async def _chatbot(world: World, session: SessionRow) -> ChatbotRow:

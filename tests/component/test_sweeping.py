@@ -94,6 +94,30 @@ async def test_unhanded_messages_are_handed_over_in_order(
     assert broker.out == []
 
 
+async def test_a_full_queue_stops_nothing_else(
+    database: Database, sweeper: Sweeper, broker: Recorder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No job can be handed over: statuses are announced and old rows forgotten all the same, and the run says why."""
+    session = await settled(database)
+    await age(database, (await receive(database, session)).message)
+    message = await enqueue(database, session)
+    await claimed(database, session)
+    await sent(database, message)
+    await age(database, message)
+    publish = broker.publish
+
+    async def full(out: Any, **envelope: Any) -> None:
+        if out.name == "incoming-messages":
+            detail = "incoming-messages is full"
+            raise BrokerUnavailable(detail)
+        await publish(out, **envelope)
+
+    monkeypatch.setattr(broker, "publish", full)
+    with pytest.raises(BrokerUnavailable, match="is full"):
+        await sweeper.run()
+    assert "message.sent" in broker.names
+
+
 async def test_more_than_a_batch_is_done_at_once(
     database: Database, sweeper: Sweeper, broker: Recorder, monkeypatch: pytest.MonkeyPatch
 ) -> None:

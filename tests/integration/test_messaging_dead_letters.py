@@ -2,7 +2,7 @@
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from decimal import Decimal
@@ -15,6 +15,7 @@ from pamqp.commands import Basic
 
 from service.domain.dead_letters import DeadLetter, Original
 from service.errors import BrokerUnavailable, DatabaseUnavailable, Undeliverable
+from service.messaging import topology
 from service.messaging.dead_letter_queue import DeadLetterQueue
 from service.messaging.dead_letters import dead_letter, dead_letter_callback
 from service.messaging.replaying import Replayer
@@ -218,6 +219,9 @@ async def test_headers_that_leave_no_room_are_not_restored(clean_broker: str) ->
         ("nobodys", "key", "unroutable"),
         ("", "nobodys-queue", "unroutable"),
         ("", "", "unknown_origin"),
+        ("", "k" * 300, "unroutable"),
+        ("e" * 300, "key", "unroutable"),
+        ("no\x00name", "key", "unroutable"),
     ],
 )
 async def test_what_has_no_way_back_is_said(clean_broker: str, exchange: str, key: str, code: str) -> None:
@@ -261,6 +265,49 @@ async def test_a_dead_letter_waits_for_its_table(clean_broker: str) -> None:
     assert again.id == kept[0].id
 
 
+async def test_a_broker_that_falls_silent_while_it_is_asked_is_asked_again(
+    clean_broker: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In the middle of the declarations, over a link that stays open: the heartbeat or the time limit notices."""
+    await unroutable(clean_broker)
+    kept: list[DeadLetter] = []
+    queues = topology.queues
+    async with Proxy(clean_broker) as proxy:
+
+        def silent(partitions: int) -> Iterator[topology.Queue]:
+            monkeypatch.setattr(topology, "queues", queues)
+            proxy.lose()
+            proxy.heal()  # for other connections than this one
+            return queues(partitions)
+
+        monkeypatch.setattr(topology, "queues", silent)
+        monkeypatch.setattr("service.messaging.publishing.HEARTBEAT", 1)
+        async with storing(proxy.url, kept):
+            await until(lambda: kept, seconds=20)
+    assert topology.queues is queues
+
+
+@pytest.mark.parametrize("trouble", ["cancelled by the client library", "no answer"])
+async def test_a_stuck_declaration_is_repeated(
+    clean_broker: str, monkeypatch: pytest.MonkeyPatch, trouble: str
+) -> None:
+    """The client library cancels what waits for a stuck connection; nobody asked the reader to stop."""
+    await unroutable(clean_broker)
+    kept: list[DeadLetter] = []
+    declare = topology.declare
+
+    async def stuck(_url: str, _partitions: int) -> None:
+        monkeypatch.setattr(topology, "declare", declare)
+        if trouble == "no answer":
+            await asyncio.Event().wait()
+        raise asyncio.CancelledError
+
+    monkeypatch.setattr(topology, "declare", stuck)
+    monkeypatch.setattr("service.messaging.dead_letter_queue._SUBSCRIBE_SECONDS", 1.0)
+    async with storing(clean_broker, kept):
+        await until(lambda: kept)
+
+
 async def test_what_anybody_publishes_to_the_dead_letters_is_kept(clean_broker: str) -> None:
     """Whatever the headers that should say why, and whatever cannot be decoded."""
     odd: list[dict[str, Any]] = [
@@ -271,6 +318,8 @@ async def test_what_anybody_publishes_to_the_dead_letters_is_kept(clean_broker: 
         {"headers": {"original": "[", "reason": 7, "burial": ["b"]}},
         {"headers": {"original": "[]", "source-path": 7}},
         {"headers": {"original": json.dumps({"headers": "none", "messageId": 5})}},
+        {"headers": {"original": '{"messageId": "\\ud800"}'}},
+        {"headers": {"original": '{"priority": NaN}', "burial": "\x00"}},
     ]
     async with publishing(clean_broker), Amqp(clean_broker) as amqp:
         for properties in odd:
@@ -280,7 +329,15 @@ async def test_what_anybody_publishes_to_the_dead_letters_is_kept(clean_broker: 
     assert all(isinstance(text, str) for one in dead for text in (one.reason, one.detail, one.source, one.burial))
     assert all(one.id for one in dead)
     async with Replayer(clean_broker, 1) as replayer:
-        for properties in ({"expiration": [1]}, {"timestamp": "soon"}, {"priority": "high"}):
+        for properties in (
+            {"expiration": [1]},
+            {"timestamp": "soon"},
+            {"priority": "high"},
+            {"priority": 1_000},
+            {"type": "t" * 300},
+            {"type": "\ud800"},
+            {"appId": {"$decimal": "forged"}},
+        ):
             with pytest.raises(Undeliverable):
                 await replayer.put_back(Original(BODY, COMMANDS, "message.send", properties, {}))
 

@@ -302,7 +302,7 @@ def test_a_report_survives_the_wire(text: str, sender: str, timestamp: int) -> N
     try:
         report = an_incoming(message=text, timestamp=timestamp, type="image", **{"from": sender})
     except ValidationError:
-        assert not sender.replace("\x00", "")
+        assert not sender.replace("\x00", "").strip()
         return
     assert GatewayMessage.model_validate_json(report.wire()) == report
 

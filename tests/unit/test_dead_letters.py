@@ -4,6 +4,7 @@ import json
 import math
 from datetime import UTC, datetime
 from decimal import Decimal
+from types import SimpleNamespace
 from typing import Any
 from uuid import UUID
 
@@ -12,7 +13,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from service.domain.dead_letters import DeadLetter, Original, is_repetition
+from service.messaging.dead_letters import read_dead_letter
 from service.messaging.lossless import from_json, to_json
+from service.messaging.topology import DEAD_LETTERS
 from service.operating import showing
 from service.persistence.tables import DeadLetterRow
 
@@ -24,7 +27,7 @@ scalars = (
     | st.text()
     | st.binary().map(bytearray)
     | st.datetimes(timezones=st.just(UTC))
-    | st.decimals(allow_nan=False, allow_infinity=False)
+    | st.decimals(-(2**31), 2**31 - 1)
 )
 names = st.text() | st.sampled_from(["$bytes", "$time", "$table", "$", "a"])
 values = st.recursive(scalars, lambda inner: st.lists(inner) | st.dictionaries(names, inner), max_leaves=8)
@@ -42,6 +45,25 @@ def test_json_keeps_what_is_no_number() -> None:
     assert math.isnan(from_json(to_json(math.nan)))
 
 
+@pytest.mark.parametrize(
+    ("form", "content"),
+    [
+        ("$decimal", "forged"),
+        ("$decimal", "1E+999999999"),
+        ("$decimal", {}),
+        ("$bytes", "a"),
+        ("$time", 1),
+        ("$float", "x"),
+        ("$table", 1),
+        ("$table", [["a", {"$decimal": "forged"}]]),
+    ],
+)
+def test_what_was_never_written_is_not_read(form: str, content: Any) -> None:
+    """Whatever was forged, there is one error for it."""
+    with pytest.raises(ValueError, match=r"no value of the form \$"):
+        from_json({"in a table": [{form: content}]})
+
+
 def _typed(value: Any) -> Any:
     match value:
         case dict():
@@ -52,6 +74,55 @@ def _typed(value: Any) -> Any:
             return (bytearray, bytes(value))
         case _:
             return (type(value), value)
+
+
+def forged(headers: dict[str, Any], body: bytes = b"no json") -> Any:
+    raw = SimpleNamespace(**dict.fromkeys(_PROPERTIES), exchange=DEAD_LETTERS, routing_key="k", redelivered=False)
+    raw.headers, raw.body = headers, body
+    return SimpleNamespace(raw_message=raw)
+
+
+_PROPERTIES = (
+    "message_id",
+    "correlation_id",
+    "type",
+    "content_type",
+    "content_encoding",
+    "reply_to",
+    "expiration",
+    "priority",
+    "timestamp",
+    "app_id",
+    "user_id",
+)
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"original": '{"priority": NaN}'},
+        {"original": '{"headers": {"a": [-Infinity]}}'},
+        {"original": '{"headers": {"a": 1e999}}'},
+        {"original": "[" * 100_000},
+        {"original": '{"headers": {"a": ' + "[" * 900 + "]" * 900 + "}}"},
+        {"x-death": [{"original-expiration": "1" * 4_000}]},
+        {"source-exchange": "\ud800"},
+    ],
+)
+def test_what_is_forged_is_unreadable(headers: dict[str, Any]) -> None:
+    """It does not raise, whatever it is; the bytes are kept."""
+    dead = read_dead_letter(forged(headers))
+    assert (dead.reason, dead.original.body, dead.original.properties) == ("unreadable", b"no json", {})
+    assert dead.id
+
+
+def test_a_forged_text_becomes_one_that_can_be_stored() -> None:
+    """Half an emoji has no UTF-8, and no database takes U+0000 in a text."""
+    original = json.dumps({"messageId": "m\ud800", "headers": {"a\udfff": ["\ud800", "\x00"]}})
+    dead = read_dead_letter(forged({"original": original, "burial": "b\x00"}))
+    assert (dead.original.text("messageId"), dead.burial) == ("m?", "b")
+    assert dead.original.headers == {"a?": ["?", "\x00"]}
+    assert dead.id
 
 
 def a_death(**fields: Any) -> DeadLetter:
@@ -129,6 +200,14 @@ QR_CODE = "data:image/png;base64,SECRET"
         f'{{"data": {{"qrCode": "{QR_CODE}"'.encode(),
         f'{{"qrCode": "{QR_CODE}", "\xff"'.encode("latin-1"),
         json.dumps({"qrCode": QR_CODE}).encode("utf-16"),
+        json.dumps({"type": "qr", "data": {"code": QR_CODE}}).encode(),
+        json.dumps([" " + QR_CODE.upper()]).encode(),
+        json.dumps(QR_CODE).encode(),
+        json.dumps({"data": json.dumps({"code": QR_CODE})}).encode(),
+        f'{{"code": "{QR_CODE}", "code": "x"}}'.encode(),
+        b'{"code": "\\u0064ata:image\\/png;base64,SECRET"}',
+        f'{{"code": "{QR_CODE}'.encode(),
+        json.dumps({"code": QR_CODE})[:-1].encode("utf-16"),
     ],
 )
 def test_a_qr_code_is_shown_only_where_asked_for(body: bytes) -> None:

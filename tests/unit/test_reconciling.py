@@ -40,7 +40,7 @@ def decided(
         (C, L, Step.CONNECTED, Step.CONNECTED),
         (Q, None, Step.INITIALIZE, Step.INITIALIZE),
         (Q, D, Step.DISCONNECTED, Step.DISCONNECTED),
-        (Q, C, None, Step.INITIALIZE),
+        (Q, C, None, None),
         (Q, Q, None, None),
         (Q, L, Step.CONNECTED, Step.CONNECTED),
         (L, None, Step.INITIALIZE, Step.INITIALIZE),
@@ -79,6 +79,13 @@ def test_what_waits_for_the_user_is_not_tried_again(reason: str, said: SessionSt
     assert decided(D, said, OLD, reason="gateway_unreachable") is Step.INITIALIZE
 
 
+@pytest.mark.parametrize(("lasting", "expected"), [(0.0, None), (59.9, None), (60.0, Step.INITIALIZE)])
+def test_a_login_after_a_scan_has_time_of_its_own(lasting: float, expected: Step | None) -> None:
+    """A code scanned in its last second: what counts is how long the gateway has been seen to connect."""
+    scanned = Known(Q, wanted=True, age=OLD, qr_code="the same")
+    assert step(scanned, Said(C, lasting=lasting), PATIENCE) is expected
+
+
 def test_a_qr_code_that_was_renewed_unheard_is_reported() -> None:
     """An old code that the gateway has replaced is replaced here too; a young one is not looked at."""
     assert decided(Q, Q, 120, qr_there="another") is Step.QR
@@ -97,6 +104,7 @@ def test_another_number_is_reported() -> None:
     assert step(known, Said(L, "+5491100000000"), PATIENCE) is None
     assert step(known, Said(L, "5491100000000:7@s.whatsapp.net"), PATIENCE) is None
     assert step(known, Said(L), PATIENCE) is None
+    assert step(known, Said(L, " "), PATIENCE) is None
 
 
 @pytest.mark.parametrize(

@@ -26,7 +26,7 @@ async def _run() -> None:
     url = make_url(context.config.attributes["url"])
     if url.drivername.startswith("sqlite") and url.database:
         Path(url.database).parent.mkdir(parents=True, exist_ok=True)
-    engine = create_async_engine(url)
+    engine = create_async_engine(url, hide_parameters=True)
     if engine.dialect.name == "sqlite":
         begin_with(engine, "BEGIN IMMEDIATE")  # one migration at a time, and all of it or nothing
     try:

@@ -61,6 +61,8 @@ def upgrade() -> None:
     for table, column in _WRITTEN_BY_THE_DATABASE:
         long_ago = sa.text("'1970-01-01 00:00:00.000000'")
         op.add_column(table, sa.Column(column, sa.DateTime(timezone=True), nullable=False, server_default=long_ago))
+    # Not so the sessions: one that is CONNECTING now would be taken for one that hangs, and its pairing ended.
+    op.execute("UPDATE sessions SET moved_at = CURRENT_TIMESTAMP")
     for name, table, column, sqlite, postgresql in _OF_THE_UNFINISHED:
         op.create_index(
             name, table, [column], unique=False, sqlite_where=sa.text(sqlite), postgresql_where=sa.text(postgresql)
