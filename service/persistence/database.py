@@ -20,6 +20,7 @@ Work = Callable[[AsyncSession], Awaitable[T]]
 
 _BUSY_SECONDS = 5
 _POOL_SIZE = 10
+_APPLICATION = "whatsapp-qr"
 _CONNECT_SECONDS = 3
 _STATEMENT_SECONDS = 10
 # A process that hangs in the middle of a transaction loses it, and its locks, before another takes its partitions.
@@ -95,6 +96,21 @@ class Database:
         given = {name: value for name, value in values.items() if value is not None}  # the rest has its defaults
         statement = dialect.insert(table).values(given).on_conflict_do_nothing()
         return bool((await tx.execute(statement)).rowcount)  # type: ignore[attr-defined]
+
+    async def end_hanging(self, tx: AsyncSession, seconds: float) -> int:
+        """End transactions that have waited for one of our processes to go on; return how many.
+
+        A process that hangs between the parts of one statement keeps its row locks, and before version 17 no time limit
+        of PostgreSQL covers that. Whoever loses a transaction so tries again. On SQLite nobody can do this.
+        """
+        if self.is_sqlite:
+            return 0
+        hanging = text(
+            "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity WHERE datname = current_database()"
+            " AND usename = current_user AND application_name = :name AND wait_event = 'ClientRead'"
+            " AND xact_start < clock_timestamp() - make_interval(secs => :seconds)"
+        )
+        return int((await tx.execute(hanging, {"name": _APPLICATION, "seconds": seconds})).scalar_one())
 
     async def ping(self) -> None:
         """Check that the database answers.
@@ -193,6 +209,9 @@ def _postgres_engine(url: str) -> AsyncEngine:
         connect_args={
             "timeout": _CONNECT_SECONDS,
             "command_timeout": _STATEMENT_SECONDS,
-            "server_settings": {"idle_in_transaction_session_timeout": str(_IDLE_MILLISECONDS)},
+            "server_settings": {
+                "application_name": _APPLICATION,
+                "idle_in_transaction_session_timeout": str(_IDLE_MILLISECONDS),
+            },
         },
     )

@@ -3,6 +3,7 @@
 from collections.abc import Collection
 from datetime import timedelta
 
+import structlog
 from sqlalchemy import delete
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlmodel import col, select
@@ -14,6 +15,10 @@ from service.persistence.tables import ProcessRow
 # A period and a half, so that one late beat at most makes a process look dead, which costs a needless look.
 _LIVE_PERIODS = 1.5
 _KEPT_PERIODS = 10
+HANGING_SECONDS = 15.0
+"""Age of a transaction whose process hangs: longer than any statement may take."""
+
+log = structlog.get_logger()
 
 
 class Heartbeats:
@@ -42,6 +47,8 @@ class Heartbeats:
 
         async def work(tx: AsyncSession) -> list[Peer]:
             at = await self._database.present(tx)
+            if ended := await self._database.end_hanging(tx, HANGING_SECONDS):
+                log.warning("hanging_transactions_ended", count=ended)
             await tx.execute(delete(ProcessRow).where(col(ProcessRow.id) == self._id))
             await self._database.insert_new(
                 tx, ProcessRow, id=self._id, kind=self._kind, partitions=sorted(active), seen_at=at

@@ -3,14 +3,20 @@
 import asyncio
 from datetime import timedelta
 
+import pytest
 from sqlalchemy import update
+from sqlalchemy.ext.asyncio import AsyncSession
 from sqlmodel import col
 
 from service.domain.sharing import Peer
+from service.errors import DatabaseUnavailable
+from service.persistence import heartbeats
 from service.persistence.database import Database
 from service.persistence.heartbeats import Heartbeats
+from service.persistence.sessions import session_by_id
 from service.persistence.tables import ProcessRow
-from tests.component.rows import all_of
+from tests.component.rows import a_session, all_of
+from tests.system import eventually
 
 
 async def aged(database: Database, process_id: str, seconds: float) -> None:
@@ -59,3 +65,35 @@ async def test_many_beats_at_once(database: Database, other_process: Database) -
     beating = [Heartbeats(part, f"p{number}", "q", 1) for number in range(10) for part in (database, other_process)]
     await asyncio.gather(*(heartbeats.beat([1]) for heartbeats in beating))
     assert {row.id for row in await all_of(database, ProcessRow)} == {f"p{number}" for number in range(10)}
+
+
+async def test_a_transaction_whose_process_hangs_is_ended(
+    migrated_postgres: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It keeps its row locks no longer: whoever waited for them goes on, and its own process begins anew."""
+    monkeypatch.setattr(heartbeats, "HANGING_SECONDS", 0.5)
+    hanging, other = Database(migrated_postgres), Database(migrated_postgres)
+    session = await a_session(other)
+    locked, go_on = asyncio.Event(), asyncio.Event()
+
+    async def hang(tx: AsyncSession) -> None:
+        await session_by_id(tx, session.session_id, lock=True)
+        locked.set()
+        await go_on.wait()
+
+    task = asyncio.create_task(hanging.transact(hang))
+    await locked.wait()
+    waiting = asyncio.create_task(other.transact(lambda tx: session_by_id(tx, session.session_id, lock=True)))
+    beats = Heartbeats(other, "a", "q", 15)
+
+    async def got_the_lock() -> bool:
+        await beats.beat([])
+        return waiting.done()
+
+    await eventually(got_the_lock, seconds=8)  # less than the server's own limit for an idle transaction
+    assert (await waiting) is not None
+    go_on.set()
+    with pytest.raises(DatabaseUnavailable):
+        await task
+    for database in (hanging, other):
+        await database.close()
