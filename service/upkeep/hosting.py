@@ -13,6 +13,7 @@ import structlog
 
 from service import metrics
 from service.errors import DatabaseUnavailable, ServiceError
+from service.messaging.publishing import is_cancelled
 from service.persistence import leases
 from service.persistence.database import Database
 
@@ -138,7 +139,7 @@ async def _do(duty: Duty, told: str) -> str:
     try:
         await duty.run()
     except (Exception, asyncio.CancelledError) as error:  # whatever it is, the duty is done again
-        if isinstance(error, asyncio.CancelledError) and _is_cancelled():
+        if isinstance(error, asyncio.CancelledError) and is_cancelled():
             raise
         metrics.DUTY_RUNS.labels(duty.name, "failed").inc()
         trouble = f"{type(error).__name__}: {error}"
@@ -148,9 +149,3 @@ async def _do(duty: Duty, told: str) -> str:
         return trouble
     metrics.DUTY_RUNS.labels(duty.name, "done").inc()
     return ""
-
-
-def _is_cancelled() -> bool:
-    """Say whether the running task was cancelled; the AMQP library cancels what waits for a stuck connection."""
-    task = asyncio.current_task()
-    return task is not None and task.cancelling() > 0
