@@ -5,7 +5,8 @@ from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime, timedelta
 from typing import Any, TypeVar
 
-from sqlalchemy import ColumnElement, Connection, event, func, literal, select, text
+import structlog
+from sqlalchemy import ColumnElement, Connection, event, func, literal, make_url, select, text
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
@@ -14,6 +15,9 @@ from sqlmodel import SQLModel
 
 from service.errors import DatabaseUnavailable
 from service.persistence.columns import UtcDateTime
+from service.persistence.stopped_writers import end_stopped_writer
+
+log = structlog.get_logger()
 
 T = TypeVar("T")
 Work = Callable[[AsyncSession], Awaitable[T]]
@@ -48,6 +52,7 @@ class Database:
             self._reader = _sqlite_engine(url, "BEGIN", pool_size=4)
         else:
             self._writer = self._reader = _postgres_engine(url)
+        self._file = make_url(url).database if self.is_sqlite else None
 
     async def transact(self, work: Work[T]) -> T:
         """Run `work` in one transaction and commit it.
@@ -55,12 +60,20 @@ class Database:
         Raises:
             DatabaseUnavailable: nothing was committed as far as is known; running it again must do no harm.
         """
-        task = asyncio.create_task(_run(self._writer, work))
+        task = asyncio.create_task(self._write(work))
         try:
             return await asyncio.shield(task)
         except asyncio.CancelledError:
             # What has begun ends: a driver call that is cancelled may keep SQLite's lock on the whole file.
             await asyncio.wait([task])
+            raise
+
+    async def _write(self, work: Work[T]) -> T:
+        try:
+            return await _run(self._writer, work)
+        except DatabaseUnavailable:
+            if self._file and (ended := await asyncio.to_thread(end_stopped_writer, self._file)):
+                log.warning("stopped_writer_ended", process=ended)
             raise
 
     async def read(self, work: Work[T], *, seconds: float | None = None) -> T:
@@ -101,7 +114,7 @@ class Database:
         """End transactions that have waited for one of our processes to go on; return how many.
 
         A process that hangs between the parts of one statement keeps its row locks, and before version 17 no time limit
-        of PostgreSQL covers that. Whoever loses a transaction so tries again. On SQLite nobody can do this.
+        of PostgreSQL covers that. Whoever loses a transaction so tries again. For SQLite see `stopped_writers`.
         """
         if self.is_sqlite:
             return 0
