@@ -8,7 +8,7 @@ READY := $(VENV)/.ready
 LOCK := uv pip compile pyproject.toml --quiet --universal --python-version 3.11 --generate-hashes --no-header \
 	--no-annotate --no-emit-index-url --no-emit-find-links --no-emit-package whatsapp-qr-contracts
 
-.PHONY: help setup run test check format lint types imports generated diagram lock clean
+.PHONY: help setup run test faults check format lint types imports generated diagram lock clean
 
 help: ## Print this help
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' Makefile | while IFS="	" read -r name text; do printf '  make %-10s %s\n' "$$name" "$$text"; done
@@ -41,7 +41,12 @@ run: setup ## Run everything on this machine: http://127.0.0.1:8000/docs
 
 test: setup ## Run the tests on real RabbitMQ, PostgreSQL and SQLite
 	@docker version >/dev/null 2>&1 || deploy/local/setup.sh rabbitmq postgresql
-	$(BIN)/python -m pytest --numprocesses 3 --dist worksteal
+	$(BIN)/python -m pytest -m "not long" --numprocesses 3 --dist worksteal
+
+SEEDS ?= 3
+faults: setup ## Break everything, by plan and at random: make faults SEEDS=20 takes an hour
+	@docker version >/dev/null 2>&1 || deploy/local/setup.sh rabbitmq postgresql
+	SEEDS=$(SEEDS) $(BIN)/python -m pytest tests/faults --numprocesses 2 --dist worksteal
 
 check: lint types imports generated test ## Run everything CI runs
 

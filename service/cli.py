@@ -20,7 +20,9 @@ if TYPE_CHECKING:
     from service.settings import Settings
 
 KEEP_ALIVE = 75  # seconds; a callback that meets a connection being closed is lost, so callers should close first
-GRACE = 5  # seconds that requests in flight have when the process is told to stop
+# Seconds that requests in flight have when the process is told to stop; /init and /disconnect wait for up to 10.
+GRACE = 5
+INGRESS_GRACE = 13
 
 app = typer.Typer(
     help="Link chatbots to WhatsApp by QR code; send and receive their messages.",
@@ -36,7 +38,7 @@ def ingress() -> None:
     settings = read_settings()
     from service import apps
 
-    serve(apps.ingress_app(settings), settings.http_host, settings.http_port, "HTTP_PORT")
+    serve(apps.ingress_app(settings), settings.http_host, settings.http_port, "HTTP_PORT", grace=INGRESS_GRACE)
 
 
 @app.command()
@@ -125,7 +127,7 @@ def _masked(value: object) -> str:
     return re.sub(r"(://[^:/@]*):.*@", r"\1:***@", repr(value))
 
 
-def serve(asgi: Any, host: str, port: int, variable: str) -> None:
+def serve(asgi: Any, host: str, port: int, variable: str, *, grace: int = GRACE) -> None:
     """Serve an application until a signal comes; then the process ends with status 0."""
     import uvicorn
 
@@ -143,7 +145,7 @@ def serve(asgi: Any, host: str, port: int, variable: str) -> None:
         lifespan="on",
         access_log=False,
         log_config=None,
-        timeout_graceful_shutdown=GRACE,
+        timeout_graceful_shutdown=grace,
         timeout_keep_alive=KEEP_ALIVE,
         proxy_headers=False,  # who calls is decided by the socket, never by a header
     )

@@ -1,4 +1,4 @@
-"""A TCP proxy in front of a real server, to make its network fail: cut, refuse, hold back and lose what is sent."""
+"""A TCP proxy in front of a real server, to make its network fail: cut, refuse, delay, hold back, lose what is sent."""
 
 import asyncio
 from types import TracebackType
@@ -38,6 +38,7 @@ class Proxy:
         self._answers.set()
         self._lost = False
         self._refusing = False
+        self._delay = 0.0
         self.url = ""
         self.accepted = 0
         """Connections ever passed on."""
@@ -87,9 +88,14 @@ class Proxy:
         """Keep back what the server says, while what the client says still arrives."""
         self._answers.clear()
 
+    def slow(self, seconds: float) -> None:
+        """Hold every piece of data back for so long, in both directions."""
+        self._delay = seconds
+
     def heal(self) -> None:
         """Be a good network again; a connection that has lost bytes stays lost."""
         self._lost = self._refusing = False
+        self._delay = 0.0
         self._answers.set()
 
     async def _accept(self, reader: asyncio.StreamReader, client: asyncio.StreamWriter) -> None:
@@ -117,6 +123,7 @@ class Proxy:
     async def _pass(self, link: Link, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
             while data := await reader.read(_BYTES):
+                await asyncio.sleep(self._delay)
                 if writer is link.client:
                     await self._answers.wait()
                 if not link.lost:

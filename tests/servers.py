@@ -90,6 +90,7 @@ class Server(Protocol):
 
     async def start(self) -> None: ...
     async def stop(self) -> None: ...
+    async def kill(self) -> None: ...
     async def run(self, *command: str) -> str: ...
     async def close(self) -> None: ...
 
@@ -188,6 +189,12 @@ class ContainerServer:
     async def stop(self) -> None:
         await asyncio.to_thread(self._container.get_wrapped_container().stop, timeout=STOP_TIMEOUT)
 
+    async def kill(self) -> None:
+        """End everything in the container as a power cut would."""
+        container = self._container.get_wrapped_container()
+        await asyncio.to_thread(container.kill)
+        await asyncio.to_thread(container.wait)
+
     async def run(self, *command: str) -> str:
         status, output = await asyncio.to_thread(self._container.exec, list(command))
         if status:
@@ -233,6 +240,14 @@ class Broker:
     async def stop(self) -> None:
         """Stop cleanly, keeping the data."""
         await self._server.stop()
+
+    async def kill(self) -> None:
+        """Kill -9 of everything it runs, keeping what is on the disk."""
+        await self._server.kill()
+
+    async def keep_declarations(self) -> None:
+        """Write what was declared to the disk: RabbitMQ 3.10 does that by itself only after some seconds."""
+        await self.ctl("eval", "[dets:sync(Table) || Table <- dets:all()], ok.")
 
     async def answers(self) -> bool:
         return await speaks_amqp(self.port)
@@ -291,6 +306,10 @@ class Postgres:
     async def stop(self) -> None:
         """Stop at once but cleanly, cutting its clients off and keeping the data."""
         await self._server.stop()
+
+    async def kill(self) -> None:
+        """Kill -9 of everything it runs, keeping what is on the disk."""
+        await self._server.kill()
 
     async def answers(self) -> bool:
         return await speaks_postgres(self.port)

@@ -34,7 +34,7 @@ _WARM = multiprocessing.get_context("forkserver")
 _WARM.set_forkserver_preload(["tests.warm"])
 
 
-def _live(name: str, environment: dict[str, str], log: Path) -> None:
+def be_a_process(name: str, environment: dict[str, str], log: Path) -> None:
     """Be a process as `python -m service.cli NAME` would be, with its environment, folder and output."""
     os.environ.clear()
     os.environ.update(environment)
@@ -50,6 +50,10 @@ def _live(name: str, environment: dict[str, str], log: Path) -> None:
 
     sys.argv = ["whatsapp-qr", name]
     cli.main()
+
+
+Entry = Callable[[str, dict[str, str], Path], None]
+"""What a forked process runs; the fault suite has one of its own."""
 
 
 async def eventually(
@@ -68,16 +72,19 @@ async def eventually(
 class Process:
     """One process of the service, or the echo bot beside it."""
 
-    def __init__(self, name: str, port: int, environment: dict[str, str], log: Path) -> None:
+    def __init__(
+        self, name: str, port: int, environment: dict[str, str], log: Path, entry: Entry = be_a_process
+    ) -> None:
         self.name = name
         self.url = f"http://127.0.0.1:{port}"
         self._environment = environment
         self._log = log
+        self._entry = entry
         self._process: BaseProcess | None = None
 
     async def start(self) -> None:
         self._log.touch()
-        self._process = _WARM.Process(target=_live, args=(self.name, self._environment, self._log), daemon=True)
+        self._process = _WARM.Process(target=self._entry, args=(self.name, self._environment, self._log), daemon=True)
         self._process.start()
 
     async def ready(self, http: httpx.AsyncClient) -> bool:
@@ -90,6 +97,11 @@ class Process:
             return (await http.get(self.url + path)).status_code == 200
         except httpx.TransportError:
             return False
+
+    @property
+    def exitcode(self) -> int | None:
+        """Its exit status once it has ended, negative for a signal."""
+        return None if self._process is None else self._process.exitcode
 
     @property
     def alive(self) -> bool:
@@ -131,11 +143,14 @@ class Process:
 class System:
     """All processes of the service, its REST interface, its AMQP interface and the simulator's controls."""
 
-    def __init__(self, amqp_url: str, database_url: str, folder: Path, **settings: str) -> None:
+    def __init__(
+        self, amqp_url: str, database_url: str, folder: Path, *, entry: Entry = be_a_process, **settings: str
+    ) -> None:
         self.amqp_url = amqp_url
         self.database_url = database_url
         self.folder = folder
         self.settings = settings
+        self._entry = entry
         keys = {"X-API-Key": settings["API_KEYS"]} if "API_KEYS" in settings else {}
         self.http = httpx.AsyncClient(timeout=30, headers=keys)
         self.processes: list[Process] = []
@@ -162,7 +177,7 @@ class System:
             **self.settings,
             **settings,
         }
-        return Process(name, port, environment, self.folder / f"{name}-{len(self.processes)}.log")
+        return Process(name, port, environment, self.folder / f"{name}-{len(self.processes)}.log", self._entry)
 
     async def start(self, *names: str, **settings: str) -> list[Process]:
         """Start processes, with further settings where given, and wait until they are ready."""
@@ -305,10 +320,16 @@ async def send_by_amqp(system: System, command: Command, command_id: str) -> Non
 
 @asynccontextmanager
 async def running(
-    amqp_url: str, database_url: str, folder: Path, *, extra: tuple[str, ...] = (), **settings: str
+    amqp_url: str,
+    database_url: str,
+    folder: Path,
+    *,
+    extra: tuple[str, ...] = (),
+    entry: Entry = be_a_process,
+    **settings: str,
 ) -> AsyncIterator[System]:
     """Run the whole service, with further processes where asked for."""
-    system = System(amqp_url, database_url, folder, **settings)
+    system = System(amqp_url, database_url, folder, entry=entry, **settings)
     try:
         await system.migrate()
         await system.start()

@@ -6,6 +6,7 @@ from typing import Annotated, Any
 from uuid import UUID
 
 from fastapi import APIRouter, Header, Response
+from sqlalchemy.ext.asyncio import AsyncSession
 from uuid_utils.compat import uuid7
 
 from service.domain.identities import new_session_id, outgoing_message_id
@@ -40,6 +41,7 @@ from whatsapp_qr_contracts.message import SessionStatus
 from whatsapp_qr_contracts.partitions import chatbot_key
 
 READ_SECONDS = 2.0
+PUBLISH_SECONDS = 2.5  # with the one read before it less than the 5 s in which a caller is told that it failed
 _REJECTIONS = {
     "unknown_chatbot": 404,
     "no_session": 404,
@@ -59,6 +61,7 @@ IdempotencyKey = Annotated[
 
 
 _UNDER_WAY: dict[int | str, dict[str, Any]] = {202: {"model": SessionState, "description": "Under way"}}
+_ACCEPTED: dict[int | str, dict[str, Any]] = {202: {"model": Accepted, "description": "Under way"}}
 _BEING_CANCELLED: dict[int | str, dict[str, Any]] = {202: {"model": MessageAnswer, "description": "Under way"}}
 
 
@@ -78,8 +81,8 @@ class Commands:
         router.post("/send", tags=["Messages"], status_code=202, responses=responses(404, 409))(self.send)
         cancelled = _BEING_CANCELLED | responses(404, 409)
         router.delete("/messages/{message_id}", tags=["Messages"], responses=cancelled)(self.cancel)
-        router.put("/chatbots/{chatbot_id}", tags=["Chatbots"])(self.register)
-        router.delete("/chatbots/{chatbot_id}", tags=["Chatbots"])(self.remove)
+        router.put("/chatbots/{chatbot_id}", tags=["Chatbots"], responses=_ACCEPTED)(self.register)
+        router.delete("/chatbots/{chatbot_id}", tags=["Chatbots"], responses=_ACCEPTED)(self.remove)
         return router
 
     async def init(self, body: ChatbotRequest, response: Response) -> SessionState:
@@ -105,9 +108,17 @@ class Commands:
         command = SendMessage(message_id=idempotency_key, **dict(body))
         command_id = str(uuid7())
         message_id = outgoing_message_id(body.chatbot_id, idempotency_key or command_id)
-        if idempotency_key is not None and await self._is_known(message_id, command):
+
+        async def look(tx: AsyncSession) -> tuple[MessageRow | None, SessionRow | None]:
+            known = None if idempotency_key is None else await tx.get(MessageRow, message_id)
+            return known, await current_session(tx, body.chatbot_id)
+
+        known, found = await self.database.read(look, seconds=READ_SECONDS)
+        if known is not None:
+            if not same_content(known, command):
+                raise Problem(409, "id_reused", "this Idempotency-Key was used with another body: use a new one")
             return Sent(message_id=message_id)
-        session = await self._session(body.chatbot_id)
+        session = _linked(found)
         if session.status is not SessionStatus.CONNECTED:
             raise Problem(400, "not_connected", f"the session is {session.status}: link it first, then send again")
         await self._publish(command, command_id)
@@ -138,10 +149,7 @@ class Commands:
         return Accepted()
 
     async def _session(self, chatbot_id: UUID) -> SessionRow:
-        session = await self.database.read(lambda tx: current_session(tx, chatbot_id), seconds=READ_SECONDS)
-        if session is None:
-            raise Problem(404, "no_session", "the chatbot has no session: POST /whatsapp-qr/init makes one")
-        return session
+        return _linked(await self.database.read(lambda tx: current_session(tx, chatbot_id), seconds=READ_SECONDS))
 
     async def _message(self, message_id: UUID) -> MessageRow:
         message = await self.database.read(lambda tx: tx.get(MessageRow, message_id), seconds=READ_SECONDS)
@@ -149,15 +157,13 @@ class Commands:
             raise Problem(404, "no_message", "there is no such message (yet)")
         return message
 
-    async def _is_known(self, message_id: UUID, command: SendMessage) -> bool:
-        known = await self.database.read(lambda tx: tx.get(MessageRow, message_id), seconds=READ_SECONDS)
-        if known is not None and not same_content(known, command):
-            raise Problem(409, "id_reused", "this Idempotency-Key was used with another body: use a new one")
-        return known is not None
-
     async def _publish(self, command: Command, command_id: str) -> None:
         await self.publisher.publish(
-            command, message_id=command_id, correlation_id=command_id, key=chatbot_key(command.chatbot_id)
+            command,
+            message_id=command_id,
+            correlation_id=command_id,
+            key=chatbot_key(command.chatbot_id),
+            seconds=PUBLISH_SECONDS,
         )
 
     async def _carry_out(self, command: Command) -> dict[str, Any] | None:
@@ -173,6 +179,12 @@ class Commands:
             rejected = CommandRejected.model_validate(outcome["body"])
             raise Problem(_REJECTIONS.get(rejected.code, 400), rejected.code, rejected.detail)
         return outcome
+
+
+def _linked(session: SessionRow | None) -> SessionRow:
+    if session is None:
+        raise Problem(404, "no_session", "the chatbot has no session: POST /whatsapp-qr/init makes one")
+    return session
 
 
 def _state(outcome: dict[str, Any] | None, session_id: str, seen: SessionStatus, response: Response) -> SessionState:

@@ -1,6 +1,7 @@
 """One transaction at a time: engines, the database's clock, and the translation of driver errors."""
 
 import asyncio
+import sqlite3
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime, timedelta
 from typing import Any, TypeVar
@@ -149,7 +150,9 @@ async def _run(engine: AsyncEngine, work: Work[T]) -> T:
             return await work(tx)
     except DBAPIError as error:
         if _passes(error):
-            message = f"the database is not available: {type(error.orig).__name__}"
+            # What SQLite says names no value: a full disk, a lock. Other drivers' texts may.
+            reason = error.orig if isinstance(error.orig, sqlite3.Error) else type(error.orig).__name__
+            message = f"the database is not available: {reason}"
             if _lacks_tables(error):
                 message = "the database lacks tables or columns: run whatsapp-qr migrate"
             raise DatabaseUnavailable(message) from error

@@ -1,0 +1,149 @@
+"""A running service whose processes are killed at given steps and started again, as a supervisor does."""
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from itertools import dropwhile
+from pathlib import Path
+from uuid import UUID
+
+import aio_pika
+import httpx
+from sqlmodel import SQLModel, col, select
+
+from service.persistence.database import Database
+from service.persistence.tables import MessageRow
+from tests.faults.doors import until_accepted
+from tests.faults.process import live
+from tests.faults.supervising import KILLED, Supervisor
+from tests.system import CONSUMERS, Heard, System, eventually
+from whatsapp_qr_contracts.commands import Command
+
+PATIENCE = 40.0
+
+
+class Drill:
+    """The service, what was heard of it, and the folder through which each of its processes is talked to."""
+
+    def __init__(self, system: System, database: Database, supervisor: Supervisor) -> None:
+        self.system = system
+        self.database = database
+        self.supervisor = supervisor
+        self.events = Heard()
+        self.jobs = Heard()
+        self._channel: aio_pika.abc.AbstractChannel | None = None
+
+    async def listen(self) -> None:
+        self.events, self.jobs = await self.system.hear(), await self.system.jobs()
+        self._channel = await self.system.channel()
+
+    async def command(self, command: Command, command_id: str) -> None:
+        """Publish a command under the name that any client knows."""
+        message = aio_pika.Message(command.wire(), message_id=command_id, type=command.name, delivery_mode=2)
+        await self.publish(command.exchange, command.name, message)
+
+    async def publish(self, exchange: str, key: str, message: aio_pika.Message) -> None:
+        assert self._channel is not None
+        await (await self._channel.get_exchange(exchange, ensure=False)).publish(message, key)
+
+    async def insist(self, path: str, *, key: str | None = None, **body: object) -> httpx.Response:
+        """POST until it is answered, as a sane client does: the same body under the same key."""
+        headers = {} if key is None else {"Idempotency-Key": key}
+        url = f"{self.system.api}{path}"
+        answer, _ = await until_accepted(lambda: self.system.http.post(url, json=body, headers=headers), 200, 202)
+        return answer
+
+    async def rows(self, table: type[SQLModel], **values: object) -> list[SQLModel]:
+        """Return the rows with these values."""
+        query = select(table).where(*(col(getattr(table, name)) == value for name, value in values.items()))
+        return await self.database.read(lambda tx: _listed(tx, query))
+
+    async def message(self, chatbot_id: UUID, text: str) -> MessageRow | None:
+        """Return the message with a content; it must be the only one."""
+        found = await self.rows(MessageRow, chatbot_id=chatbot_id, content=text)
+        assert len(found) <= 1, f"stored {len(found)} times: {text}"
+        return found[0] if found else None  # type: ignore[return-value]
+
+    async def has_message(self, chatbot_id: UUID, text: str, **values: object) -> MessageRow:
+        """Wait for a message that is as given."""
+
+        def is_so(row: MessageRow | None) -> bool:
+            return row is not None and all(getattr(row, name) == value for name, value in values.items())
+
+        return await eventually(lambda: self.message(chatbot_id, text), is_so, seconds=PATIENCE)
+
+    async def heard_once(self, of_type: str, mark: str) -> None:
+        """Wait for an event, or a job, with a text in its body; it must have one id."""
+        heard = self.jobs if of_type == "incoming-messages" else self.events
+
+        async def ids() -> set[str | None]:
+            alike = (message for message in heard.messages if mark in message.body.decode())
+            return {message.message_id for message in alike if of_type in {message.type, message.routing_key}}
+
+        found = await eventually(ids, seconds=PATIENCE)
+        assert len(found) == 1, f"{of_type} about {mark} under {len(found)} ids"
+
+    # Crashes
+
+    def folder(self, process: str) -> Path:
+        return self.system.folder / process
+
+    async def steps(self, process: str, handler: str, ended: Callable[[list[str]], bool]) -> dict[int, str]:
+        """Return the steps of a handler that were recorded, once it has ended."""
+        log = self.folder(process) / "steps.log"
+
+        async def recorded() -> list[tuple[int, str]]:
+            lines = log.read_text().splitlines() if log.exists() else []
+            parts = [line.rsplit(" ", 2) for line in lines]
+            own = [(int(step), kind) for who, step, kind in parts if who == f"{process} {handler}"]
+            return list(dropwhile(lambda one: one[0] > 1, own))  # the end of what had begun before the record
+
+        found = await eventually(recorded, lambda steps: ended([kind for _, kind in steps]), seconds=20)
+        return dict(found)
+
+    async def crash(self, process: str, handler: str, step: int, drive: Awaitable[object]) -> None:
+        """Let something happen, and see that it kills a process at a step."""
+        folder, deaths = self.folder(process), len(self.supervisor.ended[process])
+        taken = folder / "crash.taken"
+        taken.unlink(missing_ok=True)
+        (folder / "armed").write_text(f"{process} {handler} {step}\n")
+        (folder / "armed").rename(folder / "crash")
+        driving = asyncio.ensure_future(drive)
+
+        async def ended() -> list[int]:
+            return self.supervisor.ended[process][deaths:] if taken.exists() else []
+
+        try:
+            found = await eventually(ended, seconds=20)
+        finally:
+            (folder / "crash").unlink(missing_ok=True)
+        assert found == [KILLED]
+        await driving
+
+
+async def _listed(tx: object, query: object) -> list[SQLModel]:
+    return list(await tx.scalars(query))  # type: ignore[attr-defined]
+
+
+@asynccontextmanager
+async def drilling(amqp_url: str, database_url: str, folder: Path, **settings: str) -> AsyncIterator[Drill]:
+    """Run the whole service; whatever ends is started again."""
+    system = System(amqp_url, database_url, folder, entry=live, **settings)
+    database = Database(database_url)
+    supervisor = Supervisor(system.processes)
+    drill = Drill(system, database, supervisor)
+    try:
+        await system.migrate()
+        names = ("ingress", *CONSUMERS)
+        for name in names:
+            drill.folder(name).mkdir()
+        await asyncio.gather(
+            system.start("simulator"), *(system.start(name, FAULTS_FOLDER=str(drill.folder(name))) for name in names)
+        )
+        await drill.listen()
+        supervisor.start()
+        yield drill
+    finally:
+        await supervisor.stop()
+        await database.close()
+        await system.close()

@@ -1,0 +1,206 @@
+"""What is done to processes, servers and phones: each is harmed while its context is entered, and well again after."""
+
+import asyncio
+import random
+import signal
+import sqlite3
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from sqlalchemy import make_url
+
+from tests.faults.doors import until_accepted
+from tests.faults.stage import Stage
+from tests.system import Process
+
+KINDS = ("ingress", "session-consumer", "conversation-consumer", "outbound-consumer")
+HANDLERS = {
+    "session-consumer": ("session.initialize", "gateway.qr", "gateway.connected", "session.disconnect"),
+    "conversation-consumer": ("message.send", "gateway.message", "gateway.receipt"),
+    "outbound-consumer": ("whatsapp-qr-send",),
+    "ingress": ("POST /send", "POST /incoming", "POST /webhook"),
+}
+
+
+def _any(stage: Stage, dice: random.Random, kinds: tuple[str, ...] = KINDS) -> Process:
+    """Return a process that runs."""
+    return dice.choice(stage.running(dice.choice(kinds)))
+
+
+# Processes
+
+
+@asynccontextmanager
+async def killed(stage: Stage, dice: random.Random) -> AsyncIterator[None]:
+    """Any process is killed; its supervisor starts it again."""
+    _any(stage, dice, (*KINDS, "simulator")).send_signal(signal.SIGKILL)
+    yield
+
+
+@asynccontextmanager
+async def killed_at_a_step(stage: Stage, dice: random.Random) -> AsyncIterator[None]:
+    """Four times a process is killed at some step of some handler, if it comes there."""
+    plan = stage.flags / "crash"
+    for _ in range(4):
+        kind = dice.choice(KINDS)
+        plan.write_text(f"{kind} {dice.choice(HANDLERS[kind])} {dice.randint(1, 6)}")
+        for _ in range(20):
+            await asyncio.sleep(0.1)
+            if not plan.exists():
+                break
+    plan.unlink(missing_ok=True)
+    yield
+
+
+@asynccontextmanager
+async def rolled_out(stage: Stage, dice: random.Random) -> AsyncIterator[None]:
+    """Every process of a kind, one after another, is told to end and started anew, as a deployment does."""
+    kind = dice.choice(KINDS)
+    for process in stage.running(kind):
+        await stage.supervisor.terminate(process)
+        stage.supervisor.resume(process)
+        await stage.started(process)
+    yield
+
+
+@asynccontextmanager
+async def joined(stage: Stage, dice: random.Random) -> AsyncIterator[None]:
+    """One process more takes its share of the partitions, and gives it back."""
+    kind = dice.choice(KINDS[1:])
+    (process,) = await stage.system.start(kind)
+    try:
+        yield
+    finally:
+        await stage.supervisor.terminate(process)
+
+
+@asynccontextmanager
+async def hanging(stage: Stage, dice: random.Random) -> AsyncIterator[None]:
+    """A process stops in the middle of what it does, and goes on later as if nothing had been."""
+    process = _any(stage, dice, KINDS[1:])
+    process.send_signal(signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        if process.alive:
+            process.send_signal(signal.SIGCONT)
+
+
+# The broker
+
+
+@asynccontextmanager
+async def broker_killed(stage: Stage, _dice: random.Random) -> AsyncIterator[None]:
+    """The broker is killed as by a power cut, with what waits in it."""
+    await stage.broker.kill()
+    try:
+        yield
+    finally:
+        await stage.broker.start()
+
+
+@asynccontextmanager
+async def broker_restarted(stage: Stage, _dice: random.Random) -> AsyncIterator[None]:
+    """The broker is stopped and started."""
+    await stage.broker.stop()
+    try:
+        yield
+    finally:
+        await stage.broker.start()
+
+
+@asynccontextmanager
+async def broker_memory_alarm(stage: Stage, _dice: random.Random) -> AsyncIterator[None]:
+    """The broker takes no messages for want of memory."""
+    await stage.broker.ctl("set_vm_memory_high_watermark", "0.000001")
+    try:
+        yield
+    finally:
+        await stage.broker.ctl("set_vm_memory_high_watermark", "0.4")
+
+
+@asynccontextmanager
+async def broker_disk_full(stage: Stage, _dice: random.Random) -> AsyncIterator[None]:
+    """The broker takes no messages for want of disk space."""
+    await stage.broker.ctl("set_disk_free_limit", "1000000000000000")
+    try:
+        yield
+    finally:
+        await stage.broker.ctl("set_disk_free_limit", "50000000")
+
+
+# The database
+
+
+@asynccontextmanager
+async def database_away(stage: Stage, _dice: random.Random) -> AsyncIterator[None]:
+    """PostgreSQL is stopped; a SQLite file is locked by somebody else."""
+    if stage.postgres is not None:
+        await stage.postgres.stop()
+        try:
+            yield
+        finally:
+            await stage.postgres.start()
+        return
+    connection = sqlite3.connect(
+        str(make_url(stage.system.database_url).database), isolation_level=None, timeout=30, check_same_thread=False
+    )
+    await asyncio.to_thread(connection.execute, "BEGIN IMMEDIATE")
+    try:
+        yield
+    finally:
+        connection.execute("ROLLBACK")
+        connection.close()
+
+
+@asynccontextmanager
+async def database_killed(stage: Stage, _dice: random.Random) -> AsyncIterator[None]:
+    """PostgreSQL is killed as by a power cut, and recovers."""
+    assert stage.postgres is not None
+    await stage.postgres.kill()
+    try:
+        yield
+    finally:
+        await stage.postgres.start()
+
+
+@asynccontextmanager
+async def disk_full(stage: Stage, _dice: random.Random) -> AsyncIterator[None]:
+    """SQLite's file cannot grow."""
+    flag = stage.flags / "full"
+    flag.touch()
+    try:
+        yield
+    finally:
+        flag.unlink()
+
+
+# The gateway
+
+
+@asynccontextmanager
+async def gateway_away(stage: Stage, _dice: random.Random) -> AsyncIterator[None]:
+    """Nobody listens where the gateway was."""
+    (process,) = stage.running("simulator")
+    await stage.supervisor.terminate(process)
+    try:
+        yield
+    finally:
+        stage.supervisor.resume(process)
+
+
+@asynccontextmanager
+async def phones_dropped(stage: Stage, _dice: random.Random) -> AsyncIterator[None]:
+    """WhatsApp drops the connections of two accounts; they come back without a QR code."""
+    sessions = [link.session_id for link in stage.ledger.links[:2]]
+
+    async def tell(what: str, *accepted: int) -> None:
+        for session_id in sessions:
+            url = f"{stage.system.controls}/sessions/{session_id}/{what}"
+            await until_accepted(lambda url=url: stage.system.http.post(url), *accepted)
+
+    await tell("drop", 200, 409)  # 409: dropped by a try whose answer was lost
+    try:
+        yield
+    finally:
+        await tell("reconnect", 200, 409)

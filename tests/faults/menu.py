@@ -1,0 +1,84 @@
+"""The menu: everything that can go wrong, by the name under which a schedule orders it."""
+
+import random
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from typing import Any
+
+from tests.faults import harms
+from tests.faults.doors import until_accepted
+from tests.faults.stage import Stage
+
+Fault = Callable[[Stage, random.Random], AbstractAsyncContextManager[None]]
+
+
+def _proxied(name: str, ill: Callable[[Any], None]) -> Fault:
+    @asynccontextmanager
+    async def fault(stage: Stage, _dice: random.Random) -> AsyncIterator[None]:
+        proxy = getattr(stage, name)
+        ill(proxy)
+        try:
+            yield
+        finally:
+            proxy.heal()
+
+    return fault
+
+
+def _failing(**faults: Any) -> Fault:
+    @asynccontextmanager
+    async def fault(stage: Stage, _dice: random.Random) -> AsyncIterator[None]:
+        url = f"{stage.system.controls}/faults"
+
+        async def put(body: dict[str, Any]) -> None:
+            await until_accepted(lambda: stage.system.http.put(url, json=body), 200)
+
+        await put(faults)
+        try:
+            yield
+        finally:
+            await put({})
+
+    return fault
+
+
+ANYWHERE: dict[str, Fault] = {
+    "a process killed": harms.killed,
+    "processes killed at a step": harms.killed_at_a_step,
+    "rolling SIGTERM": harms.rolled_out,
+    "a process more": harms.joined,
+    "a process hanging": harms.hanging,
+    "broker killed": harms.broker_killed,
+    "broker restarted": harms.broker_restarted,
+    "broker connections cut": _proxied("broker_proxy", lambda proxy: proxy.cut()),
+    "broker connections half cut": _proxied("broker_proxy", lambda proxy: proxy.cut_clients()),
+    "broker unreachable": _proxied("broker_proxy", lambda proxy: proxy.refuse()),
+    "broker in a black hole": _proxied("broker_proxy", lambda proxy: proxy.lose()),
+    "broker answers held back": _proxied("broker_proxy", lambda proxy: proxy.hold_answers()),
+    "broker slow": _proxied("broker_proxy", lambda proxy: proxy.slow(0.15)),
+    "broker memory alarm": harms.broker_memory_alarm,
+    "broker disk full": harms.broker_disk_full,
+    "database away": harms.database_away,
+    "gateway away": harms.gateway_away,
+    "gateway slow": _failing(latency=0.8, initLatency=2),
+    "gateway answers 500": _failing(failureRate=0.4, failureKind="error"),
+    "gateway says not connected": _failing(failureRate=0.5, failureKind="not_connected"),
+    "gateway accepts and times out": _failing(failureRate=0.3, failureKind="timeout_after_accept"),
+    "gateway accepts and drops": _failing(failureRate=0.4, failureKind="drop_after_accept"),
+    "gateway answers late": _failing(answerLatency=1.5),
+    "gateway refuses": _failing(failureRate=0.3, failureKind="refuse"),
+    "WhatsApp drops phones": harms.phones_dropped,
+}
+"""What can go wrong with either database."""
+
+ALONE: dict[str, Fault] = {"gateway has ids of its own": _failing(ownIds=True, latency=0.2)}
+"""What keeps the promises only while nothing else goes wrong with the gateway: see the limits of G6."""
+
+ON_SQLITE: dict[str, Fault] = {"disk full": harms.disk_full}
+ON_POSTGRES: dict[str, Fault] = {
+    "database killed": harms.database_killed,
+    "database connections cut": _proxied("database_proxy", lambda proxy: proxy.cut()),
+    "database connections half cut": _proxied("database_proxy", lambda proxy: proxy.cut_clients()),
+    "database in a black hole": _proxied("database_proxy", lambda proxy: proxy.lose()),
+    "database slow": _proxied("database_proxy", lambda proxy: proxy.slow(0.05)),
+}

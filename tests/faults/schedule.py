@@ -1,0 +1,42 @@
+"""The schedule of a run: which faults come when and for how long, all decided by the seed."""
+
+import random
+from dataclasses import dataclass
+
+from tests.faults.menu import ANYWHERE, ON_POSTGRES, ON_SQLITE, Fault
+from tests.faults.stage import CAST
+
+_SKEW_SECONDS = 600
+
+
+@dataclass(frozen=True)
+class Planned:
+    """One fault of a schedule."""
+
+    name: str
+    fault: Fault
+    pause: float
+    """Seconds after the one before has begun."""
+    lasts: float
+    """Seconds."""
+    seed: int
+
+
+def schedule(seed: int, *, postgres: bool, count: int) -> list[Planned]:
+    """Return so many faults, those of the seeds before and after this one mostly left out: all come in turn."""
+    dice = random.Random(seed)
+    menu = ANYWHERE | (ON_POSTGRES if postgres else ON_SQLITE)
+    names = sorted(menu)
+    # Half in turn, so that a few seeds have met everything; half by chance, so that every pair may meet.
+    chosen = [names[(seed * (count // 2) + place) % len(names)] for place in range(count // 2)]
+    chosen += dice.choices(names, k=count - len(chosen))
+    dice.shuffle(chosen)
+    return [
+        Planned(name, menu[name], dice.uniform(1, 4), dice.uniform(1.5, 7), dice.getrandbits(32)) for name in chosen
+    ]
+
+
+def skews(seed: int) -> dict[str, int]:
+    """Return the seconds by which the clock of each process is wrong."""
+    dice = random.Random(seed)
+    return {f"{name} {number}": dice.choice((-_SKEW_SECONDS, 0, _SKEW_SECONDS)) for number, name in enumerate(CAST)}

@@ -1,0 +1,505 @@
+"""Each handler is killed at each of its steps: whatever was done and not done by then, it has one effect."""
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from uuid import UUID, uuid4
+
+import aio_pika
+from sqlalchemy import update
+from sqlmodel import col
+
+from service.consumers.announcing import session_event_id
+from service.domain.identities import outgoing_message_id, output_id
+from service.persistence.tables import ChatbotRow, DeadLetterRow, MessageRow, SessionRow
+from tests.faults.crashing import PATIENCE, Drill, drilling
+from tests.system import eventually
+from whatsapp_qr_contracts.commands import (
+    CancelMessage,
+    DisconnectSession,
+    InitializeSession,
+    RegisterChatbot,
+    RemoveChatbot,
+    RetryMessage,
+    SendMessage,
+)
+from whatsapp_qr_contracts.events import SessionEvent
+from whatsapp_qr_contracts.message import COMMANDS, DeliveryStatus, SessionStatus
+
+SETTINGS = {
+    "PARTITIONS": "1",
+    "SEND_RATE": "1000",
+    "SEND_BURST": "1000",
+    "GATEWAY_TIMEOUT": "1",
+    "HEARTBEAT_PERIOD": "0.2",
+    "SWEEP_PERIOD": "0.3",
+    "SWEEP_AGE": "2",
+    "RECONCILE_PERIOD": "0.5",
+    "RECONCILE_AGE": "30",
+    "RECONCILE_PAUSE": "0.5",
+    "LEASE": "1",
+}
+PHONE = "5491100000000"
+INGRESS, SESSIONS, CONVERSATIONS, OUTBOUND = "ingress", "session-consumer", "conversation-consumer", "outbound-consumer"
+
+
+@dataclass
+class Subject:
+    """What one drive of a handler is about."""
+
+    chatbot_id: UUID
+    session_id: str = ""
+    id: str = field(default_factory=lambda: uuid4().hex)
+    """The id of the command, the key of the call or WhatsApp's id; the text of the message too."""
+
+    @property
+    def customer(self) -> str:
+        return str(int(self.id, 16))[:14]
+
+    @property
+    def message_id(self) -> UUID:
+        return outgoing_message_id(self.chatbot_id, self.id)
+
+
+Prepare = Callable[[Drill], Awaitable[Subject]]
+Act = Callable[[Drill, Subject], Awaitable[object]]
+
+
+@dataclass
+class Case:
+    """A handler, what it needs, what makes it work, and what must have come of it."""
+
+    process: str
+    handler: str
+    prepare: Prepare
+    drive: Act
+    check: Act
+    ended: Callable[[list[str]], bool] = lambda kinds: "acked" in kinds
+
+
+# What is needed
+
+
+async def nothing(_drill: Drill) -> Subject:
+    return Subject(uuid4())
+
+
+async def pairing(drill: Drill) -> Subject:
+    """A session that shows its QR code."""
+    chatbot_id = uuid4()
+    answer = await drill.insist("/init", chatbotId=str(chatbot_id))
+    subject = Subject(chatbot_id, answer.json()["sessionId"])
+    await has_status(drill, subject, SessionStatus.QR_READY)
+    return subject
+
+
+class Linked:
+    """One session for many subjects."""
+
+    def __init__(self) -> None:
+        self._first: Subject | None = None
+
+    async def __call__(self, drill: Drill) -> Subject:
+        """A session that is connected."""
+        if self._first is None:
+            self._first = await pairing(drill)
+            await drill.system.control(f"/sessions/{self._first.session_id}/scan", phoneNumber=PHONE)
+        subject = Subject(self._first.chatbot_id, self._first.session_id)
+        await drill.system.control(f"/sessions/{subject.session_id}/reconnect")
+        await has_status(drill, subject, SessionStatus.CONNECTED)
+        return subject
+
+    async def dropped(self, drill: Drill) -> Subject:
+        """A session that has lost its connection."""
+        subject = await self(drill)
+        await drop(drill, subject)
+        await has_status(drill, subject, SessionStatus.DISCONNECTED)
+        return subject
+
+    async def with_incoming(self, drill: Drill) -> Subject:
+        """A customer's message that has been handed over."""
+        subject = await self(drill)
+        await post_incoming(drill, subject)
+        await drill.has_message(subject.chatbot_id, subject.id, announced=True)
+        return subject
+
+    async def with_failed(self, drill: Drill) -> Subject:
+        """A message that was not sent."""
+        subject = await self(drill)
+        await drill.system.faults(not_on_whatsapp=[subject.customer])
+        await send(drill, subject)
+        failed = {"delivery_status": DeliveryStatus.FAILED, "announced": True}
+        await drill.has_message(subject.chatbot_id, subject.id, **failed)
+        await drill.system.faults()
+        return subject
+
+
+class Waiting:
+    """One session that shows its QR code, for many messages."""
+
+    def __init__(self) -> None:
+        self._first: Subject | None = None
+
+    async def __call__(self, drill: Drill) -> Subject:
+        """A message that waits for its session."""
+        self._first = self._first or await pairing(drill)
+        subject = Subject(self._first.chatbot_id, self._first.session_id)
+        await send(drill, subject)
+        await drill.has_message(subject.chatbot_id, subject.id, delivery_status=DeliveryStatus.PENDING)
+        return subject
+
+
+# What makes a handler work
+
+
+async def initialize(drill: Drill, subject: Subject) -> None:
+    await drill.command(InitializeSession(chatbot_id=subject.chatbot_id), subject.id)
+
+
+async def post_init(drill: Drill, subject: Subject) -> None:
+    answer = await drill.insist("/init", chatbotId=str(subject.chatbot_id))
+    subject.session_id = answer.json()["sessionId"]
+
+
+async def disconnect(drill: Drill, subject: Subject) -> None:
+    await drill.command(DisconnectSession(chatbot_id=subject.chatbot_id), subject.id)
+
+
+async def register(drill: Drill, subject: Subject) -> None:
+    await drill.command(RegisterChatbot(chatbot_id=subject.chatbot_id), subject.id)
+
+
+async def remove(drill: Drill, subject: Subject) -> None:
+    await drill.command(RemoveChatbot(chatbot_id=subject.chatbot_id), subject.id)
+
+
+async def drop(drill: Drill, subject: Subject) -> None:
+    await drill.system.control(f"/sessions/{subject.session_id}/drop")
+
+
+async def reconnect(drill: Drill, subject: Subject) -> None:
+    await drill.system.control(f"/sessions/{subject.session_id}/reconnect")
+
+
+async def forget(drill: Drill, subject: Subject) -> None:
+    await drill.system.control("/forget", sessionId=subject.session_id)
+
+
+async def send(drill: Drill, subject: Subject) -> None:
+    command = SendMessage(chatbot_id=subject.chatbot_id, to=subject.customer, message=subject.id)
+    await drill.command(command, subject.id)
+
+
+async def post_send(drill: Drill, subject: Subject) -> None:
+    body = {"chatbotId": str(subject.chatbot_id), "to": subject.customer, "message": subject.id}
+    answer = await drill.insist("/send", key=subject.id, **body)
+    assert answer.json()["messageId"] == str(subject.message_id)
+
+
+async def cancel(drill: Drill, subject: Subject) -> None:
+    command = CancelMessage(chatbot_id=subject.chatbot_id, message_id=subject.message_id)
+    await drill.command(command, f"{subject.id} cancel")
+
+
+async def retry(drill: Drill, subject: Subject) -> None:
+    command = RetryMessage(chatbot_id=subject.chatbot_id, message_id=subject.message_id)
+    await drill.command(command, f"{subject.id} retry")
+
+
+async def post_incoming(drill: Drill, subject: Subject) -> None:
+    report = {"sessionId": subject.session_id, "from": subject.customer, "timestamp": int(time.time())}
+    await drill.insist("/incoming", **report, message=subject.id, messageId=subject.id)
+
+
+async def forget_the_hand_over(drill: Drill, subject: Subject) -> None:
+    """Leave a row as a crash before its confirmation would."""
+    old = datetime.now(UTC) - timedelta(minutes=1)
+    mine = (col(MessageRow.chatbot_id) == subject.chatbot_id, col(MessageRow.content) == subject.id)
+    forgotten = update(MessageRow).where(*mine).values(announced=False, changed_at=old)
+    await drill.database.transact(lambda tx: tx.execute(forgotten))
+
+
+async def publish_nonsense(drill: Drill, subject: Subject) -> None:
+    """A message of a type that its queue does not carry."""
+    await drill.publish(COMMANDS, "message.send", aio_pika.Message(b"{}", message_id=subject.id, type="nonsense"))
+
+
+async def publish_to_nobody(drill: Drill, subject: Subject) -> None:
+    """A message for which the broker has no queue."""
+    await drill.publish(COMMANDS, "nobody.knows", aio_pika.Message(b"{}", message_id=subject.id))
+
+
+# What must have come of it
+
+
+async def has_status(drill: Drill, subject: Subject, status: SessionStatus) -> SessionRow:
+    """There is one session, with this status; each version of it, and each answer to a command, has one id."""
+
+    async def look() -> SessionRow | None:
+        found = await drill.rows(SessionRow, chatbot_id=subject.chatbot_id)
+        assert len(found) <= 1
+        return found[0] if found else None  # type: ignore[return-value]
+
+    def told(row: SessionRow | None) -> bool:
+        return row is not None and row.status is status and row.announced_version == row.version
+
+    row: SessionRow = await eventually(look, told, seconds=PATIENCE)
+
+    async def ids() -> set[str | None]:
+        return {event.message_id for event in drill.events.messages if row.session_id in event.body.decode()}
+
+    await eventually(ids, lambda found: session_event_id(row) in found)
+    for event in drill.events.messages:
+        if (event.type or "").startswith("session.") and row.session_id in event.body.decode():
+            version = SessionEvent.model_validate_json(event.body).version
+            answer = output_id(row.chatbot_id, f"{event.type} {event.correlation_id}")
+            assert event.message_id in {output_id(row.id, f"version {version}"), answer}
+    return row
+
+
+async def is_pairing(drill: Drill, subject: Subject) -> None:
+    """The session shows its QR code, and the gateway knows one session of the chatbot."""
+    gateway = f"http://127.0.0.1:{drill.system.simulator_port}/sessions"
+
+    async def there() -> list[tuple[str, str]]:
+        sessions = (await drill.system.http.get(gateway)).json()["sessions"]
+        return [(one["sessionId"], one["status"]) for one in sessions if str(subject.chatbot_id) in one["sessionId"]]
+
+    found = await eventually(there, lambda own: [status for _, status in own] == ["QR_READY"], seconds=PATIENCE)
+    row = await has_status(drill, subject, SessionStatus.QR_READY)
+    assert subject.session_id in {"", row.session_id}
+    assert [session_id for session_id, _ in found] == [row.session_id]
+
+
+async def is_answered(drill: Drill, command_id: str) -> None:
+    """The command ended in an event."""
+
+    async def answers() -> list[str | None]:
+        return [event.type for event in drill.events.messages if event.correlation_id == command_id]
+
+    assert "command.rejected" not in await eventually(answers, seconds=PATIENCE)
+
+
+async def is_initialized(drill: Drill, subject: Subject) -> None:
+    await is_pairing(drill, subject)
+    await is_answered(drill, subject.id)
+
+
+async def is_ended(drill: Drill, subject: Subject) -> None:
+    """The session has ended, also at the gateway."""
+    row = await has_status(drill, subject, SessionStatus.DISCONNECTED)
+    assert not row.wanted
+    await is_answered(drill, subject.id)
+
+    async def there() -> str:
+        answer = await drill.system.http.get(f"http://127.0.0.1:{drill.system.simulator_port}/status/{row.session_id}")
+        return str(answer.json()["session"]["status"])
+
+    await eventually(there, lambda status: status == "DISCONNECTED")
+
+
+async def is_removed(drill: Drill, subject: Subject) -> None:
+    await is_ended(drill, subject)
+    await drill.heard_once("chatbot.removed", str(subject.chatbot_id))
+    (row,) = await drill.rows(ChatbotRow, id=subject.chatbot_id)
+    assert isinstance(row, ChatbotRow)
+    assert row.removed_at is not None
+
+
+async def is_registered(drill: Drill, subject: Subject) -> None:
+    await drill.heard_once("chatbot.registered", str(subject.chatbot_id))
+    assert len(await drill.rows(ChatbotRow, id=subject.chatbot_id)) == 1
+
+
+async def is_connected(drill: Drill, subject: Subject) -> None:
+    await has_status(drill, subject, SessionStatus.CONNECTED)
+
+
+async def is_dropped(drill: Drill, subject: Subject) -> None:
+    assert (await has_status(drill, subject, SessionStatus.DISCONNECTED)).wanted
+
+
+async def is_sent(drill: Drill, subject: Subject) -> None:
+    """The message was stored, sent, delivered, read and told once."""
+    row = await drill.has_message(subject.chatbot_id, subject.id, delivery_status=DeliveryStatus.READ, announced=True)
+    assert row.id == subject.message_id
+    sent = [message for message in await drill.system.sent(subject.session_id) if message["message"] == subject.id]
+    assert [message["messageId"] for message in sent] == [row.whatsapp_message_id]
+    await drill.heard_once("message.read", str(row.id))
+    await drill.heard_once("conversation.started", str(row.conversation_id))
+
+
+async def is_sent_after_all(drill: Drill, subject: Subject) -> None:
+    await is_sent(drill, subject)
+    await drill.heard_once("message.failed", str(subject.message_id))
+    await drill.heard_once("message.queued", str(subject.message_id))
+
+
+async def is_cancelled(drill: Drill, subject: Subject) -> None:
+    """The message has failed once, and was told to be cancelled once."""
+    failed = {"delivery_status": DeliveryStatus.FAILED, "error_code": "cancelled", "announced": True}
+    await drill.has_message(subject.chatbot_id, subject.id, **failed)
+    await drill.heard_once("message.failed", str(subject.message_id))
+    await drill.heard_once("message.cancelled", str(subject.message_id))
+
+
+async def is_received(drill: Drill, subject: Subject) -> None:
+    """The customer's message was stored, handed over and told under one id each."""
+    row = await drill.has_message(subject.chatbot_id, subject.id, announced=True)
+    await drill.heard_once("incoming-messages", subject.id)
+    await drill.heard_once("message.received", str(row.id))
+    await drill.heard_once("conversation.started", str(row.conversation_id))
+
+
+async def is_kept(drill: Drill, subject: Subject) -> None:
+    """The message is among the dead letters, once."""
+    found = await eventually(lambda: drill.rows(DeadLetterRow, message_id=subject.id), seconds=PATIENCE)
+    assert len(found) == 1
+
+
+async def has_died_once(drill: Drill, subject: Subject) -> None:
+    """It is there with one death, however often its dead letter was delivered."""
+    await is_kept(drill, subject)
+    (row,) = await drill.rows(DeadLetterRow, message_id=subject.id)
+    assert isinstance(row, DeadLetterRow)
+    assert row.attempts == 1
+
+
+def answered(count: int) -> Callable[[list[str]], bool]:
+    return lambda kinds: len(kinds) >= count
+
+
+def swept(kinds: list[str]) -> bool:
+    """Say whether the sweeper has gone on to its end after what it published."""
+    return "published" in kinds and kinds[::-1].index("published") >= 4
+
+
+def session_cases() -> list[Case]:
+    linked = Linked()
+    return [
+        Case(SESSIONS, "session.initialize", nothing, initialize, is_initialized),
+        Case(SESSIONS, "gateway.qr", nothing, initialize, is_initialized),
+        Case(SESSIONS, "session.disconnect", pairing, disconnect, is_ended),
+        Case(SESSIONS, "chatbot.register", nothing, register, is_registered),
+        Case(SESSIONS, "chatbot.remove", pairing, remove, is_removed),
+        Case(SESSIONS, "gateway.disconnected", linked, drop, is_dropped),
+        Case(SESSIONS, "gateway.connected", linked.dropped, reconnect, is_connected),
+    ]
+
+
+def conversation_cases() -> list[Case]:
+    linked = Linked()
+    return [
+        Case(CONVERSATIONS, "message.send", linked, send, is_sent),
+        Case(CONVERSATIONS, "message.cancel", Waiting(), cancel, is_cancelled),
+        Case(CONVERSATIONS, "message.retry", linked.with_failed, retry, is_sent_after_all),
+        Case(CONVERSATIONS, "gateway.message", linked, post_incoming, is_received),
+        Case(CONVERSATIONS, "gateway.receipt", linked, send, is_sent),
+        Case(CONVERSATIONS, "nonsense", nothing, publish_nonsense, is_kept),
+        Case(OUTBOUND, "whatsapp-qr-send", linked, send, is_sent),
+    ]
+
+
+def other_cases() -> list[Case]:
+    """What would be disturbed by the others."""
+    linked = Linked()
+    return [
+        Case(INGRESS, "POST /send", linked, post_send, is_sent, answered(2)),
+        Case(INGRESS, "POST /incoming", linked, post_incoming, is_received, answered(2)),
+        Case(INGRESS, "POST /webhook", linked, drop, is_dropped, answered(2)),
+        Case(INGRESS, "POST /init", nothing, post_init, is_pairing, answered(2)),
+        Case(SESSIONS, "dead-letter-store", nothing, publish_to_nobody, has_died_once),
+        Case(
+            SESSIONS,
+            "sweeper",
+            linked.with_incoming,
+            forget_the_hand_over,
+            is_received,
+            swept,
+        ),
+        Case(SESSIONS, "reconciler", pairing, forget, is_pairing, lambda kinds: "published" in kinds),
+    ]
+
+
+LASTING = {
+    is_registered,
+    is_ended,
+    is_removed,
+    is_sent,
+    is_sent_after_all,
+    is_cancelled,
+    is_received,
+    is_kept,
+    has_died_once,
+}
+
+
+class Plan:
+    """Crashes on a drill."""
+
+    def __init__(self, drill: Drill) -> None:
+        self._drill = drill
+        self._done: list[tuple[Case, Subject, str]] = []
+
+    async def crash_everywhere(self, cases: list[Case]) -> None:
+        """Learn the steps of each handler from a drive in peace, then drive it once for each of them."""
+        for case in cases:
+            started = time.monotonic()
+            steps = await self._learn(case)
+            subjects: list[Subject] = []
+            if case.prepare is pairing:  # which takes a while, and each has its own
+                subjects = await asyncio.gather(*(pairing(self._drill) for _ in steps))
+            for step, kind in sorted(steps.items()):
+                subject = subjects.pop() if subjects else await case.prepare(self._drill)
+                crash = f"{case.handler} was killed before its step {step} ({kind}) of {steps}"
+                with noting(crash):
+                    drive = case.drive(self._drill, subject)
+                    await self._drill.crash(case.process, case.handler, step, drive)
+                    await case.check(self._drill, subject)
+                self._done.append((case, subject, crash))
+            took = time.monotonic() - started
+            print(f"{took:5.1f} s {case.handler}: {' '.join(steps.values())}")  # noqa: T201  # pytest -s
+
+    async def _learn(self, case: Case) -> dict[int, str]:
+        subject = await case.prepare(self._drill)
+        record = self._drill.folder(case.process) / "record"
+        record.touch()
+        await case.drive(self._drill, subject)
+        await case.check(self._drill, subject)
+        steps = await self._drill.steps(case.process, case.handler, case.ended)
+        record.unlink()
+        assert sorted(steps) == list(range(1, len(steps) + 1))
+        return steps
+
+    async def look_again(self) -> None:
+        """Check what must have stayed as it was: a second effect may have come after the first was seen."""
+        for case, subject, crash in self._done:
+            if case.check in LASTING:
+                with noting(crash):
+                    await case.check(self._drill, subject)
+        dead = await self._drill.rows(DeadLetterRow)
+        assert {row.reason for row in dead} <= {"unknown_type", "unroutable"}, dead  # the cases publish these
+
+
+@contextmanager
+def noting(note: str) -> Iterator[None]:
+    try:
+        yield
+    except (AssertionError, ValueError) as error:
+        error.add_note(note)
+        raise
+
+
+async def test_killed_at_each_step(clean_broker: str, database_url: str, tmp_path: Path) -> None:
+    """Whichever handler is killed before whichever of its steps, what it had to do has happened once in the end."""
+    async with drilling(clean_broker, database_url, tmp_path, **SETTINGS) as drill:
+        plan = Plan(drill)
+        async with asyncio.TaskGroup() as group:
+            for cases in (session_cases(), conversation_cases()):
+                group.create_task(plan.crash_everywhere(cases))
+        await plan.crash_everywhere(other_cases())
+        await plan.look_again()

@@ -1,0 +1,92 @@
+"""The judge is shown to find what it looks for: with each of these defects the same run goes red."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from pathlib import Path
+from random import Random
+
+import pytest
+
+from tests.faults.menu import ALONE, ANYWHERE, Fault
+from tests.faults.mutants import MUTANTS
+from tests.faults.run import Size, run
+from tests.faults.schedule import Planned
+from tests.faults.stage import Stage
+from tests.servers import Broker
+from tests.system import eventually
+
+SMALL = Size(links=4, messages=24, seconds=8, patience=25)
+# What a defect loses the sweeper may find again: it is another's work that is judged here.
+NO_SWEEPER = {"SWEEP_AGE": "3600", "SWEEP_PERIOD": "3600"}
+
+
+def killed_at(process: str, handler: str, step: int) -> Fault:
+    """Return the fault that whoever comes to this step is killed."""
+
+    @asynccontextmanager
+    async def fault(stage: Stage, _dice: Random) -> AsyncIterator[None]:
+        plan = stage.flags / "crash"
+        plan.write_text(f"{process} {handler} {step}")
+
+        async def claimed() -> bool:
+            return not plan.exists()
+
+        await eventually(claimed)
+        yield
+
+    return fault
+
+
+def planned(name: str, fault: Fault, *, pause: float = 1.0, lasts: float = 0.2) -> Planned:
+    """Return a fault with its time."""
+    return Planned(name, fault, pause, lasts, seed=0)
+
+
+def of_the_menu(name: str, *, pause: float = 1.0, lasts: float = 0.2) -> Planned:
+    """Return a fault of the menu with its time."""
+    return planned(name, (ANYWHERE | ALONE)[name], pause=pause, lasts=lasts)
+
+
+# Step 1 of a customer's message is its commit, step 2 the publish of its job.
+BEFORE_THE_JOB = [planned("killed at", killed_at("conversation-consumer", "gateway.message", 2)) for _ in range(3)]
+AFTER_AN_ACK = [planned("killed at", killed_at("conversation-consumer", "gateway.message", 3)) for _ in range(3)]
+BLACK_HOLES = [of_the_menu("broker in a black hole", lasts=2.0), of_the_menu("broker in a black hole", lasts=2.0)]
+TWO_SENDERS = [
+    of_the_menu("gateway has ids of its own", pause=0, lasts=8),
+    *(of_the_menu("broker connections cut") for _ in range(6)),
+]
+BACKLOG = [of_the_menu("database away", pause=1, lasts=9)]  # longer than SQLite's own line of waiting writers
+
+CASES = {
+    "skips duplicates": (BEFORE_THE_JOB, "lost"),
+    "acknowledges first": (AFTER_AN_ACK, "lost"),
+    "publishes unconfirmed": (BLACK_HOLES, "lost"),
+    "claims unchecked": (TWO_SENDERS, "doubled"),
+    "without order": (BACKLOG, "disordered"),
+}
+
+
+def test_every_mutant_has_its_case() -> None:
+    """None is forgotten."""
+    assert CASES.keys() == MUTANTS.keys()
+
+
+QUICK = {"skips duplicates", "acknowledges first"}
+
+
+@pytest.mark.parametrize(
+    "mutant", [name if name in QUICK else pytest.param(name, marks=pytest.mark.long) for name in CASES]
+)
+async def test_a_mutant_is_found(mutant: str, breakable_broker: Broker, tmp_path: Path) -> None:
+    """With the defect the judge finds what it does; the same faults without it are survived."""
+    faults, found = CASES[mutant]
+    folders = tmp_path / "well", tmp_path / "ill"
+    for folder in folders:
+        folder.mkdir()
+    size = replace(SMALL, patience=SMALL.patience + sum(planned.lasts for planned in faults))
+    well = await run(breakable_broker, None, folders[0], faults, size=size, **NO_SWEEPER)
+    assert well.verdict.faults == []
+    await breakable_broker.renew()
+    ill = await run(breakable_broker, None, folders[1], faults, size=size, mutant=mutant, **NO_SWEEPER)
+    assert getattr(ill.verdict, found), ill.verdict
