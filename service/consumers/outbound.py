@@ -179,7 +179,7 @@ class OutboundConsumer:
         else:
             pace.deferrals = 0
             metrics.SENDS.labels("sent").inc()
-            recorded = await self._write(partial(lanes.record_sent, message_id=message.id, whatsapp_id=sent_as))
+            recorded = await self._write(partial(lanes.record_sent, claimed=message, whatsapp_id=sent_as))
         if recorded is not None:
             await self.hold(partial(self.announcer.status, recorded))
 

@@ -1,5 +1,6 @@
 """A command is executed once: its row holds the event that answers it, and a repetition only repeats that event."""
 
+import hashlib
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -45,15 +46,27 @@ def rejection(command: Command, envelope: Envelope, error: Rejected) -> CommandR
 
 
 async def begin(database: Database, tx: AsyncSession, command: Command, envelope: Envelope) -> Outcome | None:
-    """Write the command down; return its outcome where it has one already.
+    """Write the command down; return its outcome where it has one already, or where its id is another command's.
 
     Raises:
         Undeliverable: the command has no id.
     """
+    command_id, digest = envelope.id_or_dead_letter(), _digest(command)
     row = await command_row(
-        database, tx, chatbot_id=command.chatbot_id, command_id=envelope.id_or_dead_letter(), name=command.name
+        database, tx, chatbot_id=command.chatbot_id, command_id=command_id, name=command.name, digest=digest
     )
+    if (row.name, row.digest or digest) != (command.name, digest):
+        reused = Rejected("another command was given under this id: use a new id for a new command", code="id_reused")
+        # The row is the other command's, and so is the id of a rejection that is derived from the command's id alone.
+        own_id = output_id(command.chatbot_id, f"{reused.code} {command.name} {digest} {command_id}")
+        return _outcome(rejection(command, envelope, reused), own_id)
     return Outcome(**row.outcome) if row.outcome else None
+
+
+def _digest(command: Command) -> str:
+    # Without defaults: a field that is new in some version does not make another command of one from before.
+    body = command.model_dump_json(exclude={"requested_at"}, exclude_defaults=True)
+    return hashlib.sha256(body.encode()).hexdigest()
 
 
 async def end(
@@ -76,9 +89,13 @@ async def end(
     event = rejection(command, envelope, result) if isinstance(result, Rejected) else result
     row = await tx.get_one(CommandRow, (command.chatbot_id, envelope.message_id))
     own_id = output_id(command.chatbot_id, f"{event.name} {envelope.message_id}")
-    outcome = Outcome(event.name, message_id or own_id, event.model_dump(mode="json", by_alias=True))
+    outcome = _outcome(event, message_id or own_id)
     row.outcome = asdict(outcome)
     return outcome
+
+
+def _outcome(event: Event, message_id: str) -> Outcome:
+    return Outcome(event.name, message_id, event.model_dump(mode="json", by_alias=True))
 
 
 async def publish_outcome(publisher: Publisher, outcome: Outcome, command: Command, envelope: Envelope) -> None:

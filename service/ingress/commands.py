@@ -10,6 +10,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from uuid_utils.compat import uuid7
 
 from service.domain.identities import new_session_id, outgoing_message_id
+from service.errors import DatabaseUnavailable
 from service.ingress.bodies import (
     Accepted,
     ChatbotRequest,
@@ -129,12 +130,15 @@ class Commands:
 
         409 `not_pending` once it went out or failed otherwise, 409 `being_sent` while an attempt is under way.
         """
-        outcome = await self._carry_out(
-            CancelMessage(chatbot_id=(await self._message(message_id)).chatbot_id, message_id=message_id)
-        )
-        if outcome is None:
-            response.status_code = 202
-        return MessageAnswer(data=MessageData.of(await self._message(message_id)))
+        seen = await self._message(message_id)
+        outcome = await self._carry_out(CancelMessage(chatbot_id=seen.chatbot_id, message_id=message_id))
+        try:
+            if outcome is not None:
+                return MessageAnswer(data=MessageData.of(await self._message(message_id)))
+        except DatabaseUnavailable:
+            pass  # it is done, and cannot be shown at this moment
+        response.status_code = 202
+        return MessageAnswer(data=MessageData.of(seen))
 
     async def register(self, chatbot_id: UUID, response: Response) -> Accepted:
         """Make a chatbot known; needed before its first /init where CHATBOTS=strict. Doing it again changes nothing."""

@@ -10,10 +10,10 @@ from faststream.rabbit import RabbitMessage
 from service.domain.dead_letters import DeadLetter
 from service.errors import BrokerUnavailable
 from service.messaging import topology
+from service.messaging.connections import BROKER_TROUBLE, is_cancelled, with_heartbeat
 from service.messaging.dead_letters import read_dead_letter
 from service.messaging.holding import Hold, Stopping
 from service.messaging.partitions import Partition
-from service.messaging.publishing import BROKER_TROUBLE, is_cancelled, with_heartbeat
 
 log = structlog.get_logger()
 

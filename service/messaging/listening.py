@@ -12,7 +12,7 @@ from uuid_utils.compat import uuid7
 
 from service.domain.sending import backoff
 from service.messaging import topology
-from service.messaging.publishing import BROKER_TROUBLE, is_cancelled, with_heartbeat
+from service.messaging.connections import BROKER_TROUBLE, close_broker, is_cancelled, with_heartbeat
 from whatsapp_qr_contracts.message import EVENTS
 
 log = structlog.get_logger()
@@ -78,7 +78,7 @@ class Listener:
             for key in _KEYS:
                 await declared.bind(EVENTS, key)
         except BaseException:
-            await broker.stop()
+            await close_broker(broker)
             raise
         return broker
 
@@ -88,10 +88,7 @@ class Listener:
             self._starting.cancel()
             await asyncio.gather(self._starting, return_exceptions=True)
         if self._broker is not None:
-            try:
-                await self._broker.stop()
-            except BROKER_TROUBLE as error:
-                log.info("connection_lost_while_closing", error=repr(error))
+            await close_broker(self._broker)
 
 
 async def _tell(hear: Hear, delivery: RabbitMessage) -> None:

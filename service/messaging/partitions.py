@@ -10,7 +10,6 @@ FastStream's defaults would lose or disorder messages here; this module is where
   tells it in no other way. On a queue with no traffic a probe (see topology) is what is delivered.
 """
 
-import asyncio
 import logging
 import time
 from collections.abc import Awaitable, Callable
@@ -21,7 +20,7 @@ import structlog
 from faststream import AckPolicy
 from faststream.rabbit import Channel, RabbitBroker, RabbitMessage, RabbitQueue
 
-from service.messaging.publishing import BROKER_TROUBLE, HEARTBEAT, is_cancelled, with_heartbeat
+from service.messaging.connections import BROKER_TROUBLE, close_all, close_broker, with_heartbeat
 from service.messaging.tolerance import tolerate_foreign_properties
 from service.messaging.topology import PROBE
 from service.messaging.turns import Gate, Turn
@@ -31,9 +30,6 @@ log = structlog.get_logger()
 
 Process = Callable[[RabbitMessage], Awaitable[bool]]
 """Does all that follows from a message; says whether it may be acknowledged."""
-
-# Closing gives up on a dead link by itself, after more than a heartbeat; cut short, the connection would come back.
-_CLOSE_SECONDS = 4.0 * HEARTBEAT
 
 
 class Partition:
@@ -92,7 +88,7 @@ class Partition:
         try:
             await broker.start()
         except BaseException:
-            await broker.stop()
+            await close_broker(broker)
             raise
         self._broker = broker
 
@@ -143,14 +139,7 @@ class Partition:
             return
         await self._gate.close(seconds)
         # The channel first: the next process's order depends on it.
-        for close in (self._subscriber._queue_obj.channel.close, broker._connection.close, broker.stop):  # noqa: SLF001
-            try:
-                async with asyncio.timeout(_CLOSE_SECONDS):
-                    await close()
-            except (*BROKER_TROUBLE, asyncio.CancelledError) as error:
-                if isinstance(error, asyncio.CancelledError) and is_cancelled():
-                    raise
-                log.info("connection_lost_while_closing", queue=self.name, error=repr(error))
+        await close_all(self._subscriber._queue_obj.channel.close, broker._connection.close, broker.stop)  # noqa: SLF001
 
 
 async def _undecoded(message: RabbitMessage, _original: object) -> RabbitMessage:

@@ -8,7 +8,6 @@ from datetime import UTC, datetime
 from typing import Any
 
 import structlog
-from aio_pika.exceptions import AMQPError
 from aiormq.exceptions import PublishError
 from faststream.rabbit import Channel, RabbitBroker
 from pamqp.encode import encode_table_value
@@ -16,28 +15,19 @@ from pamqp.encode import field_table as encode_table
 
 from service.errors import BrokerUnavailable
 from service.messaging import topology
+from service.messaging.connections import BROKER_TROUBLE, close_broker, is_cancelled, with_heartbeat
 from whatsapp_qr_contracts.message import EVENTS, Message
 from whatsapp_qr_contracts.partitions import partition_of
 
 log = structlog.get_logger()
 
 APP_ID = "whatsapp-qr"
-HEARTBEAT = 5
 _PUBLISH_SECONDS = 4.0
 _CONNECT_SECONDS = 3.0
-# Closing gives up on a dead link by itself, after more than a heartbeat; cut short, the connection would come back.
-_CLOSE_SECONDS = 4.0 * HEARTBEAT
 # aiormq makes up an id where there is none, and a made-up id would hide that the sender gave none.
 NO_ID = " "
 _MAX_HEADER_BYTES = 65_536
 _OWN_HEADERS = frozenset({"partition-key", "schema-version"})
-# aio-pika reports a connection that is being replaced as RuntimeError.
-BROKER_TROUBLE = (AMQPError, OSError, RuntimeError, TimeoutError)
-
-
-def with_heartbeat(url: str) -> str:
-    """Return the broker's URL with a heartbeat of 5 s, so that a dead peer is noticed within 15 s."""
-    return url if "heartbeat=" in url else f"{url}{'&' if '?' in url else '?'}heartbeat={HEARTBEAT}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -200,7 +190,7 @@ class Publisher:
     def _replace(self, broker: RabbitBroker | None) -> None:
         if broker is not None and broker is self._broker:
             self._broker = None
-            closing = asyncio.create_task(_close(broker))
+            closing = asyncio.create_task(close_broker(broker))
             self._closing.add(closing)
             closing.add_done_callback(self._closing.discard)
 
@@ -231,17 +221,3 @@ class Publisher:
             await asyncio.gather(self._connecting, return_exceptions=True)
         self._replace(self._broker)
         await asyncio.gather(*self._closing)
-
-
-def is_cancelled() -> bool:
-    """Say whether the running task was cancelled; aiormq raises CancelledError also where a connection was stuck."""
-    task = asyncio.current_task()
-    return task is not None and task.cancelling() > 0
-
-
-async def _close(broker: RabbitBroker) -> None:
-    try:
-        async with asyncio.timeout(_CLOSE_SECONDS):
-            await broker.stop()
-    except BROKER_TROUBLE as error:
-        log.info("broker_connection_lost_while_closing", error=repr(error))

@@ -15,8 +15,9 @@ from aiormq.exceptions import PublishError
 from service.domain.dead_letters import UNROUTABLE, Original
 from service.errors import BrokerUnavailable, Undeliverable
 from service.messaging import topology
+from service.messaging.connections import BROKER_TROUBLE, with_heartbeat
 from service.messaging.lossless import from_json
-from service.messaging.publishing import BROKER_TROUBLE, NO_ID, publishable, with_heartbeat
+from service.messaging.publishing import NO_ID, publishable
 
 _SECONDS = 5.0
 

@@ -21,9 +21,10 @@ from uuid_utils.compat import uuid7
 
 from service.errors import BrokerUnavailable
 from service.messaging import topology
+from service.messaging.connections import BROKER_TROUBLE, is_cancelled, with_heartbeat
 from service.messaging.holding import Hold, Stopping
 from service.messaging.partitions import Partition
-from service.messaging.publishing import BROKER_TROUBLE, Properties, Publisher, is_cancelled, with_heartbeat
+from service.messaging.publishing import Properties, Publisher
 from whatsapp_qr_contracts.message import JOBS
 
 log = structlog.get_logger()

@@ -4,12 +4,11 @@ It may lag: after a crash in between an output is published once more, under the
 """
 
 import asyncio
-from collections import defaultdict
-from typing import TYPE_CHECKING
+from typing import NamedTuple, TypeVar
+from uuid import UUID
 
 import structlog
-from sqlalchemy import update
-from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy import bindparam, update
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlmodel import col
 
@@ -17,15 +16,38 @@ from service.domain.sending import backoff
 from service.errors import DatabaseUnavailable
 from service.persistence.database import Database
 from service.persistence.tables import ConversationRow, MessageRow
-
-if TYPE_CHECKING:
-    from uuid import UUID
-
-    from whatsapp_qr_contracts.message import DeliveryStatus
+from whatsapp_qr_contracts.message import DeliveryStatus
 
 log = structlog.get_logger()
+T = TypeVar("T")
 
 _LAG_SECONDS = 0.05
+_MOST = 10_000
+
+
+class Reached(NamedTuple):
+    """A status that a message has come to: after a retry it may come to the same one again, at another place."""
+
+    message_id: UUID
+    status: DeliveryStatus
+    place: int | None
+    """In its lane."""
+
+    @classmethod
+    def by(cls, message: MessageRow) -> "Reached":
+        """Return a message's present status."""
+        return cls(message.id, message.delivery_status, message.lane_number)
+
+
+_MARK = (
+    update(MessageRow)
+    .where(
+        col(MessageRow.id) == bindparam("message_id"),
+        col(MessageRow.delivery_status) == bindparam("status"),
+        col(MessageRow.lane_number).is_not_distinct_from(bindparam("place")),
+    )
+    .values(announced=True)
+)
 
 
 class Confirmations:
@@ -33,24 +55,28 @@ class Confirmations:
 
     def __init__(self, database: Database) -> None:
         self._database = database
-        self._messages: set[tuple[UUID, DeliveryStatus]] = set()
+        self._messages: set[Reached] = set()
         self._conversations: set[UUID] = set()
         self._some = asyncio.Event()
         self._writing: asyncio.Task[None] | None = None
 
     def message(self, message: MessageRow) -> None:
         """Note that everything that follows from a message's present status is confirmed."""
-        self._messages.add((message.id, message.delivery_status))
-        self._some.set()
+        self._note(self._messages, Reached.by(message))
 
     def conversation(self, conversation: ConversationRow) -> None:
         """Note that conversation.started is confirmed."""
-        self._conversations.add(conversation.id)
+        self._note(self._conversations, conversation.id)
+
+    def _note(self, known: set[T], one: T) -> None:
+        if len(known) >= _MOST:
+            known.clear()  # they cannot be written: what is forgotten is published once more, under the same id
+        known.add(one)
         self._some.set()
 
     def has_message(self, message: MessageRow) -> bool:
         """Say whether that is known, written down or about to be."""
-        return message.announced or (message.id, message.delivery_status) in self._messages
+        return message.announced or Reached.by(message) in self._messages
 
     def has_conversation(self, conversation: ConversationRow) -> bool:
         """Say whether that is known, written down or about to be."""
@@ -70,27 +96,27 @@ class Confirmations:
     async def _write(self) -> bool:
         self._some.clear()
         messages, conversations = set(self._messages), set(self._conversations)
-        by_status: dict[DeliveryStatus, list[UUID]] = defaultdict(list)
-        for message_id, status in sorted(messages):
-            by_status[status].append(message_id)
+        rows = [one._asdict() for one in sorted(messages, key=lambda one: one.message_id)]
 
         async def mark(tx: AsyncSession) -> None:
-            for status, ids in by_status.items():
-                unchanged = (col(MessageRow.id).in_(ids), col(MessageRow.delivery_status) == status)
-                await tx.execute(update(MessageRow).where(*unchanged).values(announced=True))
+            if rows:
+                await (await tx.connection()).execute(_MARK, rows)
             if conversations:
                 known = col(ConversationRow.id).in_(sorted(conversations))
                 await tx.execute(update(ConversationRow).where(known).values(announced=True))
 
         try:
             await self._database.transact(mark)
-        except (DatabaseUnavailable, SQLAlchemyError) as error:
+        except DatabaseUnavailable as error:
             log.warning("confirmations_not_written", reason=str(error))
-            self._some.set()
-            return False
-        self._messages -= messages
-        self._conversations -= conversations
-        return True
+        except Exception:
+            log.exception("confirmations_not_written")
+        else:
+            self._messages -= messages
+            self._conversations -= conversations
+            return True
+        self._some.set()
+        return False
 
     async def flush(self) -> bool:
         """Write what is collected now, without the delay, and say whether that went well; else it is tried again."""

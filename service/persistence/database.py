@@ -27,6 +27,7 @@ _BUSY_SECONDS = 5
 _POOL_SIZE = 10
 _APPLICATION = "whatsapp-qr"
 _CONNECT_SECONDS = 3
+_CLOSE_SECONDS = 6.0
 _STATEMENT_SECONDS = 10
 # A process that hangs in the middle of a transaction loses it, and its locks, before another takes its partitions.
 _IDLE_MILLISECONDS = 10_000
@@ -139,9 +140,13 @@ class Database:
         await self.read(select_one, seconds=2)
 
     async def close(self) -> None:
-        """Close all connections."""
-        await self._writer.dispose()
-        await self._reader.dispose()
+        """Close all connections; where the database is silent they are left to the end of the process."""
+        try:
+            async with asyncio.timeout(_CLOSE_SECONDS):
+                await self._writer.dispose()
+                await self._reader.dispose()
+        except TimeoutError:
+            log.warning("database_silent_while_closing")
 
 
 async def _run(engine: AsyncEngine, work: Work[T]) -> T:

@@ -70,7 +70,7 @@ async def claim_next(database: Database, tx: AsyncSession, *, session_id: str, p
     message, at = row
     claimed = message.claimed_until is not None and message.claimed_until > at
     if not claimed and message.expires_at is not None and message.expires_at <= at:
-        raise_status(message, DeliveryStatus.FAILED, at, error_code="expired", error_message="it waited too long")
+        expire(message, at)
         return Expired(message)
     if session.status is not SessionStatus.CONNECTED:
         return Idle(postponed=session.drain_at is not None)
@@ -100,13 +100,17 @@ async def _lock_first(database: Database, tx: AsyncSession, session_id: str) -> 
             return None
 
 
-async def record_sent(tx: AsyncSession, *, message_id: UUID, whatsapp_id: str) -> MessageRow:
-    """Record that the gateway took a message. True whoever records it, so no claim is asked for."""
-    message = await tx.get_one(MessageRow, message_id)
-    renamed = message.whatsapp_message_id != whatsapp_id
+async def record_sent(tx: AsyncSession, *, claimed: MessageRow, whatsapp_id: str) -> MessageRow | None:
+    """Record that the gateway took a message; None where it has another WhatsApp id by now: it is to go out anew.
+
+    True whoever records it, so no claim is asked for.
+    """
+    renamed = claimed.whatsapp_message_id != whatsapp_id
     if renamed:
-        await session_by_id(tx, message.session_id, lock=True)  # apply_receipt keeps early receipts under this lock
-    message = await _locked(tx, message_id)
+        await session_by_id(tx, claimed.session_id, lock=True)  # apply_receipt keeps early receipts under this lock
+    message = await _locked(tx, claimed.id)
+    if message.whatsapp_message_id not in {claimed.whatsapp_message_id, whatsapp_id}:
+        return None
     if message.error_code != FAILED_BY_WHATSAPP:  # that receipt is newer than the answer that is recorded here
         raise_status(message, DeliveryStatus.SENT, now())
     if renamed:
@@ -149,7 +153,18 @@ async def fail_pending(tx: AsyncSession, session_id: str, *, code: str, detail: 
     """Fail every message of a lane that waits."""
     query = select(MessageRow).where(*_pending(session_id)).with_for_update()
     for message in await tx.scalars(query):
-        raise_status(message, DeliveryStatus.FAILED, now(), error_code=code, error_message=detail)
+        _fail_waiting(message, now(), code=code, detail=detail)
+
+
+def expire(message: MessageRow, at: datetime) -> None:
+    """Fail a message that waited too long."""
+    _fail_waiting(message, at, code="expired", detail="it waited too long")
+
+
+def _fail_waiting(message: MessageRow, at: datetime, *, code: str, detail: str) -> None:
+    if message.attempts or message.claimed_until is not None:  # the latter is left by a process that was killed
+        detail += "; an earlier attempt, whose outcome is unknown, may have gone out"
+    raise_status(message, DeliveryStatus.FAILED, at, error_code=code, error_message=detail)
 
 
 async def cancel(database: Database, tx: AsyncSession, message: MessageRow) -> None:
@@ -165,8 +180,7 @@ async def cancel(database: Database, tx: AsyncSession, message: MessageRow) -> N
     at = await database.present(tx)
     if message.claimed_until is not None and message.claimed_until > at:
         raise Rejected("the message is being sent at this moment: ask again in some seconds", code="being_sent")
-    detail = "it was cancelled" + (" after an attempt whose outcome is unknown" if message.attempts else "")
-    raise_status(message, DeliveryStatus.FAILED, at, error_code=CANCELLED, error_message=detail)
+    _fail_waiting(message, at, code=CANCELLED, detail="it was cancelled")
 
 
 async def enqueue_again(

@@ -132,12 +132,11 @@ async def remove_chatbot(tx: AsyncSession, chatbot_id: UUID) -> None:
 
 
 async def command_row(
-    database: Database, tx: AsyncSession, *, chatbot_id: UUID, command_id: str, name: str
+    database: Database, tx: AsyncSession, *, chatbot_id: UUID, command_id: str, name: str, digest: str
 ) -> CommandRow:
-    """Return the row of a command, made where it is new."""
-    await database.insert_new(
-        tx, CommandRow, chatbot_id=chatbot_id, command_id=command_id, name=name, outcome=None, created_at=now()
-    )
+    """Return the row under a command's id, made where there was none; another command may have made it."""
+    new = CommandRow(chatbot_id=chatbot_id, command_id=command_id, name=name, digest=digest)
+    await database.insert_new(tx, CommandRow, **new.model_dump())
     return await tx.get_one(CommandRow, (chatbot_id, command_id))
 
 

@@ -24,13 +24,13 @@ def end_stopped_writer(database: str) -> int | None:
     """
     # The files are not opened: closing one would drop every lock that this process has on it.
     try:
-        inode = Path(f"{database}-shm").stat().st_ino
+        shared = Path(f"{database}-shm").stat()
         held = _WRITE_LOCK.findall(_LOCKS.read_text())
     except OSError:
         return None
     for holder, file, first, last in held:
         covers = int(first) <= _WRITER_BYTE and (last == "EOF" or int(last) >= _WRITER_BYTE)
-        if int(file) == inode and covers and _is_stopped(int(holder)):
+        if int(file) == shared.st_ino and covers and _is_stopped(int(holder)) and _has_open(int(holder), shared):
             try:
                 os.kill(int(holder), signal.SIGKILL)
             except (ProcessLookupError, PermissionError):  # it has ended meanwhile, or it is somebody else's
@@ -42,5 +42,13 @@ def end_stopped_writer(database: str) -> int | None:
 def _is_stopped(process: int) -> bool:
     try:
         return re.search(r"^State:\s+T ", Path(f"/proc/{process}/status").read_text(), re.MULTILINE) is not None
+    except OSError:
+        return False
+
+
+def _has_open(process: int, file: os.stat_result) -> bool:
+    """Say whether a process has a file open: another disk may have another file of the same number."""
+    try:
+        return any(os.path.samestat(opened.stat(), file) for opened in Path(f"/proc/{process}/fd").iterdir())
     except OSError:
         return False

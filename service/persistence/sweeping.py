@@ -13,10 +13,10 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import aliased
 from sqlmodel import col
 
-from service.persistence.conversations import raise_status
+from service.persistence import lanes
 from service.persistence.database import Database
 from service.persistence.tables import CommandRow, ConversationRow, MessageRow, ReceiptRow, SessionRow
-from whatsapp_qr_contracts.message import DeliveryStatus, Role, SessionStatus
+from whatsapp_qr_contracts.message import Role, SessionStatus
 
 BATCH = 200
 _KEPT = timedelta(hours=24)
@@ -140,7 +140,7 @@ async def expire(database: Database, tx: AsyncSession) -> list[MessageRow]:
     )
     expired, at = list(await tx.scalars(query)), await database.present(tx)
     for message in expired:
-        raise_status(message, DeliveryStatus.FAILED, at, error_code="expired", error_message="it waited too long")
+        lanes.expire(message, at)
     return expired
 
 

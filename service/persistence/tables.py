@@ -88,13 +88,15 @@ class SessionRow(SQLModel, table=True):
 
 
 class CommandRow(SQLModel, table=True):
-    """A session or chatbot command: one with an outcome is never executed again. Kept for 24 h."""
+    """A command about a session, a chatbot or a message: with an outcome it is never executed again. Kept for 24 h."""
 
     __tablename__ = "commands"
 
     chatbot_id: UUID = Field(primary_key=True)
     command_id: str = Field(primary_key=True, max_length=255)
     name: str
+    digest: str | None = Field(default=None, max_length=64)
+    """Of its body: another one under the same id is refused. None where it was written before there were digests."""
     outcome: dict[str, Any] | None = Field(default=None, sa_type=JSON)
     """The event that answers it: name, message_id and body."""
     created_at: datetime = _when(default_factory=now, index=True)

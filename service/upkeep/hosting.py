@@ -13,7 +13,7 @@ import structlog
 
 from service import metrics
 from service.errors import DatabaseUnavailable, ServiceError
-from service.messaging.publishing import is_cancelled
+from service.messaging.connections import is_cancelled
 from service.persistence import leases
 from service.persistence.database import Database
 

@@ -20,6 +20,7 @@ from whatsapp_qr_contracts.message import SessionStatus
 
 CUSTOMER = "5491112345678"
 POLICY = SendPolicy()
+MAY_HAVE_GONE_OUT = "; an earlier attempt, whose outcome is unknown, may have gone out"
 
 
 async def a_session(
@@ -97,9 +98,15 @@ async def claimed(database: Database, session: SessionRow, policy: SendPolicy = 
     return step.message
 
 
+async def answered(database: Database, message: MessageRow, whatsapp_id: str) -> MessageRow | None:
+    """Record the gateway's answer to a call that was made for a message as it was claimed."""
+    return await database.transact(lambda tx: lanes.record_sent(tx, claimed=message, whatsapp_id=whatsapp_id))
+
+
 async def sent(database: Database, message: MessageRow, whatsapp_id: str | None = None) -> MessageRow:
-    whatsapp_id = whatsapp_id or message.whatsapp_message_id
-    return await database.transact(lambda tx: lanes.record_sent(tx, message_id=message.id, whatsapp_id=whatsapp_id))
+    recorded = await answered(database, message, whatsapp_id or message.whatsapp_message_id)
+    assert recorded is not None
+    return recorded
 
 
 async def reread(database: Database, message: MessageRow) -> MessageRow:

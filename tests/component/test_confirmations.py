@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 import pytest
 
 from service.errors import DatabaseUnavailable
+from service.persistence import confirmations as confirmations_module
 from service.persistence.confirmations import Confirmations
 from service.persistence.database import Database
 from service.persistence.tables import ConversationRow, MessageRow
@@ -104,3 +105,45 @@ async def test_confirmations_survive_an_unavailable_database(
 
     await until(written)
     await confirmations.close()
+
+
+async def test_an_odd_error_does_not_end_the_writing(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever a driver says in the middle of a lost connection: it is logged, and all is written with the next try."""
+    session = await a_session(database)
+    messages = [(await receive(database, session, name)).message for name in ("A1", "A2")]
+    failed, transact = asyncio.Event(), database.transact
+
+    async def odd(_work: object) -> None:
+        monkeypatch.setattr(database, "transact", transact)
+        failed.set()
+        detail = "another operation is in progress"
+        raise RuntimeError(detail)
+
+    monkeypatch.setattr(database, "transact", odd)
+    confirmations = Confirmations(database)
+    confirmations.start()
+    confirmations.message(messages[0])
+    async with asyncio.timeout(15):
+        await failed.wait()
+    confirmations.message(messages[1])
+
+    async def written() -> bool:
+        return all([(await reread(database, message)).announced for message in messages])
+
+    await until(written)
+    await confirmations.close()
+
+
+async def test_what_cannot_be_written_is_forgotten_in_the_end(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Memory has a bound: it is published once more, under the same id."""
+    monkeypatch.setattr(confirmations_module, "_MOST", 2)
+    session = await a_session(database)
+    one, two, three = [(await receive(database, session, name)).message for name in ("A1", "A2", "A3")]
+    confirmations = Confirmations(database)
+    for message in (one, two, three):
+        confirmations.message(message)
+    assert [confirmations.has_message(message) for message in (one, two, three)] == [False, False, True]
+    await confirmations.close()
+    assert [(await reread(database, message)).announced for message in (one, two, three)] == [False, False, True]

@@ -202,7 +202,7 @@ async def test_a_receipt_and_the_id_that_it_waits_for_cannot_miss_each_other(
     recorded, kept = asyncio.Event(), asyncio.Event()
 
     async def record(tx: AsyncSession) -> None:
-        await lanes.record_sent(tx, message_id=message.id, whatsapp_id="GATEWAYS-OWN")
+        await lanes.record_sent(tx, claimed=message, whatsapp_id="GATEWAYS-OWN")
         await tx.flush()
         recorded.set()
         # Committed only when the receipt has had its chance to look: it is done, or waits for our lock.

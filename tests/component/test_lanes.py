@@ -11,7 +11,18 @@ from service.persistence import conversations, lanes
 from service.persistence.database import Database
 from service.persistence.lanes import Claimed, Expired, Idle, Wait
 from service.persistence.tables import MessageRow, SessionRow
-from tests.component.rows import a_session, all_of, change, claim, claimed, enqueue, receive, reread, sent
+from tests.component.rows import (
+    MAY_HAVE_GONE_OUT,
+    a_session,
+    all_of,
+    change,
+    claim,
+    claimed,
+    enqueue,
+    receive,
+    reread,
+    sent,
+)
 from whatsapp_qr_contracts.message import DeliveryStatus, SessionStatus
 
 D = DeliveryStatus
@@ -126,6 +137,21 @@ async def test_what_waited_too_long_expires(database: Database, status: SessionS
     assert (await reread(database, message)).delivery_status is D.FAILED
 
 
+@pytest.mark.parametrize("trace", [{"attempts": 1}, {"claimed_until": PAST}])
+async def test_what_may_have_gone_out_says_so(database: Database, trace: dict[str, Any]) -> None:
+    """After an attempt whose outcome is unknown, or a claim that a killed process left, failing is not all of it."""
+    session = await a_session(database)
+    expired, waits = [await enqueue(database, session) for _ in range(2)]
+    await change(database, expired, expires_at=PAST, **trace)
+    assert isinstance(await claim(database, session), Expired)
+    assert (await reread(database, expired)).error_message == f"it waited too long{MAY_HAVE_GONE_OUT}"
+    await change(database, waits, **trace)
+    await database.transact(
+        lambda tx: lanes.fail_pending(tx, session.session_id, code="number_changed", detail="another number")
+    )
+    assert (await reread(database, waits)).error_message == f"another number{MAY_HAVE_GONE_OUT}"
+
+
 async def test_what_is_being_sent_does_not_expire(database: Database) -> None:
     """Its outcome decides, not the clock."""
     session = await a_session(database)
@@ -184,6 +210,7 @@ async def test_all_that_waits_can_be_failed(database: Database) -> None:
     for message in waiting:
         failed = await reread(database, message)
         assert (failed.delivery_status, failed.error_code) == (D.FAILED, "number_changed")
+        assert failed.error_message == "another number"
     assert (await reread(database, done)).delivery_status is D.SENT
     assert (await reread(database, elsewhere)).delivery_status is D.PENDING
 

@@ -6,6 +6,7 @@ from typing import Any
 from uuid import uuid4
 
 import pytest
+from sqlalchemy import update
 
 from service.consumers.conversation import ConversationConsumer
 from service.domain.identities import output_id
@@ -14,7 +15,18 @@ from service.persistence import lanes, sessions
 from service.persistence.conversations import apply_receipt
 from service.persistence.database import Database
 from service.persistence.tables import CommandRow, MessageRow, SessionRow
-from tests.component.rows import a_session, all_of, change, claimed, enqueue, receive, reread, sent
+from tests.component.rows import (
+    MAY_HAVE_GONE_OUT,
+    a_session,
+    all_of,
+    answered,
+    change,
+    claimed,
+    enqueue,
+    receive,
+    reread,
+    sent,
+)
 from tests.component.standins import CrashError, Recorder, announcer
 from whatsapp_qr_contracts.commands import CancelMessage, MessageCommand, RetryMessage
 from whatsapp_qr_contracts.message import DeliveryStatus as D
@@ -90,9 +102,17 @@ async def test_what_may_have_gone_out_says_so(database: Database, world: World) 
     message = await enqueue(database, await a_session(database))
     await change(database, message, attempts=1)
     await world.handle(cancel(message))
-    assert (
-        await reread(database, message)
-    ).error_message == "it was cancelled after an attempt whose outcome is unknown"
+    assert (await reread(database, message)).error_message == f"it was cancelled{MAY_HAVE_GONE_OUT}"
+
+
+async def test_what_was_claimed_by_a_killed_process_says_so_too(database: Database, world: World) -> None:
+    """It was counted as no attempt, but may have been one."""
+    session = await a_session(database)
+    message = await enqueue(database, session)
+    await claimed(database, session)
+    await change(database, message, claimed_until=message.created_at - timedelta(hours=1))
+    await world.handle(cancel(message))
+    assert (await reread(database, message)).error_message == f"it was cancelled{MAY_HAVE_GONE_OUT}"
 
 
 async def test_what_is_being_sent_cannot_be_cancelled(database: Database, world: World) -> None:
@@ -159,6 +179,36 @@ async def test_a_repetition_keeps_its_outcome(database: Database, world: World) 
     await world.handle(retry(message), "r")
     assert await world.handle(cancel(message)) == first
     assert (await reread(database, message)).delivery_status is D.PENDING
+
+
+async def test_another_command_under_a_known_id_is_refused(database: Database, world: World) -> None:
+    """The same about another message, or another about the same: each is told so, and the first keeps its outcome."""
+    session = await a_session(database)
+    message, other = await enqueue(database, session), await enqueue(database, session)
+    first = await world.handle(cancel(message))
+    ids = set(world.broker.ids)
+    for command in (cancel(other), retry(message), retry(other)):
+        event = await world.handle(command)
+        assert (event.name, event.code, event.command, event.command_id) == (
+            "command.rejected", "id_reused", command.name, "c"
+        )  # fmt: skip
+        assert ids.isdisjoint(world.broker.ids)
+        refused = world.broker.ids
+        assert await world.handle(command) == event
+        assert world.broker.ids == refused
+        ids.update(refused)
+    assert (await reread(database, other)).delivery_status is D.PENDING
+    assert (await reread(database, message)).error_code == "cancelled"
+    assert await world.handle(cancel(message)) == first
+
+
+async def test_a_row_without_a_digest_is_of_its_name(database: Database, world: World) -> None:
+    """A command that was written down before there were digests repeats its outcome; another one is refused."""
+    message = await enqueue(database, await a_session(database))
+    first = await world.handle(cancel(message))
+    await database.transact(lambda tx: tx.execute(update(CommandRow).values(digest=None)))
+    assert await world.handle(cancel(message)) == first
+    assert (await world.handle(retry(message))).code == "id_reused"
 
 
 @pytest.mark.parametrize("when_done", [False, True])
@@ -305,3 +355,64 @@ async def test_an_old_claim_records_nothing(database: Database, world: World) ->
     recorded = await database.transact(lambda tx: lanes.record_failure(database, tx, claimed=old, verdict=verdict))
     assert recorded is None
     assert (await reread(database, message)).delivery_status is D.PENDING
+
+
+@pytest.mark.parametrize("own_id", [None, "OWN"])
+async def test_a_late_answer_does_not_undo_a_retry(database: Database, world: World, own_id: str | None) -> None:
+    """What WhatsApp failed waits under a new id; the answer to the call under the old one says nothing about it."""
+    session = await a_session(database)
+    message = await enqueue(database, session)
+    first = await claimed(database, session)
+    await receipt_of_failure(database, message, first.whatsapp_message_id)
+    await world.handle(retry(message))
+    assert await answered(database, first, own_id or first.whatsapp_message_id) is None
+    row = await reread(database, message)
+    assert row.delivery_status is D.PENDING
+    assert row.whatsapp_message_id not in {first.whatsapp_message_id, own_id}
+    again = await claimed(database, session)
+    assert (await sent(database, again)).delivery_status is D.SENT
+
+
+async def test_an_answer_can_be_recorded_again(database: Database) -> None:
+    """Where nobody knows whether the transaction was committed it is repeated, whoever chose the id."""
+    session = await a_session(database)
+    for own_id in (None, "OWN"):
+        await enqueue(database, session)
+        message = await claimed(database, session)
+        first = await sent(database, message, own_id)
+        again = await sent(database, message, own_id)
+        assert (again.delivery_status, again.whatsapp_message_id) == (D.SENT, first.whatsapp_message_id)
+
+
+async def test_a_second_failure_is_announced(database: Database, world: World) -> None:
+    """Also by a process that has not yet written down that the first one, before the retry, was confirmed."""
+    session = await a_session(database)
+    message = await enqueue(database, session)
+    broker = Recorder()
+    sender = announcer(database, broker)
+
+    async def fail(code: str) -> None:
+        verdict, attempt = lanes.GiveUp(code, "no"), await claimed(database, session)
+        row = await database.transact(lambda tx: lanes.record_failure(database, tx, claimed=attempt, verdict=verdict))
+        assert row is not None
+        await sender.status(row)
+
+    await fail("refused")
+    await world.handle(retry(message))
+    await fail("not_on_whatsapp")
+    assert [event.error_code for event, _, _ in broker.out] == ["refused", "not_on_whatsapp"]
+    await sender.confirmations.flush()
+    assert (await reread(database, message)).announced
+
+
+async def test_a_late_confirmation_of_the_first_failure_says_nothing_about_the_second(
+    database: Database, world: World
+) -> None:
+    """It was confirmed at another place of the lane: the second one is still to be announced."""
+    message = await failed(database, await a_session(database), announced=False)
+    late = announcer(database, Recorder())
+    await late.status(message)
+    await world.handle(retry(message))
+    await change(database, message, delivery_status=D.FAILED, error_code="refused", announced=False)
+    await late.confirmations.flush()
+    assert not (await reread(database, message)).announced

@@ -201,6 +201,29 @@ async def test_a_command_without_an_id_is_no_command(world: World) -> None:
     assert await all_of(world.database, CommandRow) == []
 
 
+async def test_another_command_under_a_known_id_is_refused(world: World) -> None:
+    """It is told so and nothing is done; the first keeps its outcome, also asked for at another time."""
+    chatbot_id = uuid4()
+    await world.handle(initialize(chatbot_id))
+    row, first, asked = await world.row(chatbot_id), world.broker.ids, list(world.gateway.asked)
+    for command in (
+        DisconnectSession(chatbot_id=chatbot_id),
+        RemoveChatbot(chatbot_id=chatbot_id),
+        InitializeSession(chatbot_id=chatbot_id, repair_of=row.version),
+    ):
+        world.broker.out.clear()
+        for _ in range(2):
+            await world.handle(command)
+        event = world.broker.out[0][0]
+        assert (event.name, event.code, event.command) == ("command.rejected", "id_reused", command.name)
+        assert len(set(world.broker.ids)) == 1
+    after = await world.row(chatbot_id)
+    assert (after.wanted, after.version, world.gateway.asked) == (True, row.version, asked)
+    world.broker.out.clear()
+    await world.handle(InitializeSession(chatbot_id=chatbot_id, requested_at=ASKED_AT))
+    assert world.broker.ids == first
+
+
 # A crash at each step
 
 

@@ -102,7 +102,7 @@ async def test_a_command_has_one_row(database: Database, other_process: Database
     async def carry_out(database: Database) -> bool:
         async def work(tx: AsyncSession) -> bool:
             row = await sessions.command_row(
-                database, tx, chatbot_id=chatbot_id, command_id="c1", name="session.initialize"
+                database, tx, chatbot_id=chatbot_id, command_id="c1", name="session.initialize", digest="d"
             )
             first = row.outcome is None
             row.outcome = {"name": "session.connecting", "body": {"é": [1, None]}}

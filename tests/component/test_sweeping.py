@@ -17,7 +17,17 @@ from service.persistence.tables import CommandRow, ConversationRow, MessageRow, 
 from service.upkeep import sweeper as sweeper_module
 from service.upkeep.sweeper import Sweeper
 from service.upkeep.watching import Watch
-from tests.component.rows import a_session, all_of, change, claimed, enqueue, receive, reread, sent
+from tests.component.rows import (
+    MAY_HAVE_GONE_OUT,
+    a_session,
+    all_of,
+    change,
+    claimed,
+    enqueue,
+    receive,
+    reread,
+    sent,
+)
 from tests.component.standins import Recorder, announcer, settled
 from whatsapp_qr_contracts.message import DeliveryStatus, SessionStatus
 
@@ -289,6 +299,21 @@ async def test_what_waited_too_long_expires_wherever_it_stands(
     ]
     assert (await reread(database, expired)).delivery_status is DeliveryStatus.FAILED
     assert (await reread(database, first)).delivery_status is DeliveryStatus.PENDING
+
+
+@pytest.mark.parametrize(
+    ("trace", "more"),
+    [({}, ""), ({"attempts": 1}, MAY_HAVE_GONE_OUT), ({"claimed_until": LONG_AGO}, MAY_HAVE_GONE_OUT)],
+)
+async def test_what_expires_says_whether_it_may_have_gone_out(
+    database: Database, sweeper: Sweeper, broker: Recorder, trace: dict[str, Any], more: str
+) -> None:
+    """After an attempt whose outcome is unknown, or a claim that a killed process left, it may have arrived."""
+    message = await enqueue(database, await settled(database))
+    await change(database, message, expires_at=LONG_AGO, **trace)
+    await sweeper.run()
+    [(event, _, _)] = broker.out
+    assert event.error_message == f"it waited too long{more}"
 
 
 async def test_a_claimed_message_does_not_expire(database: Database, sweeper: Sweeper) -> None:

@@ -8,6 +8,7 @@ from tests.faults.facts import Facts, Row, Sent, by_text
 from tests.faults.ledger import Ledger, Link
 
 UNKNOWN = "outcome_unknown"
+_ATTEMPTS = 3
 TERMINAL = {"READ", "FAILED"}
 
 
@@ -21,6 +22,8 @@ class Verdict:
     disordered: list[str] = field(default_factory=list)
     wrong: list[str] = field(default_factory=list)
     """States, dead letters, sessions and processes that are not as they must be."""
+    failed: Counter[str] = field(default_factory=Counter)
+    """Messages to send that failed, by error code."""
     unknown: list[str] = field(default_factory=list)
     """Messages FAILED with `outcome_unknown`: they may have gone out, and their sender was told so."""
 
@@ -35,10 +38,12 @@ def judge(ledger: Ledger, facts: Facts) -> Verdict:
     verdict = Verdict(accepted=ledger.accepted)
     for link in ledger.links:
         rows = [row for row in facts.rows if row.session_id == link.session_id]
-        _outgoing(link, [row for row in rows if row.outgoing], facts, verdict, refusals=ledger.refusals)
+        _outgoing(link, [row for row in rows if row.outgoing], facts, verdict)
         _incoming(link, [row for row in rows if not row.outgoing], facts, verdict)
+    _failures(ledger, verdict)
     _strangers(ledger, facts, verdict)
     _events(ledger, facts, verdict)
+    _answers(ledger, facts, verdict)
     _dead_letters(ledger, facts, verdict)
     for session_id, status in _expected_sessions(ledger).items():
         if facts.sessions.get(session_id) != status:
@@ -47,7 +52,7 @@ def judge(ledger: Ledger, facts: Facts) -> Verdict:
     return verdict
 
 
-def _outgoing(link: Link, rows: list[Row], facts: Facts, verdict: Verdict, *, refusals: bool) -> None:
+def _outgoing(link: Link, rows: list[Row], facts: Facts, verdict: Verdict) -> None:
     by_id = {row.id: row for row in rows}
     sent = [one for one in facts.sent if one.session_id == link.session_id]
     at_gateway = by_text(sent)
@@ -57,20 +62,38 @@ def _outgoing(link: Link, rows: list[Row], facts: Facts, verdict: Verdict, *, re
         if row is None:
             verdict.lost.append(f"accepted and no row: {given.text}")
             continue
-        failure = row.error if row.status == "FAILED" else None
-        if row.status not in TERMINAL or failure not in {None, UNKNOWN, *(("refused",) if refusals else ())}:
-            verdict.wrong.append(f"no terminal state that anybody may expect: {row}")
-        if failure == UNKNOWN:
-            verdict.unknown.append(f"{given.text}: {len(found)} at the gateway")
-        elif failure == "refused":
-            verdict.wrong += [f"refused and at the gateway: {one}" for one in found]
-        elif not found:
-            verdict.lost.append(f"{row.status} and not at the gateway: {given.text}")
+        if row.text != given.text:
+            verdict.wrong.append(f"not as it was given: {row}")
+        _ended(row, found, verdict)
         if len(found) > 1:
             verdict.doubled.append(f"at the gateway under {[one.whatsapp_id for one in found]}: {given.text}")
         if any(one.whatsapp_id != row.whatsapp_id for one in found):
             verdict.doubled.append(f"at the gateway under an id that is not its own: {given.text}")
     _in_order("sent", [given.text for given in link.outgoing], [one.text for one in sent], verdict)
+
+
+def _ended(row: Row, found: list[Sent], verdict: Verdict) -> None:
+    """Look at the state in which a message to send has come to rest."""
+    if row.status == "FAILED" and row.error is not None:
+        verdict.failed[row.error] += 1
+    if (row.status, row.error) == ("FAILED", UNKNOWN):
+        verdict.unknown.append(f"{row.text}: {len(found)} at the gateway")
+        if row.attempts != _ATTEMPTS:
+            verdict.wrong.append(f"given up too early: {row}")
+    elif row.status == "FAILED":
+        verdict.wrong += [f"{row.error} and at the gateway: {one}" for one in found]
+    elif row.status != "READ":
+        verdict.wrong.append(f"not in a state that is the last: {row}")
+    if row.status != "FAILED" and not found:
+        verdict.lost.append(f"{row.status} and not at the gateway: {row.text}")
+
+
+def _failures(ledger: Ledger, verdict: Verdict) -> None:
+    """Compare the failures with what was done to the gateway: nothing else may fail a message."""
+    sends = sum(len(link.outgoing) for link in ledger.links)
+    for code, count in verdict.failed.items():
+        if count > ledger.may_fail.get(code, 0.0) * sends:
+            verdict.wrong.append(f"{count} of {sends} messages failed with {code}: nothing that was done explains it")
 
 
 def _incoming(link: Link, rows: list[Row], facts: Facts, verdict: Verdict) -> None:
@@ -87,6 +110,9 @@ def _incoming(link: Link, rows: list[Row], facts: Facts, verdict: Verdict) -> No
             verdict.doubled.append(f"stored {len(found)} times: {given.text}")
         if found[0].text != given.text:
             verdict.wrong.append(f"not as it was given: {found[0]}")
+        verdict.wrong += [
+            f"a job about another message: {job}" for job in jobs[given.text] if job.message_id != found[0].id
+        ]
         ids = {job.id for job in jobs[given.text]}
         if not ids:
             verdict.lost.append(f"stored and never handed over: {given.text}")
@@ -125,21 +151,30 @@ def _strangers(ledger: Ledger, facts: Facts, verdict: Verdict) -> None:
 
 def _events(ledger: Ledger, facts: Facts, verdict: Verdict) -> None:
     ids: dict[tuple[str, str], set[str]] = defaultdict(set)
-    answers: dict[str, set[str]] = defaultdict(set)
+    rows = {row.id for row in facts.rows}
     for event in facts.events:
-        if event.about:
-            ids[event.type, event.about].add(event.id)
-        answers[event.caused_by].add(event.id)
+        ids[event.type, event.about].add(event.id)
+        if event.type.startswith("message.") and event.about not in rows:
+            verdict.wrong.append(f"an event about nothing: {event}")
     for (kind, about), found in ids.items():
-        if len(found) > 1:
+        # News of a session have an id for each version, and an answer has one of its own.
+        if kind.startswith(("message.", "conversation.")) and len(found) > 1:
             verdict.doubled.append(f"{kind} of {about} was announced under {len(found)} ids")
     for row in facts.rows:
         kind = f"message.{row.status.lower()}" if row.outgoing else "message.received"
         if (kind, row.id) not in ids:
             verdict.lost.append(f"{kind} of {row.id} was never announced")
-    for command in ledger.commands:
-        if len(answers[command]) != 1:
-            verdict.wrong.append(f"command {command} was answered by {len(answers[command])} events")
+    for session_id, status in _expected_sessions(ledger).items():
+        if (f"session.{status.lower()}", session_id) not in ids:
+            verdict.lost.append(f"{status} of {session_id} was never announced")
+
+
+def _answers(ledger: Ledger, facts: Facts, verdict: Verdict) -> None:
+    answers = {(event.caused_by, event.id): event.type for event in facts.events}
+    for command, may_be_rejected in ledger.commands.items():
+        kinds = [kind for (caused_by, _), kind in answers.items() if caused_by == command]
+        if len(kinds) != 1 or (kinds == ["command.rejected"] and not may_be_rejected):
+            verdict.wrong.append(f"command {command} was answered by {kinds}")
 
 
 def _dead_letters(ledger: Ledger, facts: Facts, verdict: Verdict) -> None:

@@ -16,7 +16,7 @@ _CONFIRM_SECONDS = 6.0
 async def until_accepted(call: Callable[[], Awaitable[httpx.Response]], *statuses: int) -> tuple[httpx.Response, int]:
     """Repeat a call until it is answered with one of these; return the answer and how often it was repeated.
 
-    What passes is tried again: no answer, 5xx, a session that is not connected at this moment.
+    What passes is tried again: no answer, 503, a session that is not connected at this moment.
     """
     repeats = 0
     while True:
@@ -27,7 +27,7 @@ async def until_accepted(call: Callable[[], Awaitable[httpx.Response]], *statuse
         if answer is not None:
             if answer.status_code in statuses:
                 return answer, repeats
-            passes = answer.status_code >= 500 or "not_connected" in answer.text
+            passes = answer.status_code == 503 or "not_connected" in answer.text
             assert passes, f"{answer.request.url}: {answer.status_code} {answer.text}"
         repeats += 1
         await asyncio.sleep(_PAUSE)

@@ -30,6 +30,7 @@ class Row:
     error: str | None
     sequence: int | None
     announced: bool
+    attempts: int
 
 
 @dataclass(frozen=True)
@@ -57,7 +58,7 @@ class Heard:
     id: str
     type: str
     about: str
-    """The message's id, where it is about one."""
+    """The id of the message, the conversation or the session that it is about."""
     caused_by: str
 
 
@@ -100,6 +101,7 @@ def _row(row: MessageRow) -> Row:
         error=row.error_code,
         sequence=row.sequence,
         announced=row.announced,
+        attempts=row.attempts,
     )
 
 
@@ -135,7 +137,8 @@ def job_of(message: AbstractIncomingMessage) -> Job:
 
 def event_of(message: AbstractIncomingMessage) -> Heard:
     """Return what an event says."""
-    about = json.loads(message.body).get("messageId", "")
+    body = json.loads(message.body)
+    about = next((body[name] for name in ("messageId", "conversationId", "sessionId") if body.get(name)), "")
     return Heard(message.message_id or "", message.type or "", about, message.correlation_id or "")
 
 

@@ -11,7 +11,7 @@ from sqlalchemy import make_url
 
 from tests.faults.doors import until_accepted
 from tests.faults.stage import Stage
-from tests.system import Process
+from tests.system import Process, eventually
 
 KINDS = ("ingress", "session-consumer", "conversation-consumer", "outbound-consumer")
 HANDLERS = {
@@ -22,9 +22,17 @@ HANDLERS = {
 }
 
 
-def _any(stage: Stage, dice: random.Random, kinds: tuple[str, ...] = KINDS) -> Process:
-    """Return a process that runs."""
-    return dice.choice(stage.running(dice.choice(kinds)))
+async def _any(stage: Stage, dice: random.Random, kinds: tuple[str, ...] = KINDS) -> Process:
+    """Return a process that runs, as soon as there is one of its kind."""
+    return dice.choice(await _running(stage, dice.choice(kinds)))
+
+
+async def _running(stage: Stage, kind: str) -> list[Process]:
+    async def look() -> list[Process]:
+        return stage.running(kind)
+
+    found: list[Process] = await eventually(look)
+    return found
 
 
 # Processes
@@ -33,7 +41,7 @@ def _any(stage: Stage, dice: random.Random, kinds: tuple[str, ...] = KINDS) -> P
 @asynccontextmanager
 async def killed(stage: Stage, dice: random.Random) -> AsyncIterator[None]:
     """Any process is killed; its supervisor starts it again."""
-    _any(stage, dice, (*KINDS, "simulator")).send_signal(signal.SIGKILL)
+    (await _any(stage, dice, (*KINDS, "simulator"))).send_signal(signal.SIGKILL)
     yield
 
 
@@ -77,7 +85,7 @@ async def joined(stage: Stage, dice: random.Random) -> AsyncIterator[None]:
 @asynccontextmanager
 async def hanging(stage: Stage, dice: random.Random) -> AsyncIterator[None]:
     """A process stops in the middle of what it does, and goes on later as if nothing had been."""
-    process = _any(stage, dice, KINDS[1:])
+    process = await _any(stage, dice, KINDS[1:])
     process.send_signal(signal.SIGSTOP)
     try:
         yield
@@ -181,7 +189,7 @@ async def disk_full(stage: Stage, _dice: random.Random) -> AsyncIterator[None]:
 @asynccontextmanager
 async def gateway_away(stage: Stage, _dice: random.Random) -> AsyncIterator[None]:
     """Nobody listens where the gateway was."""
-    (process,) = stage.running("simulator")
+    (process,) = await _running(stage, "simulator")
     await stage.supervisor.terminate(process)
     try:
         yield

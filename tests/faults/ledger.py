@@ -33,15 +33,15 @@ class Ledger:
     links: list[Link] = field(default_factory=list)
     poison: list[str] = field(default_factory=list)
     """Marks of messages that can never be processed: each must become one dead letter."""
-    commands: list[str] = field(default_factory=list)
-    """Ids of commands that each end in one event."""
+    commands: dict[str, bool] = field(default_factory=dict)
+    """Ids of commands that each end in one event, and whether that may be a rejection."""
     pairings: dict[str, str] = field(default_factory=dict)
     """Sessions that were linked and unlinked, with the status that each was left in."""
     repeats: dict[str, int] = field(default_factory=lambda: defaultdict(int))
     """How often something was given again under its old id, by what it was."""
 
-    refusals: bool = False
-    """Whether the gateway refused some sends: those messages have failed, and must not be at the gateway."""
+    may_fail: dict[str, float] = field(default_factory=dict)
+    """The share of messages to send that may fail, by error code, because of what is done to the gateway."""
 
     @property
     def accepted(self) -> int:

@@ -90,13 +90,13 @@ class Load:
             await self.command(command, text)
         return str(uuid5(link.chatbot_id, text))
 
-    async def command(self, command: Command, command_id: str) -> None:
-        """Give a command until it is accepted."""
-        partition = partition_of(str(command.chatbot_id), PARTITIONS)
+    async def command(self, command: Command, command_id: str, *, knows_partitions: bool = True) -> None:
+        """Give a command until it is accepted; who does not know the partitions leaves its own out."""
+        partition = f".{partition_of(str(command.chatbot_id), PARTITIONS)}" if knows_partitions else ""
         self.ledger.repeats[command.name] += await self.door.put(
             command.wire(),
             exchange=COMMANDS,
-            routing_key=f"{command.name}.{partition}",
+            routing_key=f"{command.name}{partition}",
             message_id=command_id,
             kind=command.name,
         )

@@ -82,3 +82,11 @@ ON_POSTGRES: dict[str, Fault] = {
     "database in a black hole": _proxied("database_proxy", lambda proxy: proxy.lose()),
     "database slow": _proxied("database_proxy", lambda proxy: proxy.slow(0.05)),
 }
+
+MAY_FAIL: dict[str, dict[str, float]] = {
+    "gateway answers 500": {"outcome_unknown": 0.1},
+    "gateway accepts and times out": {"outcome_unknown": 0.1},
+    "gateway accepts and drops": {"outcome_unknown": 0.1},
+    "gateway refuses": {"refused": 0.3},
+}
+"""The share of messages to send that each may fail, by error code; everything else fails none."""

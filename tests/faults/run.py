@@ -10,6 +10,7 @@ from typing import Any
 
 from tests.faults.checker import Verdict, judge
 from tests.faults.load import Load
+from tests.faults.menu import MAY_FAIL
 from tests.faults.schedule import Planned
 from tests.faults.sidelines import Sidelines
 from tests.faults.stage import Stage, a_stage
@@ -58,7 +59,9 @@ async def run(
     async with a_stage(broker, postgres, folder, **settings) as stage:
         load = Load(stage.system, stage.broker_url, stage.ledger, random.Random(seed), size.messages, size.seconds)
         await load.link(size.links)
-        stage.ledger.refusals = any("refuses" in planned.name for planned in faults)
+        stage.ledger.may_fail = {
+            code: share for planned in faults for code, share in MAY_FAIL.get(planned.name, {}).items()
+        }
         await asyncio.gather(load.run(), Sidelines(load).run(), _suffer(stage, faults))
         await load.close()
         await stage.ready()

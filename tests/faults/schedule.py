@@ -7,6 +7,9 @@ from tests.faults.menu import ANYWHERE, ON_POSTGRES, ON_SQLITE, Fault
 from tests.faults.stage import CAST
 
 _SKEW_SECONDS = 600
+_LASTS = (1.5, 7.0)
+# Longer than what the service waits for: a claim, the broker's heartbeats, SQLite's own line of waiting writers.
+_LASTS_LONGER = {"a process hanging": (12.0, 20.0), "database away": (5.0, 14.0)}
 
 
 @dataclass(frozen=True)
@@ -32,7 +35,10 @@ def schedule(seed: int, *, postgres: bool, count: int) -> list[Planned]:
     chosen += dice.choices(names, k=count - len(chosen))
     dice.shuffle(chosen)
     return [
-        Planned(name, menu[name], dice.uniform(1, 4), dice.uniform(1.5, 7), dice.getrandbits(32)) for name in chosen
+        Planned(
+            name, menu[name], dice.uniform(1, 4), dice.uniform(*_LASTS_LONGER.get(name, _LASTS)), dice.getrandbits(32)
+        )
+        for name in chosen
     ]
 
 

@@ -115,17 +115,16 @@ class Sidelines:
 
     async def _session_command(self, command: Command, command_id: str) -> None:
         await self._load.command(command, command_id)
-        self.ledger.commands.append(command_id)
+        self.ledger.commands[command_id] = True
 
     async def _commands(self) -> None:
         """Give commands whose answer is all that is expected of them."""
         for number in range(10):
             command_id = f"register-{number}"
             command = RegisterChatbot(chatbot_id=UUID(int=self._dice.getrandbits(128), version=4))
-            await self._load.command(command, command_id)
-            if number % 3 == 0:
-                await self._load.command(command, command_id)
-            self.ledger.commands.append(command_id)
+            for _ in range(1 + (number % 3 == 0)):
+                await self._load.command(command, command_id, knows_partitions=bool(number % 2))
+            self.ledger.commands[command_id] = False
             await asyncio.sleep(self._seconds / 12)
 
     # Nonsense

@@ -18,11 +18,11 @@ def a_run() -> tuple[Ledger, Facts]:
     """Return two messages each way, one command and one dead letter, all as promised."""
     out, back = [Given("o1", "out 1"), Given("o2", "out 2")], [Given("w1", "in 1"), Given("w2", "in 2")]
     link = Link(CHATBOT, SESSION, "549", out, back)
-    ledger = Ledger([link], poison=["poison-1"], commands=["c1"], pairings={"other": "DISCONNECTED"})
+    ledger = Ledger([link], poison=["poison-1"], commands={"c1": False}, pairings={"other": "DISCONNECTED"})
     rows = [
-        *(Row(given.id, SESSION, True, given.text, "READ", f"W{given.id}", None, None, True) for given in out),
+        *(Row(given.id, SESSION, True, given.text, "READ", f"W{given.id}", None, None, True, 0) for given in out),
         *(
-            Row(f"r{n}", SESSION, False, given.text, "DELIVERED", given.id, None, n, True)
+            Row(f"r{n}", SESSION, False, given.text, "DELIVERED", given.id, None, n, True, 0)
             for n, given in enumerate(back, 1)
         ),
     ]
@@ -31,7 +31,12 @@ def a_run() -> tuple[Ledger, Facts]:
         rows=rows,
         sent=[Sent(SESSION, f"W{given.id}", given.text) for given in out],
         jobs=[Job(f"j{n}", f"r{n}", given.text) for n, given in enumerate(back, 1)],
-        events=[*events, Heard("ec", "chatbot.registered", "", "c1")],
+        events=[
+            *events,
+            Heard("e1", "session.connected", SESSION, ""),
+            Heard("e2", "session.disconnected", "other", ""),
+            Heard("ec", "chatbot.registered", "", "c1"),
+        ],
         dead=["poison-1"],
         sessions={SESSION: "CONNECTED", "other": "DISCONNECTED"},
     )
@@ -51,7 +56,8 @@ def test_all_is_well() -> None:
 def test_an_unknown_outcome_is_listed() -> None:
     """A message that failed so may be at the gateway or not; it is no fault, and it is shown."""
     ledger, facts = a_run()
-    facts.rows[0] = replace(facts.rows[0], status="FAILED", error="outcome_unknown")
+    ledger.may_fail["outcome_unknown"] = 0.5
+    facts.rows[0] = replace(facts.rows[0], status="FAILED", error="outcome_unknown", attempts=3)
     facts.events[0] = replace(facts.events[0], type="message.failed")
     for sent in (facts.sent, facts.sent[1:]):
         verdict = judge(ledger, replace(facts, sent=sent))
@@ -62,6 +68,14 @@ def test_an_unknown_outcome_is_listed() -> None:
 def _row(number: int, **fields: object) -> Callable[[Ledger, Facts], None]:
     def change(_ledger: Ledger, facts: Facts) -> None:
         facts.rows[number] = replace(facts.rows[number], **fields)  # type: ignore[arg-type]
+
+    return change
+
+
+def _changed(kind: str, **fields: object) -> Callable[[Ledger, Facts], None]:
+    def change(_ledger: Ledger, facts: Facts) -> None:
+        found = getattr(facts, kind)
+        found[-1] = replace(found[-1], **fields)
 
     return change
 
@@ -83,13 +97,31 @@ WRONG: dict[str, tuple[str, Callable[[Ledger, Facts], object]]] = {
     "stored in the wrong order": ("disordered", lambda ledger, _: ledger.links[0].incoming.reverse()),
     "still pending": ("wrong", _row(0, status="PENDING")),
     "failed for no reason": ("wrong", _row(0, status="FAILED", error="expired")),
+    "failed as unknown though nothing explains it": (
+        "wrong",
+        _row(0, status="FAILED", error="outcome_unknown", attempts=3),
+    ),
+    "a job about another message": (
+        "wrong",
+        _changed("jobs", message_id="x"),
+    ),
+    "another text to send": ("wrong", _row(0, text="out 3")),
+    "a session's state not announced": ("lost", lambda _, facts: facts.events.pop(-2)),
+    "an event about nothing": ("wrong", lambda _, facts: facts.events.append(Heard("x", "message.read", "x", ""))),
+    "a command rejected": (
+        "wrong",
+        _changed("events", type="command.rejected"),
+    ),
     "refused though nobody refused": ("wrong", _row(0, status="FAILED", error="refused")),
     "another text": ("wrong", _row(2, text="in 3")),
     "a gap in the sequence": ("wrong", _row(3, sequence=3)),
     "a stranger at the gateway": ("wrong", lambda _, facts: facts.sent.append(Sent(SESSION, "X", "who?"))),
     "a stranger's row": ("wrong", lambda _, facts: facts.rows.append(replace(facts.rows[0], id="x"))),
     "a command without answer": ("wrong", lambda _, facts: facts.events.pop()),
-    "a command with two answers": ("wrong", lambda _, facts: facts.events.append(Heard("x", "y", "", "c1"))),
+    "a command with two answers": (
+        "wrong",
+        lambda _, facts: facts.events.append(Heard("x", "y", "", "c1")),
+    ),
     "a dead letter more": ("wrong", lambda _, facts: facts.dead.append("invalid_message")),
     "a session that is not as it was left": ("wrong", lambda _, facts: facts.sessions.update(other="CONNECTED")),
     "a process that ended": ("wrong", lambda _, facts: facts.exits.append("ingress")),

@@ -281,7 +281,7 @@ async def test_a_broker_that_falls_silent_while_it_is_asked_is_asked_again(
             return queues(partitions)
 
         monkeypatch.setattr(topology, "queues", silent)
-        monkeypatch.setattr("service.messaging.publishing.HEARTBEAT", 1)
+        monkeypatch.setattr("service.messaging.connections.HEARTBEAT", 1)
         async with storing(proxy.url, kept):
             await until(lambda: kept, seconds=20)
     assert topology.queues is queues

@@ -2,6 +2,7 @@
 
 import asyncio
 import time
+from contextlib import suppress
 from functools import partial
 from typing import Any
 from uuid import uuid4
@@ -121,6 +122,27 @@ async def test_black_hole_raises_in_time_and_heals(clean_broker: str) -> None:
         assert proxy.accepted == 2
 
 
+async def closed_after(url: str, silence: float) -> int:
+    """Close a publisher so many seconds after its link died; return how many of its connections are open then."""
+    async with Proxy(url) as proxy:
+        publisher = Publisher(proxy.url, 1)
+        await send(publisher, a_chatbot(), "before")
+        proxy.lose()
+        await asyncio.sleep(silence)
+        await publisher.close()
+        proxy.heal()
+        with suppress(AssertionError):
+            await until(lambda: proxy.open == 0, seconds=5)
+        return proxy.open
+
+
+async def test_closing_ends_whenever_the_link_died(clean_broker: str) -> None:
+    """Closing ends, and no connection stays, also in the seconds in which the client gives its silent link up."""
+    async with publishing(clean_broker):
+        closed = await asyncio.gather(*(closed_after(clean_broker, 14 + number * 0.75) for number in range(7)))
+    assert closed == [0] * 7
+
+
 async def test_closing_on_a_dead_link_leaves_nothing(clean_broker: str) -> None:
     """Closing the publisher on a dead link ends, and no connection comes back when the link heals."""
     async with Proxy(clean_broker) as proxy, publishing(clean_broker):
@@ -236,3 +258,14 @@ async def test_cancelled_publish_is_not_confused_with_the_next(clean_broker: str
         await again
         assert await amqp.waiting(QUEUE) == 2
         await publisher.close()
+
+
+async def test_the_end_of_a_connections_frames_is_broker_trouble(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A connection that ends while it is being made may end in StopAsyncIteration: it is held, never a dead letter."""
+
+    async def ending(_publisher: Publisher) -> None:
+        raise StopAsyncIteration
+
+    monkeypatch.setattr(Publisher, "_connect", ending)
+    with pytest.raises(BrokerUnavailable):
+        await Publisher("amqp://127.0.0.1:1/", 1).publish(a_message(), message_id="m", correlation_id="c", key="k")

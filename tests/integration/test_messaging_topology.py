@@ -8,8 +8,8 @@ import pytest
 from aio_pika.exceptions import ChannelPreconditionFailed
 
 from service.messaging import topology
+from service.messaging.connections import with_heartbeat
 from service.messaging.listening import Listener
-from service.messaging.publishing import with_heartbeat
 from service.messaging.topology import CONVERSATIONS, DEAD_LETTERS, INGRESS_PREFIX, SENDS, SESSIONS
 from tests.amqp import Handler, a_chatbot, consuming, publishing, send
 from tests.servers import Broker

@@ -121,7 +121,17 @@ async def test_a_message_expires_while_its_session_is_away(system: System) -> No
     assert datetime.now(UTC) >= soon
 
 
-async def test_a_lane_whose_timer_died_is_resumed(system: System) -> None:
+async def unacknowledged(broker: Broker, system: System, name: str) -> int:
+    """Return how many messages of a queue and its partitions somebody has and has not acknowledged."""
+    vhost = system.amqp_url.rpartition("/")[2]
+    listed = await broker.ctl(
+        "list_queues", "--quiet", "--no-table-headers", "-p", vhost, "name", "messages_unacknowledged"
+    )
+    counts = (line.split() for line in listed.splitlines())
+    return sum(int(count) for queue, count in counts if queue.split(".")[0] == name)
+
+
+async def test_a_lane_whose_timer_died_is_resumed(system: System, shared_broker: Broker) -> None:
     """The outbound consumer is killed while a lane waits for the gateway: its appointment is kept by others."""
     chatbot_id, _ = await system.connect()
     before = await redriven(system, "drain")
@@ -133,6 +143,10 @@ async def test_a_lane_whose_timer_died_is_resumed(system: System) -> None:
                 lambda: session_row(database, chatbot_id), lambda row: row.drain_at and row.drain_at > datetime.now(UTC)
             )
             [outbound] = [process for process in system.named("outbound-consumer") if process.alive]
+            # Its job has been given back, so that nothing but the row knows of the appointment.
+            await eventually(
+                lambda: unacknowledged(shared_broker, system, "whatsapp-qr-send"), lambda count: count == 0
+            )
             await outbound.kill()
             assert (await session_row(database, chatbot_id)).drain_at is not None
     finally:

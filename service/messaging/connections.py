@@ -1,0 +1,47 @@
+"""What every connection to RabbitMQ has in common: heartbeats, the errors of a lost one, and how it is closed."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import structlog
+from aio_pika.exceptions import AMQPError
+from faststream.rabbit import RabbitBroker
+
+log = structlog.get_logger()
+
+HEARTBEAT = 5
+# aio-pika reports a connection that is being replaced as RuntimeError; where one ends in the middle of a publish, the
+# end of its frames may come through as StopAsyncIteration.
+BROKER_TROUBLE = (AMQPError, OSError, RuntimeError, TimeoutError, StopAsyncIteration)
+# Closing gives up on a dead link by itself, after more than a heartbeat; cut short, the connection would come back.
+_CLOSE_SECONDS = 4.0 * HEARTBEAT
+
+
+def with_heartbeat(url: str) -> str:
+    """Return the broker's URL with a heartbeat of 5 s, so that a dead peer is noticed within 15 s."""
+    return url if "heartbeat=" in url else f"{url}{'&' if '?' in url else '?'}heartbeat={HEARTBEAT}"
+
+
+def is_cancelled() -> bool:
+    """Say whether the running task was cancelled; aiormq raises CancelledError also where a connection was stuck."""
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0
+
+
+async def close_all(*closes: Callable[[], Awaitable[Any]]) -> None:
+    """Close one after another. One that cannot be closed, its link being dead, does not keep the next from it."""
+    for close in closes:
+        try:
+            async with asyncio.timeout(_CLOSE_SECONDS):
+                await close()
+        except (*BROKER_TROUBLE, asyncio.CancelledError) as error:
+            if isinstance(error, asyncio.CancelledError) and is_cancelled():
+                raise
+            log.info("connection_lost_while_closing", error=repr(error))
+
+
+async def close_broker(broker: RabbitBroker) -> None:
+    """Close a broker and its connection, whatever state they are in; a connection that is not closed comes back."""
+    connection = broker._connection  # noqa: SLF001  # nothing public, and the broker forgets it
+    await close_all(broker.stop, *(() if connection is None else (connection.close,)))
