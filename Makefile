@@ -8,7 +8,7 @@ READY := $(VENV)/.ready
 LOCK := uv pip compile pyproject.toml --quiet --universal --python-version 3.11 --generate-hashes --no-header \
 	--no-annotate --no-emit-index-url --no-emit-find-links --no-emit-package whatsapp-qr-contracts
 
-.PHONY: help setup run test faults check format lint types imports generated diagram lock clean
+.PHONY: help setup run test faults check format lint types imports generated diagram page lock clean
 
 help: ## Print this help
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' Makefile | while IFS="	" read -r name text; do printf '  make %-10s %s\n' "$$name" "$$text"; done
@@ -41,6 +41,7 @@ run: setup ## Run everything on this machine: http://127.0.0.1:8000/docs
 
 test: setup ## Run the tests on real RabbitMQ, PostgreSQL and SQLite
 	@docker version >/dev/null 2>&1 || deploy/local/setup.sh rabbitmq postgresql
+	@deploy/local/setup.sh chromium
 	$(BIN)/python -m pytest -m "not long" --numprocesses 3 --dist worksteal
 
 SEEDS ?= 3
@@ -64,18 +65,30 @@ types: setup ## Check types
 imports: setup ## Check the dependency rules between modules
 	$(BIN)/lint-imports
 
-generated: setup ## Check that the generated files are up to date
+generated: setup ## Check that the generated files are up to date, valid, and break nothing that was released
 	$(BIN)/python schemas/generate.py --check
+	$(BIN)/python schemas/validate.py
 
 diagram: ## Draw the picture in the README anew (needs Graphviz)
 	@command -v dot >/dev/null || { echo "Missing: Graphviz. Type: sudo apt-get install graphviz" >&2; exit 1; }
 	dot -Tsvg docs/architecture.dot -o docs/architecture.svg
 	echo "<!-- drawn from architecture.dot $$(sha256sum <docs/architecture.dot | cut -c 1-16) -->" >>docs/architecture.svg
 
+COMPONENT := @asyncapi/react-component@3.2.1
+COMPONENT_SHA512 := 93966a25debea3161a436a3a177ac6589d4c4c88d7769b14601dcd2906d5aabe32ceb3743af8f973b799c7c346777c1f28f85b3ab2d112d625f4ad8e3df9d2b0
+page: ## Fetch what shows /asyncapi anew (needs npm)
+	@command -v npm >/dev/null || { echo "Missing: npm" >&2; exit 1; }
+	@set -e; folder=$$(mktemp -d); trap 'rm -rf "$$folder"' EXIT; vendor=$(CURDIR)/service/ingress/asyncapi/vendor; cd "$$folder"; \
+	npm pack --silent $(COMPONENT) >/dev/null; \
+	echo "$(COMPONENT_SHA512)  $$(ls)" | sha512sum --check --quiet; \
+	tar -xzf *.tgz; \
+	cp package/LICENSE package/browser/standalone/index.js package/browser/standalone/index.js.LICENSE.txt \
+		package/styles/default.min.css "$$vendor"
+
 lock: ## Pin the newest allowed dependencies, with hashes
 	$(LOCK) --upgrade -o requirements.lock
 	$(LOCK) --upgrade --group dev -c requirements.lock -o requirements-dev.lock
 
 clean: ## Remove what was built; the data in .local/ stays
-	rm -rf $(VENV) dist .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
+	rm -rf $(VENV) dist schemas/node_modules contracts/examples/node/node_modules .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

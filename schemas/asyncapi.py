@@ -3,8 +3,8 @@
 from importlib.metadata import version
 from typing import Any
 
-from schemas.catalogue import message_objects, schemas
 from schemas.channels import channels, operations
+from schemas.objects import message_objects, schemas
 
 _DESCRIPTION = """\
 Links chatbots to WhatsApp by QR code, and sends and receives their messages.
@@ -35,7 +35,7 @@ _INTERNAL = "Between the processes of the service; not for others, and may chang
 def document() -> dict[str, Any]:
     """Return the document."""
     return {
-        "asyncapi": "3.0.0",
+        "asyncapi": "3.1.0",
         "info": _info(),
         "defaultContentType": "application/json",
         "servers": {"rabbitmq": _server()},

@@ -5,10 +5,12 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from schemas.catalogue import DEAD_LETTER, PARTITION, contract_messages, pattern
+from schemas.catalogue import contract_messages
+from schemas.objects import DEAD_LETTER
 from service.messaging import topology
 from whatsapp_qr_contracts.message import EVENTS, Message
 
+PARTITION = "{partition}"
 _VERSION = {"bindingVersion": "0.3.0"}
 _PARTITION_TEXT = (
     "crc32(partition key) modulo PARTITIONS, from 0. Whoever does not know PARTITIONS leaves it out, with its dot: the "
@@ -79,16 +81,25 @@ def channels() -> dict[str, Any]:
 
 def operations() -> dict[str, Any]:
     """Return what the service does, one operation per channel."""
+    described = channels()
     return {
         use.operation: {
             "action": use.action,
             "channel": {"$ref": f"#/channels/{channel}"},
             "summary": use.text,
+            "messages": [
+                {"$ref": f"#/channels/{channel}/messages/{name}"} for name in described[channel].get("messages", ())
+            ],
             "tags": _tags(use),
             "bindings": {"amqp": _operation_binding(channel, use)},
         }
         for channel, use in sorted(_USES.items(), key=lambda item: item[1].operation)
     }
+
+
+def pattern(of_partition_1: str) -> str:
+    """Return the pattern of a routing key or queue, given that of partition 1; other names stay as they are."""
+    return re.sub(r"\.1$", f".{PARTITION}", of_partition_1)
 
 
 def _operation_binding(channel: str, use: Use) -> dict[str, Any]:

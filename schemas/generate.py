@@ -1,19 +1,23 @@
-"""Writes the documents of this folder and parts of README.md; with --check, says whether they are up to date.
+"""Writes the documents of this folder and parts of README.md.
 
-python schemas/generate.py [--check]
+python schemas/generate.py             write them
+python schemas/generate.py --check     say whether they are up to date, and whether they break what was released
+python schemas/generate.py --release   write them, and make them the release that later ones must not break
 """
 
 import argparse
 import difflib
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from schemas import asyncapi
+from schemas import asyncapi, gateway_api, released
+from schemas.messages import FOLDER as MESSAGES
+from schemas.messages import message_documents
 from schemas.readme import readme
 from service.apps import ingress_app
 from service.settings import Settings
@@ -27,22 +31,40 @@ _WIDTH = 120
 def main(arguments: Sequence[str] | None = None) -> int:
     """Write or check all documents; return the exit status."""
     parser = argparse.ArgumentParser(description="Generate the documents in schemas/ from the code.")
-    parser.add_argument("--check", action="store_true", help="write nothing; exit 1 where a document is out of date")
-    check = parser.parse_args(arguments).check
+    what = parser.add_mutually_exclusive_group()
+    what.add_argument("--check", action="store_true", help="write nothing; exit 1 where a document is out of date")
+    what.add_argument("--release", action="store_true", help="also replace released/; exit 1 where that would break")
+    options = parser.parse_args(arguments)
     documents = generated()
-    if check:
-        stale = [diff for name, text in documents.items() if (diff := difference(name, text))]
-        sys.stderr.writelines(stale)
-        return 1 if stale else 0
+    if options.check:
+        faults = [diff for name, text in documents.items() if (diff := difference(name, text))]
+        faults += [
+            f"schemas/{name} describes nothing; run python schemas/generate.py\n" for name in _left_over(documents)
+        ]
+        return _complain(faults + released.broken(FOLDER, message_documents()))
     for name, text in documents.items():
+        (FOLDER / name).parent.mkdir(parents=True, exist_ok=True)
         (FOLDER / name).write_text(text, encoding="utf-8", newline="\n")
-    return 0
+    for name in _left_over(documents):
+        (FOLDER / name).unlink()
+    return _complain(released.release(FOLDER, message_documents())) if options.release else 0
+
+
+def _complain(faults: Sequence[str]) -> int:
+    sys.stderr.writelines(faults)
+    return 1 if faults else 0
+
+
+def _left_over(documents: Iterable[str]) -> list[str]:
+    present = {f"{MESSAGES}/{path.name}" for path in (FOLDER / MESSAGES).glob("*.json")}
+    return sorted(present.difference(documents))
 
 
 def generated() -> dict[str, str]:
     """Return what each document should be, by its path in this folder."""
     documents = {name: _NOTE + _as_yaml(build()) for name, build in _DOCUMENTS.items()}
-    return documents | {"../README.md": readme()}
+    messages = {name: released.as_json(document) for name, document in message_documents().items()}
+    return documents | messages | {"../README.md": readme()}
 
 
 def difference(name: str, text: str) -> str:
@@ -62,7 +84,11 @@ def openapi() -> dict[str, Any]:
     return ingress_app(Settings.model_construct()).openapi()
 
 
-_DOCUMENTS: dict[str, Callable[[], dict[str, Any]]] = {"asyncapi.yaml": asyncapi.document, "openapi.yaml": openapi}
+_DOCUMENTS: dict[str, Callable[[], dict[str, Any]]] = {
+    "asyncapi.yaml": asyncapi.document,
+    "openapi.yaml": openapi,
+    "gateway.openapi.yaml": gateway_api.document,
+}
 
 
 class _Dumper(yaml.SafeDumper):

@@ -1,17 +1,18 @@
 """Commands: what users of the service ask for. The public write interface, exchange `whatsapp-qr.commands`.
 
 A command is published persistent and mandatory, with a `message_id` that is unique per command. Publishing the same
-command again with the same id has one effect. Every command ends in one event with its id as `correlation_id`.
+command again with the same id has one effect. Every command ends in one event with its id as `correlation_id`; what
+can never be processed (no JSON, a field that is wrong, no `message_id`) becomes a dead letter instead.
 """
 
 import json
 from typing import Annotated, Any, ClassVar
-from uuid import UUID
 
 from pydantic import AfterValidator, Field, StringConstraints
+from pydantic.json_schema import SkipJsonSchema
 
-from whatsapp_qr_contracts.addresses import Address
-from whatsapp_qr_contracts.message import COMMANDS, Identifier, Instant, Message, Text, storable
+from whatsapp_qr_contracts.fields import ChatbotId, Recipient, SentId
+from whatsapp_qr_contracts.message import COMMANDS, Headers, Identifier, Instant, Message, Text, storable
 
 MAX_MESSAGE_CHARACTERS = 65_536
 MAX_METADATA_BYTES = 16_384
@@ -40,16 +41,52 @@ def _small(value: dict[str, Any]) -> dict[str, Any]:
     return value
 
 
-Metadata = Annotated[dict[str, Any], AfterValidator(_small)]
+Metadata = Annotated[
+    dict[str, Any],
+    AfterValidator(_small),
+    Field(
+        description="A JSON object of the caller's own, at most 16 KiB and 100 levels deep; kept with the message, "
+        "never changed, and brought by its events",
+        examples=[{"orderId": "1234"}],
+    ),
+]
 """A JSON object of the caller's own, at most 16 KiB; kept with the message and never changed."""
+
+MessageText = Annotated[
+    Text,
+    StringConstraints(min_length=1, max_length=MAX_MESSAGE_CHARACTERS),
+    Field(description="The text, of 1 to 65536 characters", examples=["Your order is on its way."]),
+]
+
+ExpiresAt = Annotated[
+    Instant | None,
+    Field(
+        description="After this it is not sent any more; default: SEND_EXPIRY after it was accepted",
+        examples=["2040-01-01T12:00:00Z"],
+    ),
+]
+
+
+class CommandHeaders(Headers):
+    """The headers of a command; each may be left out."""
+
+    partition_key: str | SkipJsonSchema[None] = Field(
+        default=None,
+        description="The chatbot's id as lower-case text. The body decides: this only says it without reading that",
+        examples=["6f9619ff-8b86-4011-b42d-00c04fc964ff"],
+    )
+    schema_version: int | SkipJsonSchema[None] = Field(
+        default=None, ge=1, description="The newest where it is left out", examples=[1]
+    )
 
 
 class Command(Message):
     """Base of all commands. Everything that is asked of one chatbot is done in the order in which it was asked."""
 
     exchange: ClassVar[str] = COMMANDS
+    headers: ClassVar[type[Headers]] = CommandHeaders
 
-    chatbot_id: UUID = Field(description="The chatbot it is about")
+    chatbot_id: ChatbotId
 
 
 class InitializeSession(Command):
@@ -62,21 +99,36 @@ class InitializeSession(Command):
     """
 
     name: ClassVar[str] = "session.initialize"
+    routing_key: ClassVar[str] = "session.initialize.{partition}"
 
     requested_at: Instant | None = Field(
-        default=None, description="When it was asked for; its milliseconds become part of a new sessionId"
+        default=None,
+        description="When it was asked for; its milliseconds become part of a new sessionId. Default: when it "
+        "was published",
+        examples=["2026-01-01T12:00:00Z"],
     )
     repair_of: int | None = Field(
         default=None,
         ge=0,
-        description="Only where the session is still wanted and at this version; a pairing that hangs is begun anew",
+        description="For the service itself: only where the session is still wanted and at this version; a pairing "
+        "that hangs is begun anew. Leave it out",
     )
+
+    @classmethod
+    def example(cls, *, required_only: bool = False) -> dict[str, Any]:
+        """Return the JSON of one as others send it: without `repairOf`."""
+        return {name: value for name, value in super().example(required_only=required_only).items() if value}
 
 
 class DisconnectSession(Command):
-    """End the link. Ends in `session.disconnected`, or in `command.rejected` (`no_session`)."""
+    """End the link: the account is logged out, and what waits to be sent waits on, until it expires.
+
+    Done also while the gateway is away, which is told later. Ends in `session.disconnected`, or in
+    `command.rejected` (`no_session`).
+    """
 
     name: ClassVar[str] = "session.disconnect"
+    routing_key: ClassVar[str] = "session.disconnect.{partition}"
 
 
 class RegisterChatbot(Command):
@@ -86,12 +138,17 @@ class RegisterChatbot(Command):
     """
 
     name: ClassVar[str] = "chatbot.register"
+    routing_key: ClassVar[str] = "chatbot.register.{partition}"
 
 
 class RemoveChatbot(Command):
-    """End the chatbot's link and forget the chatbot; its conversations are kept. Ends in `chatbot.removed`."""
+    """End the chatbot's link and forget the chatbot; its conversations are kept.
+
+    Ends in `chatbot.removed`, also where the chatbot was not known.
+    """
 
     name: ClassVar[str] = "chatbot.remove"
+    routing_key: ClassVar[str] = "chatbot.remove.{partition}"
 
 
 class SendMessage(Command):
@@ -99,25 +156,29 @@ class SendMessage(Command):
 
     The message's id is `uuid5(chatbotId, messageId)`, with the AMQP `message_id` where `messageId` is left out. The
     same id again with the same content has no second effect; with other content it is rejected (`id_reused`).
+    WhatsApp gets it under one id however many attempts that takes, so that it does not arrive twice.
     Ends in `message.sent` or `message.failed`, or in `command.rejected` (`no_session`, `id_reused`). While the
     session is not connected the message waits.
     """
 
     name: ClassVar[str] = "message.send"
+    routing_key: ClassVar[str] = "message.send.{partition}"
 
-    to: Address
-    message: Annotated[Text, StringConstraints(min_length=1, max_length=MAX_MESSAGE_CHARACTERS)]
+    to: Recipient
+    message: MessageText
     metadata: Metadata = Field(default_factory=dict)
-    message_id: Identifier | None = Field(default=None, description="The caller's own id for this message")
-    expires_at: Instant | None = Field(
-        default=None, description="After this it is not sent any more; default: SEND_EXPIRY after it was accepted"
+    message_id: Identifier | None = Field(
+        default=None,
+        description="The caller's own id for this message, unique per chatbot; default: the AMQP `message_id`",
+        examples=["order-1234-shipped"],
     )
+    expires_at: ExpiresAt = None
 
 
 class MessageCommand(Command):
     """Base of what is asked of a message to send that the service has already."""
 
-    message_id: UUID = Field(description="The message's id, as in its events and in GET /whatsapp-qr/messages")
+    message_id: SentId
 
 
 class CancelMessage(MessageCommand):
@@ -128,6 +189,7 @@ class CancelMessage(MessageCommand):
     """
 
     name: ClassVar[str] = "message.cancel"
+    routing_key: ClassVar[str] = "message.cancel.{partition}"
 
 
 class RetryMessage(MessageCommand):
@@ -140,3 +202,4 @@ class RetryMessage(MessageCommand):
     """
 
     name: ClassVar[str] = "message.retry"
+    routing_key: ClassVar[str] = "message.retry.{partition}"

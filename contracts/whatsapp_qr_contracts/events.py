@@ -1,16 +1,37 @@
 """Events: what happened. The public read interface, exchange `whatsapp-qr.events`.
 
 Each event is published after it was stored, confirmed, at least once, with the same `message_id` every time; its
-`correlation_id` is the id of the command that caused it. Events of one session come with a rising `version`.
+`correlation_id` is the id of the command, or of the gateway's report, that caused it. Nobody has to listen: an event is
+kept only in the queues that are bound for it. Events of one session come with a rising `version`.
 """
 
-from typing import Any, ClassVar, Literal
-from uuid import UUID
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
-from whatsapp_qr_contracts.jobs import IncomingMetadata
-from whatsapp_qr_contracts.message import EVENTS, DeliveryStatus, Instant, Message, SessionStatus
+from whatsapp_qr_contracts.fields import (
+    CallerMetadata,
+    Channel,
+    ChatbotId,
+    ConversationId,
+    Customer,
+    ErrorCode,
+    LinkedNumber,
+    OccurredAt,
+    QrCode,
+    ReceivedId,
+    ReceivedText,
+    ReceivedWhatsappId,
+    SentId,
+    SentWhatsappId,
+    SessionId,
+    StatusReason,
+)
+from whatsapp_qr_contracts.jobs import Origin
+from whatsapp_qr_contracts.message import EVENTS, DeliveryStatus, Message, SessionStatus
+
+_STATUS = Field(description="Where the session stands now")
+_DELIVERY_STATUS = Field(description="How far the message has come")
 
 
 class Event(Message):
@@ -22,162 +43,203 @@ class Event(Message):
 class SessionEvent(Event):
     """Base of what happens to a session."""
 
-    session_id: str
-    chatbot_id: UUID
-    status: SessionStatus
-    status_reason: str | None = Field(default=None, description="Why, as a stable code")
-    phone_number: str | None = Field(default=None, description="The linked number, where known")
-    version: int = Field(description="Rises with every change of the session; a lower one is older news")
-    occurred_at: Instant
+    session_id: SessionId
+    chatbot_id: ChatbotId
+    status: SessionStatus = Field(description="Where the session stands now", examples=["CONNECTED"])
+    status_reason: StatusReason = None
+    phone_number: LinkedNumber = None
+    version: int = Field(description="Rises with every change of the session; a lower one is older news", examples=[3])
+    occurred_at: OccurredAt
 
 
 class SessionConnecting(SessionEvent):
-    """The gateway accepted to open the session; a QR code or the connection follows."""
+    """The gateway accepted to open the session; a QR code or the connection follows, within seconds as a rule."""
 
     name: ClassVar[str] = "session.connecting"
+    routing_key: ClassVar[str] = "session.connecting"
 
-    status: Literal[SessionStatus.CONNECTING] = SessionStatus.CONNECTING
+    status: Annotated[Literal[SessionStatus.CONNECTING], _STATUS] = SessionStatus.CONNECTING
 
 
 class SessionQrReady(SessionEvent):
-    """A QR code waits to be scanned; sent again with each new code."""
+    """A QR code waits to be scanned. Sent again with each new code, about every 20 s; the newest alone is valid."""
 
     name: ClassVar[str] = "session.qr_ready"
+    routing_key: ClassVar[str] = "session.qr_ready"
 
-    status: Literal[SessionStatus.QR_READY] = SessionStatus.QR_READY
-    qr_code: str = Field(description="PNG data URL; whoever scans it links the account, so treat it as a secret")
+    status: Annotated[Literal[SessionStatus.QR_READY], _STATUS] = SessionStatus.QR_READY
+    qr_code: QrCode
 
 
 class SessionConnected(SessionEvent):
-    """The chatbot is linked: messages go out and come in."""
+    """The chatbot is linked: messages go out and come in, and what waited to be sent goes out now.
+
+    Sent again where another number was linked, or where `statusReason` changes: with `action_required` the gateway says
+    connected and sends nothing.
+    """
 
     name: ClassVar[str] = "session.connected"
+    routing_key: ClassVar[str] = "session.connected"
 
-    status: Literal[SessionStatus.CONNECTED] = SessionStatus.CONNECTED
+    status: Annotated[Literal[SessionStatus.CONNECTED], _STATUS] = SessionStatus.CONNECTED
 
 
 class SessionDisconnected(SessionEvent):
-    """The chatbot is not linked (any more), or could not be; `statusReason` says why."""
+    """The chatbot is not linked (any more), or could not be; `statusReason` says why.
+
+    After `logged_out`, `replaced` and `requested` it stays so until `session.initialize`; otherwise the service tries
+    to bring the link back by itself, as long as nobody has to scan a code for it.
+    """
 
     name: ClassVar[str] = "session.disconnected"
+    routing_key: ClassVar[str] = "session.disconnected"
 
-    status: Literal[SessionStatus.DISCONNECTED] = SessionStatus.DISCONNECTED
+    status: Annotated[Literal[SessionStatus.DISCONNECTED], _STATUS] = SessionStatus.DISCONNECTED
 
 
 class MessageEvent(Event):
     """Base of what happens to a message."""
 
-    message_id: UUID
-    conversation_id: UUID
-    chatbot_id: UUID
-    session_id: str
-    external_user_id: str
-    whatsapp_message_id: str
-    occurred_at: Instant
+    message_id: SentId
+    conversation_id: ConversationId
+    chatbot_id: ChatbotId
+    session_id: SessionId
+    external_user_id: Customer
+    whatsapp_message_id: SentWhatsappId
+    occurred_at: OccurredAt
 
 
 class MessageReceived(MessageEvent):
-    """A customer's message was stored. The same fact goes to the AI workers as a job."""
+    """A customer's message was stored. The same fact goes to the AI workers as a job.
+
+    Once for each message, however often WhatsApp repeats it; `conversationSequence` tells the order.
+    """
 
     name: ClassVar[str] = "message.received"
+    routing_key: ClassVar[str] = "message.received"
 
-    content: str
-    metadata: IncomingMetadata
-    conversation_sequence: int = Field(description="Counts the customer's messages of the conversation, from 1")
+    message_id: ReceivedId
+    whatsapp_message_id: ReceivedWhatsappId
+    content: ReceivedText
+    metadata: Origin
+    conversation_sequence: int = Field(
+        description="Counts the customer's messages of the conversation, from 1", examples=[1]
+    )
 
 
 class MessageStatusEvent(MessageEvent):
     """Base of the delivery states of a message that was sent."""
 
-    delivery_status: DeliveryStatus
-    metadata: dict[str, Any] = Field(description="What the caller gave with message.send")
+    delivery_status: DeliveryStatus = Field(description="How far the message has come", examples=["SENT"])
+    metadata: CallerMetadata
 
 
 class MessageSent(MessageStatusEvent):
     """The gateway took the message."""
 
     name: ClassVar[str] = "message.sent"
+    routing_key: ClassVar[str] = "message.sent"
 
-    delivery_status: Literal[DeliveryStatus.SENT] = DeliveryStatus.SENT
+    delivery_status: Annotated[Literal[DeliveryStatus.SENT], _DELIVERY_STATUS] = DeliveryStatus.SENT
 
 
 class MessageDelivered(MessageStatusEvent):
     """The message reached the phone. Left out where WhatsApp reports READ at once."""
 
     name: ClassVar[str] = "message.delivered"
+    routing_key: ClassVar[str] = "message.delivered"
 
-    delivery_status: Literal[DeliveryStatus.DELIVERED] = DeliveryStatus.DELIVERED
+    delivery_status: Annotated[Literal[DeliveryStatus.DELIVERED], _DELIVERY_STATUS] = DeliveryStatus.DELIVERED
 
 
 class MessageRead(MessageStatusEvent):
-    """The message was read."""
+    """The message was read. Never comes from a customer who has switched read receipts off."""
 
     name: ClassVar[str] = "message.read"
+    routing_key: ClassVar[str] = "message.read"
 
-    delivery_status: Literal[DeliveryStatus.READ] = DeliveryStatus.READ
+    delivery_status: Annotated[Literal[DeliveryStatus.READ], _DELIVERY_STATUS] = DeliveryStatus.READ
 
 
 class MessageFailed(MessageStatusEvent):
-    """The message was given up. After `outcome_unknown` it may have been sent all the same."""
+    """The message was given up. After `outcome_unknown` it may have been sent all the same.
+
+    A late receipt may still correct it: then `message.delivered` or `message.read` follows.
+    """
 
     name: ClassVar[str] = "message.failed"
+    routing_key: ClassVar[str] = "message.failed"
 
-    delivery_status: Literal[DeliveryStatus.FAILED] = DeliveryStatus.FAILED
-    error_code: str
-    error_message: str | None = None
+    delivery_status: Annotated[Literal[DeliveryStatus.FAILED], _DELIVERY_STATUS] = DeliveryStatus.FAILED
+    error_code: ErrorCode
+    error_message: str | None = Field(
+        default=None, description="The reason in words, for people", examples=["5491112345678 is not on WhatsApp"]
+    )
 
 
 class MessageCancelled(MessageStatusEvent):
     """`message.cancel` was carried out. That the message FAILED is announced by `message.failed` as well."""
 
     name: ClassVar[str] = "message.cancelled"
+    routing_key: ClassVar[str] = "message.cancelled"
 
-    delivery_status: Literal[DeliveryStatus.FAILED] = DeliveryStatus.FAILED
+    delivery_status: Annotated[Literal[DeliveryStatus.FAILED], _DELIVERY_STATUS] = DeliveryStatus.FAILED
 
 
 class MessageQueued(MessageStatusEvent):
     """`message.retry` was carried out: the message waits to be sent again."""
 
     name: ClassVar[str] = "message.queued"
+    routing_key: ClassVar[str] = "message.queued"
 
-    delivery_status: Literal[DeliveryStatus.PENDING] = DeliveryStatus.PENDING
+    delivery_status: Annotated[Literal[DeliveryStatus.PENDING], _DELIVERY_STATUS] = DeliveryStatus.PENDING
 
 
 class ConversationStarted(Event):
-    """The first message between a chatbot and a customer, in either direction."""
+    """The first message between a chatbot and a customer, in either direction. Once for each conversation."""
 
     name: ClassVar[str] = "conversation.started"
+    routing_key: ClassVar[str] = "conversation.started"
 
-    conversation_id: UUID
-    chatbot_id: UUID
-    external_user_id: str
-    channel: Literal["WHATSAPP_QR"] = "WHATSAPP_QR"
-    occurred_at: Instant
+    conversation_id: ConversationId
+    chatbot_id: ChatbotId
+    external_user_id: Customer
+    channel: Channel = "WHATSAPP_QR"
+    occurred_at: OccurredAt
 
 
 class ChatbotRegistered(Event):
-    """The chatbot is known."""
+    """The chatbot is known: the answer to `chatbot.register`."""
 
     name: ClassVar[str] = "chatbot.registered"
+    routing_key: ClassVar[str] = "chatbot.registered"
 
-    chatbot_id: UUID
+    chatbot_id: ChatbotId
 
 
 class ChatbotRemoved(Event):
-    """The chatbot was forgotten and its link ended."""
+    """The chatbot was forgotten and its link ended: the answer to `chatbot.remove`."""
 
     name: ClassVar[str] = "chatbot.removed"
+    routing_key: ClassVar[str] = "chatbot.removed"
 
-    chatbot_id: UUID
+    chatbot_id: ChatbotId
 
 
 class CommandRejected(Event):
-    """A command was well formed but could not be carried out; nothing was changed."""
+    """A command was well formed but could not be carried out; nothing was changed. To ask again, use a new id."""
 
     name: ClassVar[str] = "command.rejected"
+    routing_key: ClassVar[str] = "command.rejected"
 
-    command_id: str
-    command: str = Field(description="The name of the command")
-    chatbot_id: UUID
-    code: str = Field(description="Stable code: unknown_chatbot, no_session, id_reused, not_pending, being_sent, …")
-    detail: str
+    command_id: str = Field(description="The AMQP `message_id` of the command", examples=["order-1234-shipped"])
+    command: str = Field(description="The name of the command", examples=["message.send"])
+    chatbot_id: ChatbotId
+    code: str = Field(
+        description="Stable code: unknown_chatbot, no_session, id_reused, not_pending, being_sent, …",
+        examples=["no_session"],
+    )
+    detail: str = Field(
+        description="The reason in words, for people",
+        examples=["the chatbot has no session: POST /whatsapp-qr/init makes one"],
+    )

@@ -1,7 +1,8 @@
 """What the WhatsApp gateway reports: the body of its callbacks, and of the message each callback becomes.
 
 The gateway posts the first four to `/whatsapp-qr/webhook` and the last to `/whatsapp-qr/incoming`; the ingress
-publishes the same body on `whatsapp-qr.gateway`. A report is a hint: it may come late, twice or out of order.
+publishes the same body on `whatsapp-qr.gateway` and answers 200 once it is on disk. A report is a hint: it may come
+late, twice or out of order, and before it makes a session enter or leave CONNECTED the gateway is asked.
 """
 
 from datetime import UTC, datetime
@@ -17,6 +18,15 @@ from pydantic import (
     model_validator,
 )
 
+from whatsapp_qr_contracts.fields import (
+    A_CUSTOMER,
+    A_PHONE_NUMBER,
+    A_QR_CODE,
+    A_TIME,
+    RECEIVED_WHATSAPP_ID,
+    SENT_WHATSAPP_ID,
+    ReportedSessionId,
+)
 from whatsapp_qr_contracts.message import GATEWAY, Identifier, Message, Moment, Text, WireModel, storable
 
 _MILLISECONDS_FROM = 100_000_000_000  # as seconds this is the year 5138
@@ -30,7 +40,10 @@ def _whole_number(value: Any) -> Any:
         raise ValueError(message) from None
 
 
-UnixTime = Annotated[int, Field(ge=0, le=99_999_999_999_999), BeforeValidator(_whole_number)]
+_LATEST = 99_999_999_999_999
+_Written = Annotated[float, Field(ge=0, le=_LATEST)] | Annotated[str, Field(pattern=r"^\s*[0-9]+(\.[0-9]*)?\s*$")]
+
+UnixTime = Annotated[int, Field(ge=0, le=_LATEST), BeforeValidator(_whole_number, json_schema_input_type=_Written)]
 """Unix time in seconds or milliseconds, a number or a numeric string; the unit stays as it was given."""
 
 
@@ -65,19 +78,25 @@ Reported = Annotated[Moment | None, WrapValidator(_or_none)]
 Empty = BeforeValidator(lambda value: {} if value is None else value)
 
 
+_TYPE = Field(description="What is reported")
+_DATA = Field(description="The content of the report")
+
+
 class GatewayReport(Message):
     """Base of what the gateway reports about a session."""
 
     exchange: ClassVar[str] = GATEWAY
+    keyed_by: ClassVar[Literal["chatbotId", "sessionId"]] = "sessionId"
 
-    session_id: Identifier = Field(description="The session it is about")
+    session_id: ReportedSessionId
 
 
 class QrData(WireModel):
     """The content of a `qr` report."""
 
     qr_code: Annotated[Text, StringConstraints(min_length=1, max_length=65_536)] = Field(
-        description="The QR code as a PNG data URL; whoever scans it links the account, so treat it as a secret"
+        description="The QR code as a PNG data URL; whoever scans it links the account, so treat it as a secret",
+        examples=[A_QR_CODE],
     )
 
 
@@ -85,16 +104,19 @@ class GatewayQr(GatewayReport):
     """A QR code is ready to be scanned. Sent again each time the code is renewed (about every 20 s)."""
 
     name: ClassVar[str] = "gateway.qr"
+    routing_key: ClassVar[str] = "gateway.qr.{partition}"
 
-    type: Literal["qr"]
-    data: QrData
+    type: Annotated[Literal["qr"], _TYPE]
+    data: Annotated[QrData, _DATA]
 
 
 class ConnectedData(WireModel):
     """The content of a `connected` report."""
 
-    phone_number: Decoration = Field(default=None, description="The number of the linked account, where known")
-    connected_at: Reported = None
+    phone_number: Decoration = Field(
+        default=None, description="The number of the linked account, where known", examples=[A_PHONE_NUMBER]
+    )
+    connected_at: Reported = Field(default=None, description="When it was linked", examples=[A_TIME])
     reason: Decoration = Field(
         default=None, description="Where there is a connection and yet nothing goes out: `action_required`, …"
     )
@@ -104,58 +126,73 @@ class GatewayConnected(GatewayReport):
     """The account is linked: messages can be sent and received."""
 
     name: ClassVar[str] = "gateway.connected"
+    routing_key: ClassVar[str] = "gateway.connected.{partition}"
 
-    type: Literal["connected"]
-    data: Annotated[ConnectedData, Empty] = ConnectedData()
+    type: Annotated[Literal["connected"], _TYPE]
+    data: Annotated[ConnectedData, Empty, _DATA] = ConnectedData()
 
 
 class DisconnectedData(WireModel):
     """The content of a `disconnected` report."""
 
-    disconnected_at: Reported = None
-    reason: Decoration = Field(default=None, description="`logged_out`, `replaced`, `qr_expired`, …")
+    disconnected_at: Reported = Field(default=None, description="When the link ended", examples=[A_TIME])
+    reason: Decoration = Field(
+        default=None, description="`logged_out`, `replaced`, `qr_expired`, …", examples=["logged_out"]
+    )
 
 
 class GatewayDisconnected(GatewayReport):
     """The link is gone: logged out on the phone, replaced, expired or lost."""
 
     name: ClassVar[str] = "gateway.disconnected"
+    routing_key: ClassVar[str] = "gateway.disconnected.{partition}"
 
-    type: Literal["disconnected"]
-    data: Annotated[DisconnectedData, Empty] = DisconnectedData()
+    type: Annotated[Literal["disconnected"], _TYPE]
+    data: Annotated[DisconnectedData, Empty, _DATA] = DisconnectedData()
 
 
 class ReceiptData(WireModel):
     """The content of a receipt."""
 
-    message_id: Identifier = Field(description="The WhatsApp id of the message")
-    status: Literal["delivered", "read", "failed"]
-    timestamp: UnixTime | None = None
+    message_id: Identifier = Field(description="The WhatsApp id of the message", examples=[SENT_WHATSAPP_ID])
+    status: Literal["delivered", "read", "failed"] = Field(description="How far it came", examples=["delivered"])
+    timestamp: UnixTime | None = Field(
+        default=None, description="When: Unix time in seconds or milliseconds", examples=[1_767_268_800]
+    )
     error: Annotated[str | None, _cut(1000)] = Field(default=None, description="Why it failed")
 
 
 class GatewayReceipt(GatewayReport):
-    """WhatsApp reported the fate of a message that was sent. `delivered` may be left out where `read` comes."""
+    """WhatsApp reported the fate of a message that was sent. `delivered` may be left out where `read` comes.
+
+    One for an id that is not known (yet) is kept for 24 h and applied once a message has that id.
+    """
 
     name: ClassVar[str] = "gateway.receipt"
+    routing_key: ClassVar[str] = "gateway.receipt.{partition}"
 
-    type: Literal["receipt"]
-    data: ReceiptData
+    type: Annotated[Literal["receipt"], _TYPE]
+    data: Annotated[ReceiptData, _DATA]
 
 
 class GatewayMessage(GatewayReport):
     """A customer wrote to the linked account. May come again with the same `messageId`."""
 
     name: ClassVar[str] = "gateway.message"
+    routing_key: ClassVar[str] = "gateway.message.{partition}"
 
     sender: Annotated[str, BeforeValidator(_stripped), StringConstraints(min_length=1, max_length=200)] = Field(
-        alias="from", description="Phone number or JID of the customer"
+        alias="from", description="Phone number or JID of the customer", examples=[A_CUSTOMER]
     )
-    message: Text = Field(max_length=65_536, description="The text; may be empty where `type` is not `text`")
-    message_id: Identifier = Field(description="The WhatsApp id of the message")
-    timestamp: UnixTime
-    push_name: Decoration = Field(default=None, description="The name the customer shows")
-    type: Decoration = Field(default=None, description="`text`, `image`, …")
+    message: Text = Field(
+        max_length=65_536, description="The text; may be empty where `type` is not `text`", examples=["Hello"]
+    )
+    message_id: Identifier = Field(description="The WhatsApp id of the message", examples=[RECEIVED_WHATSAPP_ID])
+    timestamp: UnixTime = Field(
+        description="When the customer wrote: Unix time in seconds or milliseconds", examples=[1_767_268_800]
+    )
+    push_name: Decoration = Field(default=None, description="The name the customer shows", examples=["Ana"])
+    type: Decoration = Field(default=None, description="`text`, `image`, …", examples=["text"])
 
     @model_validator(mode="after")
     def _text_or_type(self) -> "GatewayMessage":

@@ -5,12 +5,17 @@ The body of a message is plain JSON in camelCase. Everything about its transport
 """
 
 import re
+from contextlib import suppress
 from datetime import UTC, datetime
 from enum import StrEnum
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar, Literal, get_args, get_origin
 
-from pydantic import AfterValidator, AwareDatetime, BaseModel, BeforeValidator, ConfigDict, StringConstraints
+from pydantic import AfterValidator, AwareDatetime, BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints
 from pydantic.alias_generators import to_camel
+from pydantic.fields import FieldInfo
+from pydantic_core import to_jsonable_python
+
+from whatsapp_qr_contracts.partitions import chatbot_key, session_key
 
 COMMANDS = "whatsapp-qr.commands"
 GATEWAY = "whatsapp-qr.gateway"
@@ -89,14 +94,73 @@ Instant = Annotated[AwareDatetime, AfterValidator(_utc)]
 """A point in time in ISO 8601 with an offset."""
 
 
+def _add_example(schema: dict[str, Any], model: type["WireModel"]) -> None:
+    with suppress(LookupError):
+        schema["examples"] = [model.example()]
+
+
 class WireModel(BaseModel):
     """A frozen value in camelCase on the wire. Unknown fields are ignored, so that either side may be newer."""
 
-    model_config = ConfigDict(frozen=True, alias_generator=to_camel, populate_by_name=True, extra="ignore")
+    model_config = ConfigDict(
+        frozen=True, alias_generator=to_camel, populate_by_name=True, extra="ignore", json_schema_extra=_add_example
+    )
 
     def wire(self) -> bytes:
         """Return the JSON that goes on the wire."""
         return self.model_dump_json(by_alias=True).encode()
+
+    @classmethod
+    def example(cls, *, required_only: bool = False) -> dict[str, Any]:
+        """Return the JSON of one as it may come, made of its fields' examples; where they have none, of the defaults.
+
+        Args:
+            required_only: leave out what a sender may leave out.
+
+        Raises:
+            LookupError: a field that is required has no example.
+        """
+        fields = [field for field in cls.model_fields.values() if field.is_required() or not required_only]
+        return {str(field.alias): _example_of(field) for field in fields}
+
+
+def _example_of(field: FieldInfo) -> Any:
+    kind = field.annotation
+    if field.examples:
+        return field.examples[0]
+    if isinstance(kind, type) and issubclass(kind, WireModel):
+        return kind.example()
+    if get_origin(kind) is Literal:
+        return to_jsonable_python(get_args(kind)[0])
+    if field.is_required():
+        raise LookupError(f"{field.alias} is required and has no example")
+    return to_jsonable_python(field.get_default(call_default_factory=True))
+
+
+class Headers(BaseModel):
+    """Base of the AMQP headers of a message. Others may come with it, and are to be ignored."""
+
+    model_config = ConfigDict(
+        frozen=True, alias_generator=lambda name: name.replace("_", "-"), populate_by_name=True, extra="ignore"
+    )
+
+    @classmethod
+    def example(cls, schema_version: int) -> dict[str, Any]:
+        """Return the headers as they may come with a message of a version."""
+        values = {str(field.alias): _example_of(field) for field in cls.model_fields.values()}
+        return values | {"schema-version": schema_version}
+
+
+class ServiceHeaders(Headers):
+    """The headers of what the service publishes."""
+
+    partition_key: str = Field(
+        description="Whose order it keeps: the chatbot's id as lower-case text, or a session id of a foreign form",
+        examples=["6f9619ff-8b86-4011-b42d-00c04fc964ff"],
+    )
+    schema_version: int = Field(
+        ge=1, description="The version of the body's schema; rises with a breaking change", examples=[1]
+    )
 
 
 class Message(WireModel):
@@ -106,5 +170,21 @@ class Message(WireModel):
     """The exchange it is published to."""
     name: ClassVar[str]
     """Its AMQP `type`, and the routing key without the partition."""
+    routing_key: ClassVar[str]
+    """The pattern of its routing key: `{partition}` stands for `partition_of(partition_key, PARTITIONS)`."""
+    headers: ClassVar[type[Headers]] = ServiceHeaders
+    """The headers it carries."""
+    keyed_by: ClassVar[Literal["chatbotId", "sessionId"]] = "chatbotId"
+    """The field of the body that its `partition-key` comes from."""
     schema_version: ClassVar[int] = 1
-    """Its `schema-version` header; rises with a breaking change."""
+    """Its `schema-version` header; rises with a breaking change. Readers accept all versions up to their own."""
+
+    @property
+    def partition_key(self) -> str:
+        """Its `partition-key` header: everything with the same key is done, and announced, in order."""
+        key: str = (
+            session_key(getattr(self, "session_id"))  # noqa: B009  # a subclass has it
+            if self.keyed_by == "sessionId"
+            else chatbot_key(getattr(self, "chatbot_id"))  # noqa: B009  # likewise
+        )
+        return key

@@ -1,7 +1,7 @@
 #!/bin/sh
-# Makes sure that this machine has what is named: venv, rabbitmq, postgresql. Does nothing for what is there.
+# Makes sure that this machine has what is named: venv, rabbitmq, postgresql, chromium. Does nothing for what is there.
 #
-#   setup.sh [venv] [rabbitmq] [postgresql]
+#   setup.sh [venv] [rabbitmq] [postgresql] [chromium]
 #
 # Missing system packages are installed by apt-get where this runs as root; no package may start a service of its own.
 set -eu
@@ -12,6 +12,7 @@ has() {
     venv) command -v uv >/dev/null || python3 -c 'import ensurepip, venv' 2>/dev/null ;;
     rabbitmq) "$here/rabbitmq.sh" --installed 2>/dev/null ;;
     postgresql) "$here/postgres.sh" --installed 2>/dev/null ;;
+    chromium) chromium --version >/dev/null 2>&1 || google-chrome --version >/dev/null 2>&1 ;;
     *) echo "$0: unknown part $1" >&2 && exit 2 ;;
     esac
 }
@@ -21,6 +22,7 @@ package() {
     venv) echo python3-venv ;;
     rabbitmq) echo rabbitmq-server ;;
     postgresql) echo postgresql ;;
+    chromium) echo chromium ;;
     esac
 }
 

@@ -12,10 +12,12 @@ from service.ingress.bodies import Accepted
 from service.ingress.callbacks import callbacks
 from service.ingress.commands import Commands
 from service.ingress.counting import Counting
-from service.ingress.guard import Guard, describe_guard
+from service.ingress.describing import describe
+from service.ingress.documents import documents
+from service.ingress.guard import Guard
 from service.ingress.keys import Keys
 from service.ingress.limits import BodyLimit
-from service.ingress.problems import ProblemBody, Problems
+from service.ingress.problems import Problems
 from service.ingress.reads import Reads
 from service.ingress.waiting import Waiters
 from service.messaging.listening import Listener
@@ -26,7 +28,7 @@ _DESCRIPTION = """Links chatbots to WhatsApp by QR code, and sends and receives 
 
 A 2xx answer means that the message broker has the request on disk. Errors are `application/problem+json` with a stable
 `code`; 503 carries `Retry-After`. Where `API_KEYS` is set, every call brings a key (Authorize, below). To use
-the service by AMQP see `asyncapi.yaml`."""
+the service by AMQP see [/asyncapi](asyncapi)."""
 
 
 def build_ingress(
@@ -48,6 +50,7 @@ def build_ingress(
         description=_DESCRIPTION,
         license_info={"name": "Apache-2.0", "identifier": "Apache-2.0"},
         lifespan=lifespan,
+        generate_unique_id_function=lambda route: route.name,
         redoc_url=None,
         strict_content_type=False,  # a callback without a content type must not be lost
     )
@@ -58,6 +61,7 @@ def build_ingress(
     app.include_router(Commands(publisher, database, waiters).router())
     app.include_router(Reads(database).router())
     app.include_router(callbacks(publisher))
+    app.include_router(documents())
 
     @app.get("/livez", tags=["Health"])
     async def livez() -> Accepted:
@@ -70,32 +74,9 @@ def build_ingress(
         return Accepted()
 
     @app.get("/metrics", tags=["Health"], response_class=PlainTextResponse)
-    async def metrics_() -> Response:
+    async def prometheus() -> Response:
         """Tell Prometheus about this process."""
         return Response(metrics.exposition(), media_type=metrics.CONTENT_TYPE)
 
-    _describe_errors_and_keys(app)
+    describe(app)
     return app
-
-
-def _describe_errors_and_keys(app: FastAPI) -> None:
-    """Let the OpenAPI document name what a call brings, and our errors instead of the framework's 422, never sent."""
-    generate = app.openapi
-
-    def openapi() -> dict[str, object]:
-        if app.openapi_schema:
-            return app.openapi_schema
-        document = generate()
-        schemas = document["components"]["schemas"]
-        for name in ("HTTPValidationError", "ValidationError"):
-            schemas.pop(name, None)
-        problem = ProblemBody.model_json_schema(ref_template="#/components/schemas/{model}")
-        schemas.update(problem.pop("$defs", {}))
-        schemas["ProblemBody"] = problem
-        for path in document["paths"].values():
-            for operation in path.values():
-                operation["responses"].pop("422", None)
-        describe_guard(document)
-        return document
-
-    app.openapi = openapi  # type: ignore[method-assign]

@@ -1,107 +1,132 @@
 """The bodies of requests and answers. Field names are those of the system that this service replaces."""
 
 from datetime import datetime
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Literal, Self
 from uuid import UUID
 
-from pydantic import Field, StringConstraints
+from pydantic import Field
 
 from service.persistence.tables import MessageRow
-from whatsapp_qr_contracts.addresses import Address
-from whatsapp_qr_contracts.commands import MAX_MESSAGE_CHARACTERS, Metadata
-from whatsapp_qr_contracts.message import DeliveryStatus, Instant, Role, SessionStatus, Text, WireModel
+from whatsapp_qr_contracts.commands import ExpiresAt, MessageText, Metadata
+from whatsapp_qr_contracts.fields import (
+    A_TIME,
+    CallerMetadata,
+    ChatbotId,
+    ConversationId,
+    Customer,
+    LinkedNumber,
+    Recipient,
+    SentId,
+    SentWhatsappId,
+    SessionId,
+    StatusReason,
+)
+from whatsapp_qr_contracts.fields import QrCode as ShownQrCode
+from whatsapp_qr_contracts.message import DeliveryStatus, Role, SessionStatus, WireModel
+
+_ROW = "0f8fad5b-d9cb-469f-a165-70867728950e"
+_STATUS = Field(description="Where the session stands now", examples=["CONNECTED"])
+
+NextCursor = Annotated[str | None, Field(description="Names the next page; null on the last one", examples=[None])]
 
 
 class ChatbotRequest(WireModel):
     """Names a chatbot."""
 
-    chatbot_id: UUID
+    chatbot_id: ChatbotId
 
 
 class SendRequest(WireModel):
     """A text to send."""
 
-    chatbot_id: UUID
-    to: Address
-    message: Annotated[Text, StringConstraints(min_length=1, max_length=MAX_MESSAGE_CHARACTERS)]
+    chatbot_id: ChatbotId
+    to: Recipient
+    message: MessageText
     metadata: Metadata = Field(default_factory=dict)
-    expires_at: Annotated[Instant | None, Field(description="After this it is not sent any more")] = None
+    expires_at: ExpiresAt = None
 
 
 class Accepted(WireModel):
     """It was done, or will be."""
 
-    success: Literal[True] = True
+    success: Annotated[Literal[True], Field(description="Always so; an error says false")] = True
 
 
 class SessionState(Accepted):
     """A session after a command."""
 
-    session_id: str
-    status: SessionStatus
+    session_id: SessionId
+    status: Annotated[SessionStatus, _STATUS]
 
 
 class QrCode(SessionState):
     """A QR code to scan."""
 
-    qr_code: str = Field(description="PNG data URL")
+    status: Annotated[SessionStatus, Field(description="Where the session stands now", examples=["QR_READY"])]
+    qr_code: ShownQrCode
 
 
 class SessionStatusData(WireModel):
     """A session's status."""
 
-    session_id: str
-    chatbot_id: UUID
-    status: SessionStatus
-    last_connected_at: datetime | None
-    status_reason: str | None = None
-    phone_number: str | None = None
+    session_id: SessionId
+    chatbot_id: ChatbotId
+    status: Annotated[SessionStatus, _STATUS]
+    last_connected_at: datetime | None = Field(description="When it was linked last", examples=[A_TIME])
+    status_reason: StatusReason = None
+    phone_number: LinkedNumber = None
 
 
 class SessionStatusAnswer(Accepted):
     """A session's status."""
 
-    session: SessionStatusData
+    session: Annotated[SessionStatusData, Field(description="The session")]
 
 
 class SessionData(SessionStatusData):
     """A chatbot's session."""
 
-    id: UUID
+    id: UUID = Field(description="The session's own id; it never changes", examples=[_ROW])
     qr_code: str | None = Field(default=None, description="PNG data URL, while the status is QR_READY")
 
 
 class SessionAnswer(Accepted):
     """A chatbot's session."""
 
-    data: SessionData
+    data: Annotated[SessionData, Field(description="The session")]
 
 
 class Sent(Accepted):
     """A message that waits to be sent."""
 
-    message: str = "Message enqueued for sending"
-    message_id: UUID
+    message: str = Field(
+        default="Message enqueued for sending",
+        description="What was done, for people",
+        examples=["Message enqueued for sending"],
+    )
+    message_id: SentId
 
 
 class MessageData(WireModel):
     """A message of a conversation."""
 
-    id: UUID
-    conversation_id: UUID
-    role: Role
-    content: str
-    delivery_status: DeliveryStatus
-    whatsapp_message_id: str
-    attempts: int = Field(description="Attempts to send it whose outcome is unknown")
-    error_code: str | None
-    error_message: str | None
-    metadata: dict[str, Any]
-    created_at: datetime
-    sent_at: datetime | None
-    delivered_at: datetime | None
-    read_at: datetime | None
-    failed_at: datetime | None
+    id: SentId
+    conversation_id: ConversationId
+    role: Role = Field(description="USER: the customer wrote it; ASSISTANT: it was sent", examples=["ASSISTANT"])
+    content: str = Field(description="The text", examples=["Your order is on its way."])
+    delivery_status: DeliveryStatus = Field(description="How far the message has come", examples=["READ"])
+    whatsapp_message_id: SentWhatsappId
+    attempts: int = Field(description="Attempts to send it whose outcome is unknown", examples=[0])
+    error_code: str | None = Field(description="Why it FAILED, as a stable code", examples=[None])
+    error_message: str | None = Field(description="Why it FAILED, in words", examples=[None])
+    metadata: CallerMetadata
+    created_at: datetime = Field(description="When the service stored it", examples=[A_TIME])
+    sent_at: datetime | None = Field(description="When the gateway took it", examples=["2026-01-01T12:00:01Z"])
+    delivered_at: datetime | None = Field(
+        description="When it reached the phone, where that was reported", examples=["2026-01-01T12:00:02Z"]
+    )
+    read_at: datetime | None = Field(description="When it was read", examples=["2026-01-01T12:00:05Z"])
+    failed_at: datetime | None = Field(description="When it was given up", examples=[None])
 
     @classmethod
     def of(cls, row: MessageRow) -> Self:
@@ -113,30 +138,30 @@ class MessageData(WireModel):
 class MessageAnswer(Accepted):
     """One message."""
 
-    data: MessageData
+    data: Annotated[MessageData, Field(description="The message")]
 
 
 class MessagePage(Accepted):
     """Messages of a conversation, oldest first."""
 
-    data: list[MessageData]
-    next_cursor: str | None
+    data: list[MessageData] = Field(description="The messages", examples=[[MessageData.example()]])
+    next_cursor: NextCursor
 
 
 class ConversationData(WireModel):
     """A conversation with one customer."""
 
-    id: UUID
-    chatbot_id: UUID
-    channel: str
-    external_user_id: str
-    status: str
-    last_message_at: datetime
-    created_at: datetime
+    id: ConversationId
+    chatbot_id: ChatbotId
+    channel: str = Field(description="How they talk", examples=["WHATSAPP_QR"])
+    external_user_id: Customer
+    status: str = Field(description="Always ACTIVE so far", examples=["ACTIVE"])
+    last_message_at: datetime = Field(description="When either wrote last", examples=[A_TIME])
+    created_at: datetime = Field(description="When it began", examples=[A_TIME])
 
 
 class ConversationPage(Accepted):
     """Conversations of a chatbot, newest first."""
 
-    data: list[ConversationData]
-    next_cursor: str | None
+    data: list[ConversationData] = Field(description="The conversations", examples=[[ConversationData.example()]])
+    next_cursor: NextCursor

@@ -9,8 +9,10 @@ import structlog
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
+from fastapi.routing import iter_route_contexts
 from pydantic import BaseModel, Field
 from starlette.exceptions import HTTPException
+from starlette.routing import compile_path
 
 from service.errors import BrokerUnavailable, Unavailable, Undeliverable
 from service.messaging.dead_letters import dead_letter_callback
@@ -56,10 +58,53 @@ class Problem(Exception):  # noqa: N818  # RFC 9457's own word
         return answer(self.status, self.code, self.detail, headers=self.headers)
 
 
+def _title(status: int) -> str:
+    # The phrase of 413 differs between versions of Python.
+    return "Content Too Large" if status == HTTPStatus.REQUEST_ENTITY_TOO_LARGE else HTTPStatus(status).phrase
+
+
 def responses(*statuses: int) -> dict[int | str, dict[str, Any]]:
     """Return the OpenAPI description of the errors that an endpoint may answer with."""
     content = {"application/problem+json": {"schema": {"$ref": "#/components/schemas/ProblemBody"}}}
-    return {status: {"description": HTTPStatus(status).phrase, "content": content} for status in statuses}
+    return {status: {"description": _title(status), "content": content} for status in statuses}
+
+
+_EXAMPLES = {
+    "invalid_request": "to: write a phone number of 7 to 15 digits with country code (5491112345678)",
+    "invalid_cursor": "take the cursor from nextCursor of the page before",
+    "not_connected": "the session is DISCONNECTED: link it first, then send again",
+    "unauthorized": "send a key, one of API_KEYS, as `Authorization: Bearer <key>` or as `X-API-Key: <key>`",
+    "forwarded": "this was passed on by a proxy, and without API_KEYS only this machine is let in: set API_KEYS",
+    "foreign_host": "this machine must be called by the name localhost or 127.0.0.1",
+    "foreign_origin": "a web page of another machine sent this; to allow it set API_KEYS",
+    "callback_from_elsewhere": "this comes from another machine: set WEBHOOK_TOKEN or WEBHOOK_SECRET, here and at the "
+    "gateway",
+    "unknown_chatbot": "the chatbot is not known here: PUT /whatsapp-qr/chatbots/{id} makes it known",
+    "no_session": "the chatbot has no session: POST /whatsapp-qr/init makes one",
+    "no_qr_code": "there is no QR code while the session is CONNECTED",
+    "no_message": "there is no such message (yet)",
+    "no_conversation": "there is no such conversation (yet)",
+    "not_found": "Not Found",
+    "id_reused": "this Idempotency-Key was used with another body: use a new one",
+    "not_pending": "the message is SENT: only one that is PENDING",
+    "being_sent": "the message is being sent at this moment: ask again in some seconds",
+    "content_too_large": "the body may have at most 1048576 bytes",
+    "gateway_unreachable": "the WhatsApp gateway did not open the session: is it running? Try again",
+    "gateway_error": "the WhatsApp gateway did not open the session: is it running? Try again",
+    "broker_unavailable": "try again: RabbitMQ is not reachable",
+    "database_unavailable": "try again: the database is not available",
+}
+
+
+def example(status: int, code: str) -> dict[str, Any]:
+    """Return the body of an error as an example."""
+    detail = _EXAMPLES[code]
+    errors = None
+    if code == "invalid_request":
+        field, _, message = detail.partition(": ")
+        errors = [FieldFault(field=field, message=message)]
+    body = ProblemBody(title=_title(status), status=status, code=code, detail=detail, errors=errors)
+    return body.model_dump(exclude_none=True)
 
 
 def answer(
@@ -71,7 +116,7 @@ def answer(
     headers: dict[str, str] | None = None,
 ) -> JSONResponse:
     """Return the response of an error."""
-    body = ProblemBody(title=HTTPStatus(status).phrase, status=status, code=code, detail=detail, errors=errors)
+    body = ProblemBody(title=_title(status), status=status, code=code, detail=detail, errors=errors)
     return JSONResponse(
         body.model_dump(exclude_none=True), status, headers=headers, media_type="application/problem+json"
     )
@@ -93,6 +138,15 @@ def _faults(error: RequestValidationError, content_type: str) -> list[FieldFault
         message = str(fault["msg"]).removeprefix("Value error, ")
         faults.append(FieldFault(field=".".join(place) or "body", message=message))
     return faults
+
+
+def _methods_at(request: Request) -> list[str]:
+    # The framework names those of the first endpoint under the path, though there may be one for each method.
+    path = request.scope["path"]
+    contexts = [one for one in iter_route_contexts(request.app.routes) if one.path and one.methods]
+    return sorted(
+        {name for one in contexts if compile_path(str(one.path))[0].match(path) for name in one.methods or ()}
+    )
 
 
 @dataclass(frozen=True)
@@ -133,10 +187,10 @@ class Problems:
         status = error.status_code
         if status == HTTPStatus.BAD_REQUEST and (trouble := await self._keep(request, str(error.detail))):
             return trouble
-        # The phrase of 413 differs between versions of Python.
-        too_large = status == HTTPStatus.REQUEST_ENTITY_TOO_LARGE
-        code = "content_too_large" if too_large else HTTPStatus(status).phrase.lower().replace(" ", "_")
-        return answer(status, code, str(error.detail), headers=dict(error.headers) if error.headers else None)
+        headers = dict(error.headers or {})
+        if status == HTTPStatus.METHOD_NOT_ALLOWED:
+            headers["Allow"] = ", ".join(_methods_at(request))
+        return answer(status, _title(status).lower().replace(" ", "_"), str(error.detail), headers=headers)
 
     async def unexpected(self, request: Request, error: Exception) -> JSONResponse:
         """Answer what should not happen, and log it."""

@@ -39,6 +39,7 @@ CALLS: dict[tuple[str, str], dict[str, Any] | None] = {
 }
 CALLBACKS = {"/webhook": CONNECTED, "/incoming": INCOMING}
 OPEN = {"/docs", "/docs/oauth2-redirect", "/openapi.json", "/livez", "/readyz", "/metrics"}
+OPEN |= {"/asyncapi", "/asyncapi.yaml", "/asyncapi/{name}"}
 WRONG = {"Authorization": "Bearer wrong"}
 SECONDS = 10.0
 """A body that is read twice would be waited for without end."""
@@ -150,7 +151,8 @@ async def test_a_key_is_asked_for_before_anything_is_looked_at(tmp_path: Path) -
 async def test_health_and_documentation_are_for_everybody(opened: Opened, path: str) -> None:
     """From anywhere, by any name, without a key."""
     ingress = opened("192.0.2.1", api=(KEY,), webhook_secret=SECRET)
-    assert (await ingress.http.get(path, headers={"Host": "api.example"})).status_code == 200
+    url = path.replace("{name}", "page.js")
+    assert (await ingress.http.get(url, headers={"Host": "api.example"})).status_code == 200
 
 
 # Callbacks

@@ -1,0 +1,168 @@
+"""Send commands, take jobs and follow events: `pip install whatsapp-qr-contracts[client]` brings aio-pika for it.
+
+    async with connect("amqp://user:password@broker/") as client:
+        await client.send(SendMessage(chatbot_id=chatbot, to="5491112345678", message="Hello"), "order-1234-shipped")
+        async for event in client.events("billing", MessageDelivered, MessageFailed):
+            print(event.body, event.caused_by)
+
+A lost connection ends `connect` with an error: begin afresh, and send again, under the same id, what was not confirmed.
+"""
+
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any, Generic, TypeVar
+
+import aio_pika
+from aio_pika.abc import AbstractChannel, AbstractConnection, AbstractIncomingMessage, AbstractQueue
+
+from whatsapp_qr_contracts.commands import Command
+from whatsapp_qr_contracts.events import Event
+from whatsapp_qr_contracts.jobs import IncomingJob
+from whatsapp_qr_contracts.message import COMMANDS, EVENTS, Message
+from whatsapp_qr_contracts.partitions import partition_of
+
+M = TypeVar("M", bound=Message)
+E = TypeVar("E", bound=Event)
+
+_SECONDS = 30
+_PREFETCH = 32
+_QUEUE: dict[str, Any] = {"x-queue-type": "quorum", "x-delivery-limit": 1000}
+
+
+class UnreadableError(ValueError):
+    """A message that this version of the package cannot read. It stays on its queue: update the package."""
+
+
+@dataclass(frozen=True)
+class Received(Generic[M]):
+    """A message with its envelope. It may come again, with the same id."""
+
+    body: M
+    id: str
+    """Its `message_id`: keep it with what you did, and do it once."""
+    caused_by: str | None
+    """Its `correlation_id`: the `message_id` of the command that caused it."""
+    headers: Mapping[str, Any]
+
+
+@asynccontextmanager
+async def connect(url: str, *, app_id: str = "", partitions: int | None = None) -> "AsyncIterator[Client]":
+    """Connect to the broker.
+
+    Args:
+        url: the broker, `amqp://user:password@host/vhost`.
+        app_id: who you are, for those who look at the broker.
+        partitions: PARTITIONS of the service. Where it is not known, commands go to the first partition, and the
+            service passes each on to its own: a little slower, in the same order. A wrong number is worse than none.
+    """
+    async with await aio_pika.connect(url, timeout=_SECONDS) as connection:
+        commands = await connection.channel(publisher_confirms=True, on_return_raises=True)
+        yield Client(connection, commands, app_id=app_id, partitions=partitions)
+
+
+class Client:
+    """Speaks to the service over one connection; `connect` makes it."""
+
+    def __init__(
+        self, connection: AbstractConnection, commands: AbstractChannel, *, app_id: str, partitions: int | None
+    ) -> None:
+        self._connection = connection
+        self._commands = commands
+        self._app_id = app_id
+        self._partitions = partitions
+
+    async def send(self, command: Command, command_id: str) -> None:
+        """Send a command; returns once the broker has it on disk. What becomes of it is told by one event.
+
+        Args:
+            command: what is asked for. Commands of one chatbot are done in the order of these calls, one after another.
+            command_id: unique per command, 1 to 200 characters. It is the `correlation_id` of the events that follow.
+
+        Raises:
+            aio_pika.exceptions.AMQPError, ConnectionError, TimeoutError: it may have arrived. Send it again under the
+                same id: it is done once.
+        """
+        message = aio_pika.Message(
+            command.wire(),
+            message_id=command_id,
+            correlation_id=command_id,
+            type=command.name,
+            headers={"partition-key": command.partition_key, "schema-version": command.schema_version},
+            timestamp=datetime.now(UTC),
+            app_id=self._app_id,
+            content_type="application/json",
+            delivery_mode=aio_pika.DeliveryMode.PERSISTENT,
+        )
+        exchange = await self._commands.get_exchange(COMMANDS, ensure=False)  # the service declares it
+        await exchange.publish(message, self._routing_key(command), mandatory=True, timeout=_SECONDS)
+
+    def _routing_key(self, command: Command) -> str:
+        if self._partitions is None:
+            return command.name
+        return command.routing_key.format(partition=partition_of(command.partition_key, self._partitions))
+
+    async def events(self, queue: str, *kinds: type[E]) -> AsyncGenerator[Received[E], None]:
+        """Follow events on a durable queue of your own, which keeps them while you are away. It never ends by itself.
+
+        An event is acknowledged when the next one is asked for; what was not comes again, to you or to another process
+        that follows the same queue. In order for each chatbot, as long as one process follows.
+
+        Args:
+            queue: the queue's name; begin it with the name of your service. It is made where it does not exist.
+            kinds: the events to follow. The queue goes on getting those of earlier calls until they are unbound: to
+                follow fewer, take a queue of another name and delete the old one.
+
+        Raises:
+            UnreadableError: the service is newer than this package in a way that matters.
+            aio_pika.exceptions.AMQPError, ConnectionError: the connection is lost; begin afresh.
+        """
+        async with self._connection.channel() as channel:
+            await channel.set_qos(prefetch_count=_PREFETCH)
+            own = await channel.declare_queue(queue, durable=True, arguments=_QUEUE)
+            for kind in kinds:
+                await own.bind(EVENTS, kind.routing_key)
+            async for received in _received(own, kinds):
+                yield received
+
+    async def jobs(self) -> AsyncGenerator[Received[IncomingJob], None]:
+        """Take customers' messages to answer, one at a time; each is acknowledged when the next one is asked for.
+
+        Raises:
+            UnreadableError: the service is newer than this package in a way that matters.
+            aio_pika.exceptions.AMQPError, ConnectionError: the connection is lost; begin afresh.
+        """
+        async with self._connection.channel() as channel:
+            await channel.set_qos(prefetch_count=1)
+            queue = await channel.get_queue(IncomingJob.name)  # the service declares it
+            async for received in _received(queue, (IncomingJob,)):
+                yield received
+
+
+async def _received(queue: AbstractQueue, kinds: tuple[type[M], ...]) -> AsyncIterator[Received[M]]:
+    models = {kind.name: kind for kind in kinds}
+    # No `async with`: it would put back one by one what is not acknowledged. Closing the channel does so in order.
+    async for message in queue.iterator():
+        yield read(message, models)
+        await message.ack()
+    raise ConnectionError("the connection to RabbitMQ is lost")
+
+
+def read(message: AbstractIncomingMessage, models: Mapping[str, type[M]]) -> Received[M]:
+    """Return what a message says.
+
+    Raises:
+        UnreadableError: it is of none of these kinds, of a newer version, or its body does not fit.
+    """
+    model = models.get(message.type or "")
+    if model is None:
+        raise UnreadableError(f"{message.type!r} is none of {sorted(models)}")
+    version = message.headers.get("schema-version", model.schema_version)
+    if version not in range(1, model.schema_version + 1):
+        raise UnreadableError(f"schema-version {version!r} of {model.name}: this package knows {model.schema_version}")
+    try:
+        body = model.model_validate_json(message.body)
+    except ValueError as error:
+        raise UnreadableError(f"the body of {message.message_id} is no {model.name}") from error
+    return Received(body, message.message_id or "", message.correlation_id, message.headers)
