@@ -25,7 +25,8 @@ The body is plain JSON in camelCase. Everything about its transport is an AMQP p
 | `delivery_mode` | 2, persistent |
 
 Unknown fields are ignored. Everything may come more than once, with the same `message_id`, so keep what you have done.
-Everything about one chatbot is done in the order in which it was asked.
+Everything about one chatbot is done in the order in which it was asked, `session.*` and `chatbot.*` among themselves
+and `message.*` among themselves: the two have queues of their own.
 """
 
 _PUBLIC = "The interface for other services"

@@ -35,24 +35,33 @@ _USES = {
         "receiveCommands",
         "receive",
         public=True,
-        text="What you can ask for: you publish, persistent and mandatory, with a `message_id` per command.",
+        text="Exchange `whatsapp-qr.commands`, what you can ask for: you publish, persistent and mandatory, with a "
+        "`message_id` per command.",
     ),
     "eventsExchange": Use(
         "sendEvents",
         "send",
         public=True,
-        text="What happened: bind a queue of your own, by message name or by pattern (`message.*`, `session.#`).",
+        text="Exchange `whatsapp-qr.events`, what happened: bind a queue of your own, by message name or by pattern "
+        "(`message.*`, `session.#`).",
     ),
     "incomingMessagesQueue": Use(
         "sendIncomingMessages",
         "send",
         public=True,
-        text="One job per customer's message for the AI workers: you consume it and acknowledge when it is done.",
+        text="Queue `incoming-messages`, one job per customer's message for the AI workers: you consume it and "
+        "acknowledge when it is done.",
     ),
     "gatewayExchange": Use(
         "sendGatewayReports", "send", public=False, text="What the gateway reported to the ingress."
     ),
-    "jobsExchange": Use("sendJobs", "send", public=False, text="Work for one worker; the routing key is the queue."),
+    "jobsExchange": Use(
+        "sendJobs",
+        "send",
+        public=False,
+        text="Work for one worker; the routing key is the queue. Also `partition.probe`, by which a process learns on "
+        "which partitions it is active: an empty object that nobody else need read.",
+    ),
     "deadLettersExchange": Use(
         "sendDeadLetters",
         "send",

@@ -81,7 +81,12 @@ class CommandHeaders(Headers):
 
 
 class Command(Message):
-    """Base of all commands. Everything that is asked of one chatbot is done in the order in which it was asked."""
+    """Base of all commands.
+
+    What is asked of one chatbot is done in the order in which it was asked, `session.*` and `chatbot.*` among
+    themselves and `message.*` among themselves: the two have queues of their own. A command under an id that another
+    one had within 24 h is not carried out and ends in `command.rejected` (`id_reused`).
+    """
 
     exchange: ClassVar[str] = COMMANDS
     headers: ClassVar[type[Headers]] = CommandHeaders
