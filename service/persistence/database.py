@@ -29,6 +29,9 @@ _APPLICATION = "whatsapp-qr"
 _CONNECT_SECONDS = 3
 _CLOSE_SECONDS = 6.0
 _STATEMENT_SECONDS = 10
+# The driver waits for ever for the end of a statement that it gave up, where the link is silent: what is open for
+# longer is cut off, and the connection with it.
+_TRANSACTION_SECONDS = 20.0
 # A process that hangs in the middle of a transaction loses it, and its locks, before another takes its partitions.
 _IDLE_MILLISECONDS = 10_000
 
@@ -55,6 +58,7 @@ class Database:
         else:
             self._writer = self._reader = _postgres_engine(url)
         self._file = make_url(url).database if self.is_sqlite else None
+        self._longest = None if self.is_sqlite else _TRANSACTION_SECONDS  # SQLite's driver must never be cut off
 
     async def transact(self, work: Work[T]) -> T:
         """Run `work` in one transaction and commit it.
@@ -72,7 +76,7 @@ class Database:
 
     async def _write(self, work: Work[T]) -> T:
         try:
-            return await _run(self._writer, work)
+            return await _run(self._writer, work, self._longest)
         except DatabaseUnavailable:
             if self._file and (ended := await asyncio.to_thread(end_stopped_writer, self._file)):
                 log.warning("stopped_writer_ended", process=ended)
@@ -86,7 +90,7 @@ class Database:
         """
         try:
             async with asyncio.timeout(seconds):
-                return await _run(self._reader, work)
+                return await _run(self._reader, work, self._longest)
         except TimeoutError as error:
             message = f"the database did not answer within {seconds} s"
             raise DatabaseUnavailable(message) from error
@@ -149,9 +153,9 @@ class Database:
             log.warning("database_silent_while_closing")
 
 
-async def _run(engine: AsyncEngine, work: Work[T]) -> T:
+async def _run(engine: AsyncEngine, work: Work[T], seconds: float | None = None) -> T:
     try:
-        async with AsyncSession(engine, expire_on_commit=False) as tx, tx.begin():
+        async with asyncio.timeout(seconds), AsyncSession(engine, expire_on_commit=False) as tx, tx.begin():
             return await work(tx)
     except DBAPIError as error:
         if _passes(error):

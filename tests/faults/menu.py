@@ -87,6 +87,6 @@ MAY_FAIL: dict[str, dict[str, float]] = {
     "gateway answers 500": {"outcome_unknown": 0.1},
     "gateway accepts and times out": {"outcome_unknown": 0.1},
     "gateway accepts and drops": {"outcome_unknown": 0.1},
-    "gateway refuses": {"refused": 0.3},
+    "gateway refuses": {"refused": 0.5},
 }
 """The share of messages to send that each may fail, by error code; everything else fails none."""

@@ -62,7 +62,8 @@ class Supervisor:
         self._resting.add(process)
         self._told.add(process)
         status = await process.stop()
-        if status not in {0, KILLED}:  # something else may have killed it first
+        # Something else may have killed it first, or it was told before it had begun to listen to signals.
+        if status not in {0, KILLED, -signal.SIGTERM}:
             self._note(process, status)
 
     def resume(self, process: Process) -> None:

@@ -1,0 +1,48 @@
+"""A PostgreSQL that falls silent, as behind a broken network: work on it ends, and ends as unavailable."""
+
+from collections.abc import AsyncIterator, Callable
+
+import pytest
+from sqlalchemy import text
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from service.errors import DatabaseUnavailable
+from service.persistence import database as module
+from service.persistence.database import Database
+from tests.proxy import Proxy
+from tests.servers import Postgres
+
+
+@pytest.fixture
+async def silenced(
+    shared_postgres: Postgres, postgres_database: str, monkeypatch: pytest.MonkeyPatch
+) -> AsyncIterator[tuple[Database, Callable[[], None]]]:
+    """A database with a connection in its pool, and how to make everything between it and us vanish."""
+    monkeypatch.setattr(module, "_STATEMENT_SECONDS", 0.5)
+    monkeypatch.setattr(module, "_TRANSACTION_SECONDS", 1.5)
+    async with Proxy(shared_postgres.url) as proxy:
+        name = postgres_database.rpartition("/")[2]
+        url = proxy.url.replace("postgresql:", "postgresql+asyncpg:").rpartition("/")[0]
+        database = Database(f"{url}/{name}")
+        await database.ping()
+        yield database, proxy.lose
+        proxy.heal()
+        await database.close()
+
+
+@pytest.mark.parametrize("when", ["before", "in the middle", "at the commit"])
+async def test_work_on_a_silent_database_ends(silenced: tuple[Database, Callable[[], None]], when: str) -> None:
+    """Whenever the silence begins; the driver alone would wait for ever for the end of a statement that it gave up."""
+    database, lose = silenced
+
+    async def work(tx: AsyncSession) -> None:
+        await tx.execute(text("SELECT 1"))
+        if when != "before":
+            lose()
+        if when == "in the middle":
+            await tx.execute(text("SELECT 2"))
+
+    if when == "before":
+        lose()
+    with pytest.raises(DatabaseUnavailable):
+        await database.transact(work)
