@@ -93,7 +93,8 @@ class Sharing:
 
     async def _woken(self, seconds: float) -> bool:
         try:
-            await asyncio.wait_for(self._subscriptions.changed.wait(), seconds)
+            async with asyncio.timeout(seconds):
+                await self._subscriptions.changed.wait()
         except TimeoutError:
             return False
         self._subscriptions.changed.clear()

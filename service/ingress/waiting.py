@@ -40,7 +40,8 @@ class Waiters:
         until = time.monotonic() + _WAIT_SECONDS
         while (left := until - time.monotonic()) > 0:
             with suppress(TimeoutError):  # the event may be lost: look all the same
-                await asyncio.wait_for(rung.wait(), min(left, _LOOK_EVERY_SECONDS))
+                async with asyncio.timeout(min(left, _LOOK_EVERY_SECONDS)):
+                    await rung.wait()
             rung.clear()
             try:
                 found = await self._database.read(

@@ -114,7 +114,8 @@ class Hold:
 
 async def _pause(seconds: float, leaving: asyncio.Event) -> None:
     try:
-        await asyncio.wait_for(leaving.wait(), seconds)
+        async with asyncio.timeout(seconds):
+            await leaving.wait()
     except TimeoutError:
         return
     raise Stopping

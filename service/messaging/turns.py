@@ -55,7 +55,8 @@ class Gate:
         """Let nothing begin any more and wait, for at most so many seconds, until what has begun has ended."""
         self.closed = True
         try:
-            await asyncio.wait_for(self._idle.wait(), seconds)
+            async with asyncio.timeout(seconds):
+                await self._idle.wait()
         except TimeoutError:
             log.warning("given_up_with_work_in_progress", running=self.running)
 

@@ -17,6 +17,22 @@ def postgres(request: pytest.FixtureRequest) -> Postgres | None:
     return found
 
 
+# `make check` runs each of these on one database, `make faults` on both.
+_ON_ONE_DATABASE = {
+    "test_killed_at_each_step": "sqlite",
+    "test_a_rolling_restart_of_everything_is_not_noticed": "postgres",
+    "test_seed": "postgres",
+}
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark what takes minutes and runs on the other database too."""
+    for item in items:
+        name, _, parameters = item.name.partition("[")
+        if _ON_ONE_DATABASE.get(name, "") not in parameters:
+            item.add_marker(pytest.mark.long)
+
+
 @pytest.hookimpl
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """Print the table of all runs; RECORD=1 puts it into the guarantees page too."""
