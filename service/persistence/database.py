@@ -31,7 +31,7 @@ _CLOSE_SECONDS = 6.0
 _STATEMENT_SECONDS = 10
 # The driver waits for ever for the end of a statement that it gave up, where the link is silent: what is open for
 # longer is cut off, and the connection with it.
-_TRANSACTION_SECONDS = 20.0
+_TRANSACTION_SECONDS = 12.0
 # A process that hangs in the middle of a transaction loses it, and its locks, before another takes its partitions.
 _IDLE_MILLISECONDS = 10_000
 
@@ -58,6 +58,7 @@ class Database:
         else:
             self._writer = self._reader = _postgres_engine(url)
         self._file = make_url(url).database if self.is_sqlite else None
+        self._reading: set[asyncio.Task[Any]] = set()
         self._longest = None if self.is_sqlite else _TRANSACTION_SECONDS  # SQLite's driver must never be cut off
 
     async def transact(self, work: Work[T]) -> T:
@@ -88,12 +89,20 @@ class Database:
         Raises:
             DatabaseUnavailable: no answer, or none within `seconds`.
         """
+        reading = asyncio.create_task(_run(self._reader, work, self._longest))
+        self._reading.add(reading)
+        reading.add_done_callback(self._reading.discard)
         try:
-            async with asyncio.timeout(seconds):
-                return await _run(self._reader, work, self._longest)
-        except TimeoutError as error:
-            message = f"the database did not answer within {seconds} s"
-            raise DatabaseUnavailable(message) from error
+            done, _ = await asyncio.wait({reading}, timeout=seconds)
+        except asyncio.CancelledError:
+            reading.cancel()
+            raise
+        if done:
+            return reading.result()
+        # Its end is not waited for: on a silent link it takes as long as a transaction may.
+        reading.cancel()
+        message = f"the database did not answer within {seconds} s"
+        raise DatabaseUnavailable(message)
 
     def clock(self, offset: timedelta = timedelta()) -> ColumnElement[datetime]:
         """Return the present time, shifted by `offset`, as an expression.
