@@ -47,7 +47,7 @@ test: setup ## Run the tests on real RabbitMQ, PostgreSQL and SQLite
 SEEDS ?= 3
 faults: setup ## Break everything, by plan and at random: make faults SEEDS=20 takes an hour
 	@docker version >/dev/null 2>&1 || deploy/local/setup.sh rabbitmq postgresql
-	SEEDS=$(SEEDS) $(BIN)/python -m pytest tests/faults --numprocesses 2 --dist worksteal
+	SEEDS=$(SEEDS) $(BIN)/python -m pytest tests/faults --numprocesses 3 --dist worksteal
 
 check: lint types imports generated test ## Run everything CI runs
 

@@ -33,12 +33,12 @@ async def work(stop: asyncio.Future[None]) -> None:
     async with await aio_pika.connect(os.environ["AMQP_URL"], timeout=10) as connection:
         channel = await connection.channel(publisher_confirms=True, on_return_raises=True)
         await channel.set_qos(prefetch_count=1)  # one at a time keeps the order of each conversation
-        commands = await channel.get_exchange(SendMessage.exchange)
-        jobs = (await channel.get_queue(IncomingJob.name)).iterator()  # the queue exists: do not declare it
-        stop.add_done_callback(lambda _: asyncio.ensure_future(jobs.close()))  # what has begun is finished
+        jobs, closing = (await channel.get_queue(IncomingJob.name)).iterator(), []  # it exists: do not declare it
+        stop.add_done_callback(lambda _: closing.append(asyncio.ensure_future(jobs.close())))
         print("echo bot: answering", IncomingJob.name, flush=True)
         async for job in jobs:
-            await answer(job, commands)
+            await answer(job, await channel.get_exchange(SendMessage.exchange, ensure=False))
+        await asyncio.gather(*closing)  # while there is a connection
 
 
 async def main() -> None:
