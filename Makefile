@@ -8,7 +8,7 @@ READY := $(VENV)/.ready
 LOCK := uv pip compile pyproject.toml --extra otlp --quiet --universal --python-version 3.11 --generate-hashes --no-header \
 	--no-annotate --no-emit-index-url --no-emit-find-links --no-emit-package whatsapp-qr-contracts
 
-.PHONY: help setup run test faults check format lint types imports generated diagram page lock clean
+.PHONY: help setup run test faults bench check format lint types imports generated diagram page image compose imagetest sbom lock clean
 
 help: ## Print this help
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' Makefile | while IFS="	" read -r name text; do printf '  make %-10s %s\n' "$$name" "$$text"; done
@@ -41,13 +41,17 @@ run: setup ## Run everything on this machine: http://127.0.0.1:8000/docs
 
 test: setup ## Run the tests on real RabbitMQ, PostgreSQL and SQLite
 	@docker version >/dev/null 2>&1 || deploy/local/setup.sh rabbitmq postgresql
-	@deploy/local/setup.sh chromium
-	$(BIN)/python -m pytest -m "not long" --numprocesses 3 --dist worksteal
+	@deploy/local/setup.sh chromium prometheus
+	$(BIN)/python -m pytest -m "not long and not image" --numprocesses 3 --dist worksteal
 
 SEEDS ?= 3
 faults: setup ## Break everything, by plan and at random: make faults SEEDS=20 takes an hour
 	@docker version >/dev/null 2>&1 || deploy/local/setup.sh rabbitmq postgresql
 	SEEDS=$(SEEDS) $(BIN)/python -m pytest tests/faults --numprocesses 3 --dist worksteal
+
+bench: setup ## Measure each process and what its work costs the servers; RECORD=1 writes it into docs/capacity.md
+	@docker version >/dev/null 2>&1 || deploy/local/setup.sh rabbitmq postgresql
+	$(BIN)/python tests/bench/run.py
 
 check: lint types imports generated test ## Run everything CI runs
 
@@ -67,6 +71,7 @@ imports: setup ## Check the dependency rules between modules
 
 generated: setup ## Check that the generated files are up to date, valid, and break nothing that was released
 	$(BIN)/python schemas/generate.py --check
+	$(BIN)/python deploy/monitoring/generate.py --check
 	$(BIN)/python schemas/validate.py
 
 diagram: ## Draw the picture in the README anew (needs Graphviz)
@@ -84,6 +89,23 @@ page: ## Fetch what shows /asyncapi anew (needs npm)
 	tar -xzf *.tgz; \
 	cp package/LICENSE package/browser/standalone/index.js package/browser/standalone/index.js.LICENSE.txt \
 		package/styles/default.min.css "$$vendor"
+
+VERSION := $(shell sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)
+LABELS = VERSION=$(VERSION) REVISION=$(shell git rev-parse HEAD 2>/dev/null || echo unknown) SOURCE=$(or $(SOURCE),unknown)
+image: ## Build the container image whatsapp-qr (needs Docker); SOURCE=https://… says where its code is
+	docker build --file deploy/Dockerfile --tag whatsapp-qr:$(VERSION) $(addprefix --build-arg=,$(LABELS)) .
+
+compose: ## Run everything in containers (needs Docker): http://127.0.0.1:8000/docs
+	python3 deploy/compose/prepare.py
+	$(LABELS) docker compose --file deploy/compose/compose.yaml up --build --wait
+
+imagetest: setup ## Build the image without Docker and run it, read-only (needs root on Debian; minutes)
+	@docker version >/dev/null 2>&1 || deploy/local/setup.sh rabbitmq postgresql
+	deploy/local/setup.sh image
+	$(BIN)/python -m pytest -m image tests/deploy/test_image_run.py
+
+sbom: setup ## Write what the image is made of, as CycloneDX: dist/sbom.json
+	$(BIN)/python deploy/sbom.py
 
 lock: ## Pin the newest allowed dependencies, with hashes
 	$(LOCK) --upgrade -o requirements.lock

@@ -1,4 +1,4 @@
-"""Writes the documents of this folder and parts of README.md.
+"""Writes the documents of this folder, the broker's users for deploy/, and parts of README.md.
 
 python schemas/generate.py             write them
 python schemas/generate.py --check     say whether they are up to date, and whether they break what was released
@@ -15,7 +15,7 @@ from typing import Any
 
 import yaml
 
-from schemas import asyncapi, gateway_api, released
+from schemas import asyncapi, broker, gateway_api, released
 from schemas.messages import FOLDER as MESSAGES
 from schemas.messages import message_documents
 from schemas.readme import readme
@@ -64,7 +64,8 @@ def generated() -> dict[str, str]:
     """Return what each document should be, by its path in this folder."""
     documents = {name: _NOTE + _as_yaml(build()) for name, build in _DOCUMENTS.items()}
     messages = {name: released.as_json(document) for name, document in message_documents().items()}
-    return documents | messages | {"../README.md": readme()}
+    for_the_broker = {f"../deploy/{name}": text for name, text in broker.files().items()}
+    return documents | messages | for_the_broker | {"../README.md": readme()}
 
 
 def difference(name: str, text: str) -> str:

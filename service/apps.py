@@ -55,6 +55,8 @@ def ingress_app(settings: Settings) -> "FastAPI":
         ConfigurationError: it would be open to other machines.
     """
     require_keys(settings)
+    if settings.internal_port == settings.http_port:
+        raise ConfigurationError(f"HTTP_PORT and INTERNAL_PORT are both {settings.http_port}: they must differ")
     from service.ingress.app import build_ingress
     from service.ingress.keys import Keys
     from service.ingress.waiting import Waiters
@@ -66,10 +68,18 @@ def ingress_app(settings: Settings) -> "FastAPI":
         webhook_secret=_revealed(settings.webhook_secret),
     )
     publisher = Publisher(settings.amqp_url, settings.partitions)
-    database = Database(settings.database_url)
+    database = Database(settings.database_url, settings.database_pool)
     waiters = Waiters(database)
-    listener = Listener(settings.amqp_url, settings.partitions, waiters.hear)
-    return build_ingress(publisher, database, listener, waiters, keys, version=version("whatsapp-qr"))
+    listener = Listener(settings.amqp_url, settings.partitions, waiters.hear, declares=settings.declare_topology)
+    return build_ingress(
+        publisher,
+        database,
+        listener,
+        waiters,
+        keys,
+        version=version("whatsapp-qr"),
+        internal_port=settings.internal_port,
+    )
 
 
 def _revealed(secret: SecretStr | None) -> str | None:
@@ -91,7 +101,15 @@ def session_consumer_app(settings: Settings) -> "Starlette":
         await asyncio.gather(upkeep.stop(), consumer.stop())
 
     gauges = Gauges(parts.database)
-    return consumer_app(parts, consumer, topology.SESSIONS, stop, start=upkeep.start, observe=gauges.refresh)
+    return consumer_app(
+        parts,
+        consumer,
+        topology.SESSIONS,
+        stop,
+        start=upkeep.start,
+        observe=gauges.refresh,
+        alive=lambda: upkeep.alive,
+    )
 
 
 def _duties(parts: Parts) -> list["Duty"]:
@@ -109,7 +127,8 @@ def _duties(parts: Parts) -> list["Duty"]:
     reconciler = Reconciler(
         parts.database, parts.gateway, parts.publisher, patience=patience, pause=settings.reconcile_pause
     )
-    store = DeadLetterStore(parts.database, DeadLetterQueue(settings.amqp_url, settings.partitions))
+    queue = DeadLetterQueue(settings.amqp_url, settings.partitions, declares=settings.declare_topology)
+    store = DeadLetterStore(parts.database, queue)
     return [
         Duty("sweeper", settings.sweep_period, sweeper.run),
         Duty("reconciler", settings.reconcile_period, reconciler.run),

@@ -1,5 +1,6 @@
 """The `whatsapp-qr` command: one subcommand per process, and those of an operator."""
 
+import contextlib
 import gc
 import os
 import re
@@ -11,9 +12,12 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from service.errors import ConfigurationError
-from service.operating import commands
+from service.operating import commands, topology
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
     from pydantic.fields import FieldInfo
     from pydantic_core import ErrorDetails
 
@@ -35,37 +39,40 @@ app = typer.Typer(
 @app.command()
 def ingress() -> None:
     """Take REST calls and webhooks; publish them as commands and gateway events."""
-    settings = read_settings()
+    settings = read_settings("ingress")
     from service import apps
 
-    serve(apps.ingress_app(settings), settings.http_host, settings.http_port, "HTTP_PORT", grace=INGRESS_GRACE)
+    doors = {"HTTP_PORT": settings.http_port}
+    if settings.internal_port is not None:
+        doors["INTERNAL_PORT"] = settings.internal_port
+    serve(apps.ingress_app(settings), settings.http_host, doors, grace=INGRESS_GRACE)
 
 
 @app.command()
 def session_consumer() -> None:
     """Run the state machine of the sessions."""
-    settings = read_settings()
+    settings = read_settings("session-consumer")
     from service import apps
 
-    serve(apps.session_consumer_app(settings), settings.http_host, settings.health_port, "HEALTH_PORT")
+    serve(apps.session_consumer_app(settings), settings.http_host, {"HEALTH_PORT": settings.health_port})
 
 
 @app.command()
 def conversation_consumer() -> None:
     """Create conversations, store messages, hand them to the workers."""
-    settings = read_settings()
+    settings = read_settings("conversation-consumer")
     from service import apps
 
-    serve(apps.conversation_consumer_app(settings), settings.http_host, settings.health_port, "HEALTH_PORT")
+    serve(apps.conversation_consumer_app(settings), settings.http_host, {"HEALTH_PORT": settings.health_port})
 
 
 @app.command()
 def outbound_consumer() -> None:
     """Send messages through the gateway, in order per session."""
-    settings = read_settings()
+    settings = read_settings("outbound-consumer")
     from service import apps
 
-    serve(apps.outbound_consumer_app(settings), settings.http_host, settings.health_port, "HEALTH_PORT")
+    serve(apps.outbound_consumer_app(settings), settings.http_host, {"HEALTH_PORT": settings.health_port})
 
 
 @app.command()
@@ -74,7 +81,7 @@ def simulator() -> None:
     settings = read_settings()
     from service import apps
 
-    serve(apps.simulator_app(settings), "127.0.0.1", settings.simulator_port, "SIMULATOR_PORT")
+    serve(apps.simulator_app(settings), settings.simulator_host, {"SIMULATOR_PORT": settings.simulator_port})
 
 
 @app.command()
@@ -97,47 +104,60 @@ def up() -> None:
     local.up(settings, apps.migrate)
 
 
-def read_settings() -> "Settings":
-    """Read the settings from the environment and set logging up; say which one is wrong."""
+def read_settings(role: str | None = None) -> "Settings":
+    """Read the settings from the environment and set logging up, and tracing for a role; say which one is wrong."""
     from pydantic import ValidationError
 
-    from service import logs
+    from service import logs, privacy
+    from service.secret_files import files_of
     from service.settings import Settings
 
     try:
         settings = Settings()
     except ValidationError as error:
-        raise ConfigurationError(
-            "\n".join(_sentence(str(fault["loc"][0]), fault, Settings.model_fields) for fault in error.errors())
-        ) from error
+        files = files_of(Settings.model_fields)
+        sentences = (
+            _sentence(name, fault, Settings.model_fields[name], files.get(name))
+            for fault in error.errors()
+            if (name := str(fault["loc"][0]))
+        )
+        raise ConfigurationError("\n".join(sentences)) from error
 
     logs.configure(settings.log_format, settings.log_level)
+    privacy.configure(settings.log_hash_key.get_secret_value() if settings.log_hash_key else None)
+    if role is not None:
+        from service import exporting
+
+        exporting.start(role, settings.otel_exporter_otlp_endpoint)
     return settings
 
 
-def _sentence(name: str, fault: "ErrorDetails", fields: "dict[str, FieldInfo]") -> str:
-    secret = "SecretStr" in str(fields[name].annotation)
-    shown = "not usable" if secret else _masked(fault["input"])
-    default = "not set" if secret else fields[name].default
+def _sentence(name: str, fault: "ErrorDetails", field: "FieldInfo", file: "Path | None") -> str:
+    secret = "SecretStr" in str(field.annotation)
+    where = f" (the file {file})" if file else ""
+    shown = "not usable" if secret or file else _masked(fault["input"])
+    default = "not set" if secret or field.default is None else field.default
     reason = fault["msg"].removeprefix("Value error, ")
-    return f"{name.upper()} is {shown}: {reason}.\n  Meaning: {fields[name].description} (default: {default})"
+    return f"{name.upper()}{where} is {shown}: {reason}.\n  Meaning: {field.description} (default: {default})"
 
 
 def _masked(value: object) -> str:
     return re.sub(r"(://[^:/@]*):.*@", r"\1:***@", repr(value))
 
 
-def serve(asgi: Any, host: str, port: int, variable: str, *, grace: int = GRACE) -> None:
-    """Serve an application until a signal comes; then the process ends with status 0."""
+def serve(asgi: Any, host: str, doors: "Mapping[str, int]", *, grace: int = GRACE) -> None:
+    """Serve an application until a signal comes; then the process ends with status 0.
+
+    Args:
+        asgi: the application.
+        host: the address to listen on.
+        doors: the ports to listen on, by the setting that chooses each.
+        grace: seconds that requests in flight have then.
+    """
     import uvicorn
 
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    try:
-        listener = socket.create_server((host, port), family=family, backlog=2048)
-    except OSError as error:
-        reason = os.strerror(error.errno or 0)  # without the repetition of the address
-        sentence = f"Cannot listen on {host}:{port}: {reason}. End what uses it or set {variable}"
-        raise ConfigurationError(sentence) from error
+    from service import exporting
+
     config = uvicorn.Config(
         asgi,
         loop="uvloop",
@@ -155,14 +175,26 @@ def serve(asgi: Any, host: str, port: int, variable: str, *, grace: int = GRACE)
     # uvicorn raises the signal again, once it has shut down, for whoever handled it before: that ends here, with 0.
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: setattr(server, "should_exit", True))
-    with listener:
-        server.run(sockets=[listener])
+    with contextlib.ExitStack() as held:
+        server.run(sockets=[held.enter_context(_listener(host, port, variable)) for variable, port in doors.items()])
+    exporting.stop()
     if not server.started:
         raise typer.Exit(1)
 
 
+def _listener(host: str, port: int, variable: str) -> socket.socket:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        return socket.create_server((host, port), family=family, backlog=2048)
+    except OSError as error:
+        reason = os.strerror(error.errno or 0)  # without the repetition of the address
+        sentence = f"Cannot listen on {host}:{port}: {reason}. End what uses it or set {variable}"
+        raise ConfigurationError(sentence) from error
+
+
 app.add_typer(commands.dead_letters(read_settings), name="dead-letters")
 app.add_typer(commands.messages(read_settings), name="messages")
+app.add_typer(topology.topology(read_settings), name="topology")
 
 
 def main() -> None:

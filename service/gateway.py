@@ -1,13 +1,17 @@
 """The door out: the HTTP client of the WhatsApp gateway. Its errors are translated here, once."""
 
 import asyncio
+import time
 from dataclasses import dataclass
-from typing import Any, NoReturn
+from typing import Any, Literal, NoReturn
 
 import httpx
+from opentelemetry.trace import SpanKind
 from pydantic import TypeAdapter, ValidationError
 
-from service.errors import GatewayOutcomeUnknown, GatewayRefused, GatewayUnreachable
+from service import tracing
+from service.errors import GatewayError, GatewayOutcomeUnknown, GatewayRefused, GatewayUnreachable
+from service.metrics import GATEWAY_SECONDS
 from whatsapp_qr_contracts.message import Identifier, SessionStatus, Text
 
 _MAX_CONNECTIONS = 256
@@ -18,9 +22,17 @@ _SERVER_ERROR = 500
 # The gateway, or a proxy before it, says that it did not take the call.
 _NOT_TAKEN = frozenset({_TOO_MANY, 502, 503, 504})
 _NOT_SENT = (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout)
+_OUTCOMES: dict[type[GatewayError], str] = {
+    GatewayUnreachable: "unreachable",
+    GatewayOutcomeUnknown: "unknown",
+    GatewayRefused: "refused",
+}
 # What the gateway says is stored, so it is checked like every other text that comes in.
 _TEXT: TypeAdapter[str] = TypeAdapter(Text)
 _IDENTIFIER: TypeAdapter[str] = TypeAdapter(Identifier)
+
+
+Call = Literal["init", "disconnect", "status", "sessions", "send"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +65,10 @@ class Gateway:
     def __init__(self, base_url: str, timeouts: Timeouts | None = None) -> None:
         self._timeouts = timeouts or Timeouts()
         limits = httpx.Limits(max_connections=_MAX_CONNECTIONS, max_keepalive_connections=_MAX_CONNECTIONS)
+        url = httpx.URL(base_url)
+        self._server: dict[str, str | int] = {"server.address": url.host}
+        if url.port is not None:
+            self._server["server.port"] = url.port
         self._http = httpx.AsyncClient(base_url=base_url.rstrip("/"), limits=limits, trust_env=False)
 
     async def close(self) -> None:
@@ -62,12 +78,13 @@ class Gateway:
     async def initialize(self, session_id: str, chatbot_id: str) -> None:
         """Open a session, or leave it as it is where it runs."""
         body = {"sessionId": session_id, "chatbotId": chatbot_id}
-        await self._call("POST", "/init", body, seconds=self._timeouts.init)
+        await self._call("init", "POST", "/init", body, seconds=self._timeouts.init)
 
     async def disconnect(self, session_id: str) -> None:
         """End a session; one that is unknown has ended."""
         try:
-            await self._call("POST", "/disconnect", {"sessionId": session_id}, seconds=self._timeouts.other)
+            body = {"sessionId": session_id}
+            await self._call("disconnect", "POST", "/disconnect", body, seconds=self._timeouts.other)
         except GatewayRefused as error:
             if error.code != "unknown_session":
                 raise
@@ -75,7 +92,7 @@ class Gateway:
     async def status(self, session_id: str) -> GatewaySession | None:
         """Return what the gateway says about a session, or None where it does not know it."""
         try:
-            answer = await self._call("GET", f"/status/{session_id}", seconds=self._timeouts.other)
+            answer = await self._call("status", "GET", f"/status/{session_id}", seconds=self._timeouts.other)
         except GatewayRefused as error:
             if error.code == "unknown_session":
                 return None
@@ -86,7 +103,7 @@ class Gateway:
     async def sessions(self) -> dict[str, GatewaySession] | None:
         """Return all sessions by their ids, or None where the gateway has no such list."""
         try:
-            answer = await self._call("GET", "/sessions", seconds=self._timeouts.other)
+            answer = await self._call("sessions", "GET", "/sessions", seconds=self._timeouts.other)
         except GatewayRefused:
             return None
         listed = answer.get("sessions")
@@ -98,7 +115,7 @@ class Gateway:
     async def qr_code(self, session_id: str) -> str | None:
         """Return the QR code that waits to be scanned, where there is one."""
         try:
-            answer = await self._call("GET", f"/qr-code/{session_id}", seconds=self._timeouts.other)
+            answer = await self._call("status", "GET", f"/qr-code/{session_id}", seconds=self._timeouts.other)
         except GatewayRefused:
             return None
         return _valid(_TEXT, answer.get("qrCode"))
@@ -106,17 +123,35 @@ class Gateway:
     async def send(self, session_id: str, to: str, message: str, message_id: str) -> str:
         """Send a text under a WhatsApp id and return the id under which it was sent: the same, or the gateway's own."""
         body = {"sessionId": session_id, "to": to, "message": message, "messageId": message_id}
-        answer = await self._call("POST", "/send", body, seconds=self._timeouts.send)
+        answer = await self._call("send", "POST", "/send", body, seconds=self._timeouts.send)
         return _valid(_IDENTIFIER, answer.get("messageId")) or message_id
 
     async def _call(
-        self, method: str, path: str, body: dict[str, Any] | None = None, *, seconds: float
+        self, call: Call, method: str, path: str, body: dict[str, Any] | None = None, *, seconds: float
     ) -> dict[str, Any]:
+        began, outcome = time.perf_counter(), "ok"
+        # The path may hold a session id that somebody else made, say of a number: the call's name stands for it.
+        attributes = {**self._server, "http.request.method": method, "whatsapp_qr.gateway.call": call}
+        try:
+            with tracing.part(f"{method} {call}", SpanKind.CLIENT, attributes):
+                return await self._answer(method, path, body, seconds)
+        except GatewayError as error:
+            outcome = _OUTCOMES[type(error)]
+            raise
+        except BaseException:
+            outcome = "unknown"  # it was cut off
+            raise
+        finally:
+            GATEWAY_SECONDS.labels(call, outcome).observe(time.perf_counter() - began)
+
+    async def _answer(self, method: str, path: str, body: dict[str, Any] | None, seconds: float) -> dict[str, Any]:
+        headers: dict[str, str] = {}
+        tracing.inject(headers)
         # httpx limits each phase and each piece of an answer; a claim must outlive the whole call.
         phases = httpx.Timeout(seconds, connect=seconds / 2, pool=seconds / 2)
         try:
             async with asyncio.timeout(seconds):
-                response = await self._http.request(method, path, json=body, timeout=phases)
+                response = await self._http.request(method, path, json=body, headers=headers, timeout=phases)
         except _NOT_SENT as error:
             detail = f"the gateway did not take the call: {type(error).__name__}"
             raise GatewayUnreachable(detail) from error

@@ -1,17 +1,39 @@
 """Logging: one line per thing that happened, text for people or JSON for machines, on standard error.
 
-Tracebacks come without local variables: those hold what customers write.
+No line holds what customers write, a number, a QR code or a key (see `privacy`). Tracebacks show where and of which
+class an error is, without local variables, and its text only where that is known to hold no such thing: most
+libraries put values into it. The whole text of what a message died of is in its dead letter.
 """
 
 import logging
 import sys
-from typing import Literal
+import traceback
+from collections.abc import Iterator
+from types import TracebackType
+from typing import Literal, TextIO
 
 import structlog
-from structlog.tracebacks import ExceptionDictTransformer
+
+from service.errors import ConfigurationError, Unavailable
 
 # FastStream would log two lines per message, and sets up a logger named like itself when it is imported.
-_QUIET = ("httpx", "httpcore", "aio_pika", "aiormq", "service.faststream", "aiosqlite", "asyncio", "alembic")
+_QUIET = (
+    "httpx",
+    "httpcore",
+    "aio_pika",
+    "aiormq",
+    "service.faststream",
+    "aiosqlite",
+    "asyncio",
+    "alembic",
+    "urllib3",
+    "opentelemetry",
+)
+_TOLD = (Unavailable, ConfigurationError, OSError, AttributeError, TypeError, NameError, ImportError)
+"""Errors whose text names no value."""
+_CHAIN = 10
+
+ExcInfo = tuple[type[BaseException], BaseException, TracebackType | None]
 
 
 def configure(form: Literal["text", "json"], level: str) -> None:
@@ -30,13 +52,11 @@ def configure(form: Literal["text", "json"], level: str) -> None:
     ]
     last: list[structlog.typing.Processor] = (
         [
-            structlog.processors.ExceptionRenderer(ExceptionDictTransformer(show_locals=False)),
+            structlog.processors.ExceptionRenderer(lambda exc_info: "\n".join(traceback_lines(exc_info[1]))),
             structlog.processors.JSONRenderer(),
         ]
         if form == "json"
-        else [
-            structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty(), exception_formatter=structlog.dev.plain_traceback)
-        ]
+        else [structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty(), exception_formatter=_write_traceback)]
     )
     handler = logging.StreamHandler()
     handler.setFormatter(
@@ -54,13 +74,39 @@ def configure(form: Literal["text", "json"], level: str) -> None:
     _quieten_libraries()
 
 
+def traceback_lines(error: BaseException | None, depth: int = 0) -> Iterator[str]:
+    """Yield what may be told of an error and of those that led to it, the first cause first."""
+    if error is None or depth == _CHAIN:
+        return
+    cause = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
+    yield from traceback_lines(cause, depth + 1)
+    for line in traceback.format_tb(error.__traceback__):
+        yield line.rstrip("\n")
+    kind = f"{type(error).__module__}.{type(error).__qualname__}".removeprefix("builtins.")
+    yield f"{kind}: {error}" if isinstance(error, _TOLD) else kind
+    if isinstance(error, BaseExceptionGroup):
+        for one in error.exceptions:
+            yield from traceback_lines(one, depth + 1)
+
+
+def _write_traceback(stream: TextIO, exc_info: ExcInfo) -> None:
+    stream.write("\n".join(traceback_lines(exc_info[1])))
+
+
 def _quieten_libraries() -> None:
     for name in _QUIET:
         logging.getLogger(name).setLevel(logging.WARNING)
+    logging.getLogger("asyncio").addFilter(_only_the_first_line)
     once = _OncePerOutage()
     logging.getLogger("aiormq.connection").addFilter(once)
     logging.getLogger("aio_pika.robust_connection").addFilter(once)
     logging.getLogger("aio_pika.robust_connection").setLevel(logging.DEBUG)  # it tells there that it is back
+
+
+def _only_the_first_line(record: logging.LogRecord) -> bool:
+    # Those that follow describe the task and its error, with its text.
+    record.msg, record.args = record.getMessage().partition("\n")[0], ()
+    return True
 
 
 class _OncePerOutage(logging.Filter):

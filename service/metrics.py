@@ -5,7 +5,11 @@ Labels have few values: no id of a chatbot, a session or a message is ever one.
 
 import math
 
-from prometheus_client import CONTENT_TYPE_LATEST, Counter, Gauge, generate_latest
+from prometheus_client import CONTENT_TYPE_LATEST, Counter, Gauge, Histogram, generate_latest
+
+_SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
+_TRANSACTION_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 12)
+_AGES = (1, 2, 5, 10, 30, 60, 120, 300, 900, 3600, 21_600, 86_400)  # AMQP's timestamps are in whole seconds
 
 REQUESTS = Counter(
     "whatsapp_qr_requests",
@@ -19,6 +23,47 @@ HANDLED = Counter(
 )
 DEAD_LETTERS = Counter(
     "whatsapp_qr_dead_letters", "Messages that this process gave up for good, by the code of the reason.", ["reason"]
+)
+_DEAD_LETTER_REASONS = frozenset(
+    {
+        "missing_id",
+        "unknown_type",
+        "unknown_version",
+        "invalid_json",
+        "invalid_message",
+        "invalid_callback",
+        "unknown_session",
+        "unknown_message",
+        "handler_failed",
+        "unroutable",
+        "unreadable",
+        # the broker's own words
+        "delivery_limit",
+        "rejected",
+        "expired",
+        "maxlen",
+        "moved",
+    }
+)
+HANDLING_SECONDS = Histogram(
+    "whatsapp_qr_handling_seconds",
+    "From the turn of a message to its end or to the next pause of what is held, its repeated attempts included.",
+    ["queue", "type"],
+    buckets=_SECONDS,
+)
+MESSAGE_AGE = Histogram(
+    "whatsapp_qr_message_age_seconds",
+    "Age of a message when its turn came, by the timestamp that its publisher gave it.",
+    ["queue"],
+    buckets=_AGES,
+)
+HANDLER_ERRORS = Counter(
+    "whatsapp_qr_handler_errors", "Attempts to handle a message that raised something unexpected.", ["queue", "type"]
+)
+PUBLISHED = Counter(
+    "whatsapp_qr_published",
+    "Publishes by outcome: confirmed, unroutable (no queue took it) or failed (not confirmed; it may have arrived).",
+    ["type", "outcome"],
 )
 HELD = Gauge("whatsapp_qr_held", "Operations that wait for the database or the broker at this moment.")
 PARTITIONS_OWNED = Gauge(
@@ -36,6 +81,38 @@ REDRIVEN = Counter(
 )
 DUTY_HELD = Gauge("whatsapp_qr_duty_held", "1 where this process does a duty that one alone does at a time.", ["duty"])
 DUTY_RUNS = Counter("whatsapp_qr_duty_runs", "Runs of such duties, by outcome: done or failed.", ["duty", "outcome"])
+TRANSITIONS = Counter(
+    "whatsapp_qr_session_transitions",
+    "Changes of sessions by the status and reason that they led to; reason other: one that the gateway made up.",
+    ["status", "reason"],
+)
+_REASONS = frozenset(
+    {
+        "requested",
+        "connection_lost",
+        "logged_out",
+        "replaced",
+        "restricted",
+        "action_required",
+        "qr_expired",
+        "no_qr_code",
+        "gateway_unreachable",
+        "gateway_error",
+    }
+)
+GATEWAY_SECONDS = Histogram(
+    "whatsapp_qr_gateway_seconds",
+    "Calls to the gateway, by outcome: ok, unreachable (not taken), unknown (whether it was done) or refused.",
+    ["call", "outcome"],
+    buckets=_SECONDS,
+)
+TRANSACTION_SECONDS = Histogram(
+    "whatsapp_qr_transaction_seconds",
+    "Transactions from the wait for a connection to the commit, failed ones included.",
+    ["kind"],
+    buckets=_TRANSACTION_SECONDS,
+)
+BUILD_INFO = Gauge("whatsapp_qr_build_info", "Always 1: what runs here.", ["version", "role"])
 SESSIONS = Gauge("whatsapp_qr_sessions", "Sessions by status (from the database).", ["status"])
 OLDEST_PENDING = Gauge(
     "whatsapp_qr_oldest_pending_seconds", "Age of the oldest message that waits to be sent (from the database)."
@@ -58,6 +135,18 @@ CONTENT_TYPE = CONTENT_TYPE_LATEST
 def send_code(code: str) -> str:
     """Return the code of a failed send as a label: a gateway may invent codes, and each would be a new series."""
     return code if code in _SEND_CODES else "refused"
+
+
+def dead_letter_reason(reason: str) -> str:
+    """Return the reason of a dead letter as a label: whoever may publish dead letters may invent reasons."""
+    return reason if reason in _DEAD_LETTER_REASONS else "other"
+
+
+def transition_reason(reason: str | None) -> str:
+    """Return why a session changed as a label: a gateway may invent reasons."""
+    if not reason:
+        return ""
+    return reason if reason in _REASONS else "other"
 
 
 def exposition() -> bytes:

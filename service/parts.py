@@ -23,6 +23,7 @@ from service.messaging.publishing import Publisher
 from service.persistence.confirmations import Confirmations
 from service.persistence.database import Database
 from service.persistence.heartbeats import Heartbeats
+from service.persistence.schema import Schema
 from service.settings import Settings
 
 
@@ -41,7 +42,7 @@ class Parts:
     @classmethod
     def of(cls, settings: Settings) -> "Parts":
         """Build the parts; nothing connects yet."""
-        database = Database(settings.database_url)
+        database = Database(settings.database_url, settings.database_pool)
         publisher = Publisher(settings.amqp_url, settings.partitions)
         confirmations = Confirmations(database)
         seconds = settings.gateway_timeout
@@ -97,6 +98,7 @@ def consumer_app(
     *,
     start: Callable[[], None] = lambda: None,
     observe: Callable[[], Awaitable[None]] = _nothing,
+    alive: Callable[[], bool] = lambda: True,
 ) -> Starlette:
     """Return the ASGI app of a consumer process: it consumes while its lifespan runs, and tells how it is.
 
@@ -107,13 +109,15 @@ def consumer_app(
         stop: finishes what has begun, before the parts are closed.
         start: begins what it does besides.
         observe: refreshes the metrics that are looked up rather than counted.
+        alive: whether what it does besides is still done.
     """
     sharing = parts.sharing(queue, consumer)
+    schema = Schema(parts.database)
 
     @asynccontextmanager
     async def lifespan(_app: Starlette) -> AsyncIterator[None]:
         parts.confirmations.start()
-        consumer.start(sharing.first_share, sharing.check)
+        consumer.start(sharing.first_share, sharing.check, declares=parts.settings.declare_topology)
         sharing.start()
         start()
         yield
@@ -121,7 +125,15 @@ def consumer_app(
         await parts.close()
 
     async def livez(_request: Request) -> JSONResponse:
-        return JSONResponse({"success": True})
+        # Never the broker or the database: an outage must not restart every process.
+        tasks = {
+            "consumer": consumer.alive,
+            "sharing": sharing.alive,
+            "confirmations": parts.confirmations.alive,
+            "besides": alive(),
+        }
+        living = all(tasks.values())
+        return JSONResponse({"success": living, "checks": tasks}, 200 if living else 503)
 
     async def readyz(_request: Request) -> JSONResponse:
         checks = {"consuming": consumer.ready, "broker": await parts.publisher.ping(), "database": True}
@@ -129,8 +141,11 @@ def consumer_app(
             await parts.database.ping()
         except DatabaseUnavailable:
             checks["database"] = False
+        fault = await schema.fault()
+        checks["schema"] = not fault
         ready = all(checks.values())
-        return JSONResponse({"success": ready, "checks": checks}, 200 if ready else 503)
+        answer = {"success": ready, "checks": checks} | ({"detail": fault} if fault else {})
+        return JSONResponse(answer, 200 if ready else 503)
 
     async def metrics_(_request: Request) -> Response:
         await observe()

@@ -1,4 +1,4 @@
-"""Every setting of every process: an environment variable each, with its default and unit.
+"""Every setting of every process: an environment variable or a file each, with its default and unit.
 
 Only the composition roots (`apps` with its `parts`, `local`, `cli`) read it; everything else is given values.
 """
@@ -6,10 +6,19 @@ Only the composition roots (`apps` with its `parts`, `local`, `cli`) read it; ev
 import base64
 import binascii
 import re
+from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field, SecretStr
-from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+from pydantic_settings import (
+    BaseSettings,
+    InitSettingsSource,
+    NoDecode,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+)
+
+from service.secret_files import read_all
 
 _DRIVERS = {"postgres": "postgresql+asyncpg", "postgresql": "postgresql+asyncpg", "sqlite": "sqlite+aiosqlite"}
 _SIGNING_SECRET_BYTES = 24  # the least that Standard Webhooks allows
@@ -32,13 +41,25 @@ def _amqp(url: object) -> object:
     return url
 
 
+def _collector(url: str) -> str:
+    if not url.startswith(("http://", "https://")):
+        raise ValueError("write http://host:4318 or https://…")
+    return url
+
+
 def _separated(text: object) -> object:
     if not isinstance(text, str):
         return text
-    keys = tuple(filter(None, map(str.strip, text.split(","))))
+    keys = tuple(filter(None, map(str.strip, re.split(r"[,\n]", text))))
     if not keys:  # whoever sets the variable does not want an open door
         raise ValueError("it holds no key; make one with: openssl rand -hex 24")
     return keys
+
+
+def _http(url: object) -> object:
+    if isinstance(url, str) and not url.startswith(("http://", "https://")):
+        raise ValueError("write http://user:password@host:15672 or https://…")
+    return url
 
 
 def _key(key: SecretStr) -> SecretStr:
@@ -64,6 +85,8 @@ def _signing_secret(secret: SecretStr) -> SecretStr:
 
 DatabaseUrl = Annotated[str, BeforeValidator(_async_driver)]
 AmqpUrl = Annotated[str, BeforeValidator(_amqp)]
+ManagementUrl = Annotated[str, BeforeValidator(_http)]
+CollectorUrl = Annotated[str, AfterValidator(_collector)]
 Key = Annotated[SecretStr, AfterValidator(_key)]
 Keys = Annotated[tuple[Key, ...], NoDecode, BeforeValidator(_separated)]
 SigningSecret = Annotated[SecretStr, AfterValidator(_signing_secret)]
@@ -84,9 +107,20 @@ class Settings(BaseSettings):
     )
     http_host: str = Field(default="127.0.0.1", description="Address the ingress and the health endpoints listen on")
     http_port: Port = Field(default=8000, description="Port of the ingress")
+    internal_port: int | None = Field(
+        default=None,
+        ge=1,
+        le=65_535,
+        description="Port of the ingress that serves /webhook and /incoming, and nothing else; `HTTP_PORT` then does "
+        "not serve them, so that only the gateway need reach them",
+    )
     health_port: Port = Field(
         default=8080,
         description="Port of a consumer's /livez and /readyz; `make run` adds 1, 2 and 3; 0 = any free one",
+    )
+    simulator_host: str = Field(
+        default="127.0.0.1",
+        description="Address the simulator listens on: whoever reaches it plays phones and customers",
     )
     simulator_port: Port = Field(default=3001, description="Port of the gateway simulator")
     callback_url: str = Field(
@@ -113,6 +147,19 @@ class Settings(BaseSettings):
     )
     partitions: int = Field(
         default=4, ge=1, le=64, description="Partitions of each partitioned queue; fixed for the life of a deployment"
+    )
+    declare_topology: bool = Field(
+        default=True,
+        description="Every process declares exchanges and queues at its start; `off`: none does, and its broker user "
+        "need not be allowed to: run `whatsapp-qr topology apply` before",
+    )
+    management_url: ManagementUrl | None = Field(
+        default=None,
+        description="RabbitMQ's management API, `http://user:password@host:15672`: `whatsapp-qr topology check` then "
+        "compares bindings too, and finds what is left over",
+    )
+    database_pool: int = Field(
+        default=10, ge=2, le=1000, description="Connections to PostgreSQL per process, at most; SQLite has its own few"
     )
     prefetch: int = Field(default=128, ge=1, le=1000, description="Unacknowledged messages per partition and process")
     heartbeat_period: float = Field(
@@ -159,5 +206,33 @@ class Settings(BaseSettings):
         ge=0.3,
         description="Seconds until another session consumer takes over the duties of one that was killed",
     )
+    secrets_dir: Path | None = Field(
+        default=None,
+        description="Folder whose files are settings too, named as the variables here (`API_KEYS`: a key per line); "
+        "a variable that is set wins",
+    )
     log_format: Literal["text", "json"] = Field(default="text", description="`text` for people, `json` for machines")
+    log_hash_key: SecretStr | None = Field(
+        default=None,
+        min_length=16,
+        description="Key of the hashes that stand for phone numbers in logs; the same in all processes, so that theirs "
+        "can be compared; where unset, each process has a random one",
+    )
+    otel_exporter_otlp_endpoint: CollectorUrl | None = Field(
+        default=None,
+        description="Base URL of an OpenTelemetry collector (OTLP over HTTP, port 4318), where traces go; needs the "
+        "extra `otlp`; the SDK's own variables are honoured too, such as OTEL_TRACES_SAMPLER",
+    )
     log_level: Literal["debug", "info", "warning", "error"] = Field(default="info", description="Least level logged")
+
+    @classmethod
+    def settings_customise_sources(  # noqa: D102
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        del dotenv_settings, file_secret_settings  # the framework's own leaves out, with a warning, what it cannot read
+        return init_settings, env_settings, InitSettingsSource(settings_cls, dict(read_all(cls.model_fields)))

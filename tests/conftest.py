@@ -11,6 +11,7 @@ import hypothesis
 import pytest
 
 from tests.servers import Broker, Postgres
+from tests.system import NewSystem, System, running
 
 hypothesis.settings.register_profile("without a time limit", deadline=None)
 hypothesis.settings.load_profile("without a time limit")
@@ -75,6 +76,23 @@ def database_url(request: pytest.FixtureRequest) -> str:
     """SQLAlchemy URL of an empty database: the test runs once on each kind."""
     url: str = request.getfixturevalue(f"{request.param}_database")
     return url
+
+
+@pytest.fixture(scope="session")
+def new_system(shared_broker: Broker, shared_postgres: Postgres, tmp_path_factory: pytest.TempPathFactory) -> NewSystem:
+    """Runs the whole service on an empty broker and a new database, `sqlite` or `postgres`, with settings."""
+
+    @asynccontextmanager
+    async def run(kind: str = "sqlite", **settings: Any) -> AsyncIterator[System]:
+        folder = tmp_path_factory.mktemp("system")
+        postgres = await shared_postgres.create_database() if kind == "postgres" else None
+        database = postgres or f"sqlite+aiosqlite:///{folder / 'whatsapp-qr.db'}"
+        async with running(await shared_broker.renew(), database, folder, **settings) as system:
+            yield system
+        if postgres:
+            await shared_postgres.drop_database(postgres)
+
+    return run
 
 
 @pytest.fixture(scope="session")

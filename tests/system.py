@@ -9,7 +9,7 @@ import sys
 import time
 from collections import defaultdict
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from uuid import UUID, uuid4
@@ -271,6 +271,10 @@ class System:
             channel = await self.channel()
             self._jobs = await Heard.of(await channel.get_queue("incoming-messages"))
         return self._jobs
+
+
+NewSystem = Callable[..., AbstractAsyncContextManager[System]]
+"""The fixture `new_system`: runs the whole service on an empty broker and a new database of a kind, with settings."""
 
 
 class Heard:

@@ -16,14 +16,14 @@ async def answer(job: aio_pika.abc.AbstractIncomingMessage, commands: aio_pika.a
     """Answer one job. The answer's id is derived from the job's: a job that comes twice makes no second answer."""
     try:
         question, answer_id = IncomingJob.model_validate_json(job.body), uuid5(UUID(job.message_id or ""), "answer")
-        text = question.content or "I can read only text."  # an image, say, has none
+        text, kept = question.content or "I can read only text.", {k: v for k, v in job.headers.items() if "trace" in k}
         command = SendMessage(chatbot_id=question.chatbot_id, to=question.external_user_id, message=text)
     except ValueError:  # nobody can ever answer it: to the dead letters, where people look
         print("echo bot: rejected job", job.message_id, flush=True)
         await job.reject()
     else:
         message = aio_pika.Message(command.wire(), type=command.name, content_type="application/json", delivery_mode=2)
-        message.message_id, message.correlation_id = str(answer_id), job.message_id
+        message.message_id, message.correlation_id, message.headers = str(answer_id), job.message_id, kept
         await commands.publish(message, command.name, mandatory=True, timeout=30)  # returns once it is confirmed
         await job.ack()
 

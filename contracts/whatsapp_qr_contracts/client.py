@@ -27,6 +27,7 @@ M = TypeVar("M", bound=Message)
 E = TypeVar("E", bound=Event)
 
 _SECONDS = 30
+_TRACE = ("traceparent", "tracestate")
 _PREFETCH = 32
 _QUEUE: dict[str, Any] = {"x-queue-type": "quorum", "x-delivery-limit": 1000}
 
@@ -73,12 +74,13 @@ class Client:
         self._app_id = app_id
         self._partitions = partitions
 
-    async def send(self, command: Command, command_id: str) -> None:
+    async def send(self, command: Command, command_id: str, *, answers: Received[Any] | None = None) -> None:
         """Send a command; returns once the broker has it on disk. What becomes of it is told by one event.
 
         Args:
             command: what is asked for. Commands of one chatbot are done in the order of these calls, one after another.
             command_id: unique per command, 1 to 200 characters. It is the `correlation_id` of the events that follow.
+            answers: what it is the answer to, a job say; it then belongs to the same trace.
 
         Raises:
             aio_pika.exceptions.AMQPError, ConnectionError, TimeoutError: it may have arrived. Send it again under the
@@ -89,7 +91,11 @@ class Client:
             message_id=command_id,
             correlation_id=command_id,
             type=command.name,
-            headers={"partition-key": command.partition_key, "schema-version": command.schema_version},
+            headers={
+                **{name: text for name, text in (answers.headers if answers else {}).items() if name in _TRACE},
+                "partition-key": command.partition_key,
+                "schema-version": command.schema_version,
+            },
             timestamp=datetime.now(UTC),
             app_id=self._app_id,
             content_type="application/json",

@@ -12,7 +12,7 @@ from pydantic import AfterValidator, Field, StringConstraints
 from pydantic.json_schema import SkipJsonSchema
 
 from whatsapp_qr_contracts.fields import ChatbotId, Recipient, SentId
-from whatsapp_qr_contracts.message import COMMANDS, Headers, Identifier, Instant, Message, Text, storable
+from whatsapp_qr_contracts.message import COMMANDS, Headers, Identifier, Instant, Message, Text, Traceparent, storable
 
 MAX_MESSAGE_CHARACTERS = 65_536
 MAX_METADATA_BYTES = 16_384
@@ -78,6 +78,7 @@ class CommandHeaders(Headers):
     schema_version: int | SkipJsonSchema[None] = Field(
         default=None, ge=1, description="The newest where it is left out", examples=[1]
     )
+    traceparent: Traceparent = ""
 
 
 class Command(Message):

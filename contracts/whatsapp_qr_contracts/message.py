@@ -1,7 +1,8 @@
 """What every message has in common: the envelope, the wire format, the shared value types.
 
 The body of a message is plain JSON in camelCase. Everything about its transport is an AMQP property or header:
-`message_id`, `correlation_id`, `type`, `timestamp`, and the headers `partition-key` and `schema-version`.
+`message_id`, `correlation_id`, `type`, `timestamp`, and the headers `partition-key`, `schema-version` and
+`traceparent` (W3C Trace Context).
 """
 
 import re
@@ -151,6 +152,16 @@ class Headers(BaseModel):
         return values | {"schema-version": schema_version}
 
 
+Traceparent = Annotated[
+    str,
+    Field(
+        description="The trace that it belongs to (W3C Trace Context), where there is one; pass it on with what "
+        "follows, and `tracestate` with it, so that a message can be followed through all services",
+        examples=["00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"],
+    ),
+]
+
+
 class ServiceHeaders(Headers):
     """The headers of what the service publishes."""
 
@@ -161,6 +172,7 @@ class ServiceHeaders(Headers):
     schema_version: int = Field(
         ge=1, description="The version of the body's schema; rises with a breaking change", examples=[1]
     )
+    traceparent: Traceparent = ""
 
 
 class Message(WireModel):

@@ -1,7 +1,8 @@
 #!/bin/sh
-# Makes sure that this machine has what is named: venv, rabbitmq, postgresql, chromium. Does nothing for what is there.
+# Makes sure that this machine has what is named: venv, rabbitmq, postgresql, chromium, prometheus (its promtool).
+# Does nothing for what is there.
 #
-#   setup.sh [venv] [rabbitmq] [postgresql] [chromium]
+#   setup.sh [venv] [rabbitmq] [postgresql] [chromium] [prometheus] [image]
 #
 # Missing system packages are installed by apt-get where this runs as root; no package may start a service of its own.
 set -eu
@@ -13,6 +14,8 @@ has() {
     rabbitmq) "$here/rabbitmq.sh" --installed 2>/dev/null ;;
     postgresql) "$here/postgres.sh" --installed 2>/dev/null ;;
     chromium) chromium --version >/dev/null 2>&1 || google-chrome --version >/dev/null 2>&1 ;;
+    prometheus) promtool --version >/dev/null 2>&1 ;;
+    image) { command -v buildah && command -v debootstrap && command -v bwrap; } >/dev/null ;;
     *) echo "$0: unknown part $1" >&2 && exit 2 ;;
     esac
 }
@@ -23,7 +26,18 @@ package() {
     rabbitmq) echo rabbitmq-server ;;
     postgresql) echo postgresql ;;
     chromium) echo chromium ;;
+    prometheus) echo prometheus ;;
+    image) echo buildah debootstrap bubblewrap ;;
     esac
+}
+
+# Of Prometheus only promtool is wanted: the package would bring a server that starts with the machine.
+promtool_alone() {
+    folder=$(mktemp -d) &&
+        (cd "$folder" && apt-get download -o APT::Sandbox::User=root prometheus &&
+            dpkg-deb --fsys-tarfile prometheus_*.deb | tar -x ./usr/bin/promtool &&
+            install -D usr/bin/promtool /usr/local/bin/promtool) &&
+        rm -rf "$folder"
 }
 
 case " $* " in *" venv "*)
@@ -59,8 +73,13 @@ if [ ! -e "$policy" ] || grep -qs "of whatsapp-qr" "$policy"; then # ours, of a 
 fi
 export DEBIAN_FRONTEND=noninteractive
 echo "Installing:$missing (apt-get)"
+wanted=
+for name in $missing; do [ "$name" = prometheus ] || wanted="$wanted $name"; done
 # shellcheck disable=SC2086 # several packages
-{ apt-get update && apt-get install --yes --no-install-recommends $missing; } >"$log" 2>&1 </dev/null || {
+{
+    apt-get update && apt-get install --yes --no-install-recommends $wanted &&
+        { [ "$wanted" = "$missing" ] || promtool_alone; }
+} >"$log" 2>&1 </dev/null || {
     tail -n 20 "$log" >&2
     echo "apt-get could not install:$missing" >&2
     exit 1

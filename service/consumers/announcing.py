@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
+from service import tracing
 from service.domain.identities import output_id
 from service.messaging.publishing import Publisher
 from service.persistence import lanes, sessions
@@ -97,7 +98,9 @@ class Announcer:
             return
         # Two destinations: they may go side by side.
         both = (self._hand_over(message), self._announce_received(message))
-        for result in await asyncio.gather(*both, return_exceptions=True):  # none goes on while it is repeated
+        with tracing.continued(message.traceparent):
+            results = await asyncio.gather(*both, return_exceptions=True)  # none goes on while it is repeated
+        for result in results:
             if isinstance(result, BaseException):
                 raise result
         self.confirmations.message(message)
@@ -131,12 +134,13 @@ class Announcer:
         """Publish the event of a message's present delivery status, unless it is known to be confirmed."""
         if self.confirmations.has_message(message):
             return
-        await self.publisher.publish(
-            status_event(message),
-            message_id=output_id(message.id, f"{message.delivery_status} {reached_at(message).isoformat()}"),
-            correlation_id=message.correlation_id,
-            key=chatbot_key(message.chatbot_id),
-        )
+        with tracing.continued(message.traceparent):
+            await self.publisher.publish(
+                status_event(message),
+                message_id=output_id(message.id, f"{message.delivery_status} {reached_at(message).isoformat()}"),
+                correlation_id=message.correlation_id,
+                key=chatbot_key(message.chatbot_id),
+            )
         self.confirmations.message(message)
 
     async def lane(self, session_id: str) -> None:
@@ -154,7 +158,8 @@ class Announcer:
             conversation_id=message.conversation_id,
         )
         key = chatbot_key(message.chatbot_id)
-        await self.publisher.publish(job, message_id=ring_id, correlation_id=message.correlation_id, key=key)
+        with tracing.continued(message.traceparent):
+            await self.publisher.publish(job, message_id=ring_id, correlation_id=message.correlation_id, key=key)
 
 
 def session_event(session: SessionRow) -> SessionEvent:

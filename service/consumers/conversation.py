@@ -12,6 +12,7 @@ from uuid import UUID
 import structlog
 from sqlalchemy.ext.asyncio import AsyncSession
 
+from service import tracing
 from service.consumers.announcing import Announcer
 from service.consumers.mending import MessageMender
 from service.consumers.outcomes import rejection
@@ -65,6 +66,7 @@ class ConversationConsumer:
         except Rejected as error:
             await self._reject(command, envelope, error)
             return
+        tracing.about(session_id=stored.message.session_id)
         await self.announcer.conversation(stored.conversation, caused_by=envelope.message_id)
         if stored.message.delivery_status is DeliveryStatus.PENDING:
             await self.announcer.ring(stored.message, ring_id=output_id(stored.message.id, "job"))
@@ -133,7 +135,7 @@ class ConversationConsumer:
 
         message = await self.database.transact(apply)
         if message is None:
-            log.info("receipt_waits_for_its_message", session=report.session_id)
+            log.info("receipt_waits_for_its_message")
         else:
             await self.announcer.status(message)
 

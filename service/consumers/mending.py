@@ -10,6 +10,7 @@ from typing import Any
 
 from sqlalchemy.ext.asyncio import AsyncSession
 
+from service import tracing
 from service.consumers.announcing import Announcer, reached_at
 from service.consumers.outcomes import Outcome, begin, end, publish_outcome
 from service.domain.identities import output_id
@@ -91,6 +92,7 @@ class MessageMender:
 
     async def _message(self, command: MessageCommand) -> MessageRow | None:
         message = await self.database.read(lambda tx: tx.get(MessageRow, command.message_id))
+        tracing.about(session_id=message and message.session_id)
         return message if message is not None and message.chatbot_id == command.chatbot_id else None
 
 

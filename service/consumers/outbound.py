@@ -8,6 +8,7 @@ import asyncio
 import time
 from collections import defaultdict
 from contextlib import suppress
+from contextvars import Context
 from dataclasses import dataclass, field
 from functools import partial
 from typing import TypeVar
@@ -15,7 +16,7 @@ from typing import TypeVar
 import structlog
 from uuid_utils.compat import uuid7
 
-from service import metrics
+from service import metrics, tracing
 from service.consumers.announcing import Announcer
 from service.domain.sending import Retry, SendPolicy, TokenBucket, after_failure
 from service.errors import GatewayError, GatewayOutcomeUnknown, GatewayRefused, GatewayUnreachable, Undeliverable
@@ -26,6 +27,7 @@ from service.persistence import lanes
 from service.persistence.database import Database, Work
 from service.persistence.lanes import Claimed, Expired, Idle, Wait
 from service.persistence.tables import MessageRow
+from service.privacy import shown_code
 from whatsapp_qr_contracts.jobs import SendJob
 from whatsapp_qr_contracts.message import SessionStatus
 
@@ -164,6 +166,12 @@ class OutboundConsumer:
         return 0.0
 
     async def _attempt(self, message: MessageRow, pace: Pace) -> None:
+        # The drain was started by the job of some message of the lane, or by a timer: this may be another one's trace.
+        ids = {"correlation_id": message.correlation_id, "message_id": message.id, "session_id": message.session_id}
+        with tracing.resumed(message.traceparent, "send message", **ids):
+            await self._try(message, pace)
+
+    async def _try(self, message: MessageRow, pace: Pace) -> None:
         try:
             sent_as = await self.gateway.send(
                 message.session_id, message.external_user_id, message.content, message.whatsapp_message_id
@@ -174,7 +182,7 @@ class OutboundConsumer:
             verdict = after_failure(error, attempts=attempts, deferrals=pace.deferrals + 1, policy=self.policy)
             pace.deferrals = pace.deferrals + 1 if isinstance(verdict, Retry) and not verdict.counts else 0
             metrics.SENDS.labels("retry" if isinstance(verdict, Retry) else metrics.send_code(verdict.code)).inc()
-            log.warning("not_sent", message=str(message.id), code=error.code, verdict=type(verdict).__name__)
+            log.warning("not_sent", code=shown_code(error.code), verdict=type(verdict).__name__)
             recorded = await self._write(partial(lanes.record_failure, self.database, claimed=message, verdict=verdict))
         else:
             pace.deferrals = 0
@@ -198,7 +206,7 @@ class OutboundConsumer:
     async def _resume_later(self, session_id: str, seconds: float) -> None:
         await self._write(partial(lanes.postpone, self.database, session_id=session_id, seconds=seconds))
         loop = asyncio.get_running_loop()
-        self._timers[session_id] = loop.call_later(seconds, self._drain, session_id)
+        self._timers[session_id] = loop.call_later(seconds, self._drain, session_id, context=Context())
 
     async def _ring_anew(self, session_id: str) -> None:
         waiting = await self.database.read(lambda tx: lanes.first_pending(tx, session_id))

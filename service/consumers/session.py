@@ -12,6 +12,7 @@ from functools import partial
 import structlog
 from sqlalchemy.ext.asyncio import AsyncSession
 
+from service import tracing
 from service.consumers.announcing import Announcer, session_event, session_event_id
 from service.consumers.changes import Change, apply, is_old_news, phone
 from service.consumers.outcomes import Outcome, begin, end, publish_outcome
@@ -25,6 +26,7 @@ from service.messaging.consuming import Envelope, Routes
 from service.persistence import sessions
 from service.persistence.database import Database
 from service.persistence.tables import SessionRow
+from service.privacy import shown_code
 from whatsapp_qr_contracts.commands import (
     Command,
     DisconnectSession,
@@ -93,6 +95,7 @@ class SessionConsumer:
         return await sessions.open_session(self.database, tx, command.chatbot_id, session_id)
 
     async def _initialize(self, seen: SessionRow, command: InitializeSession, envelope: Envelope) -> Outcome:
+        tracing.about(session_id=seen.session_id)
         finish = partial(self._end, command=command, envelope=envelope)
         repairs = command.repair_of is not None
         connected = seen.status is SessionStatus.CONNECTED
@@ -116,7 +119,7 @@ class SessionConsumer:
         try:
             await self.gateway.initialize(connecting.session_id, str(connecting.chatbot_id))
         except GatewayError as error:
-            log.warning("initialize_failed", session=connecting.session_id, code=error.code)
+            log.warning("initialize_failed", code=shown_code(error.code))
             return await finish(connecting, Change(Trigger.INITIALIZE_FAILED, wanted=True, reason=_reason(error)))
         return await finish(connecting)
 
@@ -156,10 +159,11 @@ class SessionConsumer:
         return session
 
     async def _tell_gateway(self, session_id: str) -> None:
+        tracing.about(session_id=session_id)
         try:
             await self.gateway.disconnect(session_id)
         except GatewayError as error:
-            log.warning("gateway_not_told_of_disconnect", session=session_id, code=error.code)
+            log.warning("gateway_not_told_of_disconnect", code=shown_code(error.code))
 
     async def register(self, command: RegisterChatbot, envelope: Envelope) -> None:
         """Make the chatbot known."""
@@ -220,7 +224,7 @@ class SessionConsumer:
             if machine.confirms(answer.status if answer else None, change.trigger, before=session.status):
                 number = change.phone_number or phone(answer.phone_number if answer else None)
                 return replace(change, phone_number=number if change.trigger is Trigger.CONNECTED else None)
-        log.info("report_contradicted", session=session.session_id, report=change.trigger)
+        log.info("report_contradicted", report=change.trigger)
         return None
 
     # What both do

@@ -71,6 +71,11 @@ class Sharing:
         """Begin to share; returns at once."""
         self._looping = asyncio.create_task(self._loop())
 
+    @property
+    def alive(self) -> bool:
+        """Whether its task is there."""
+        return self._looping is not None and not self._looping.done()
+
     async def _loop(self) -> None:
         while True:
             regular = not await self._woken(self._pause())

@@ -14,6 +14,7 @@ from service.ingress.commands import Commands
 from service.ingress.counting import Counting
 from service.ingress.describing import describe
 from service.ingress.documents import documents
+from service.ingress.doors import Doors
 from service.ingress.guard import Guard
 from service.ingress.keys import Keys
 from service.ingress.limits import BodyLimit
@@ -23,6 +24,7 @@ from service.ingress.waiting import Waiters
 from service.messaging.listening import Listener
 from service.messaging.publishing import Publisher
 from service.persistence.database import Database
+from service.tracing import NOT_BY_FASTAPI
 
 _DESCRIPTION = """Links chatbots to WhatsApp by QR code, and sends and receives their messages.
 
@@ -32,9 +34,19 @@ the service by AMQP see [/asyncapi](asyncapi)."""
 
 
 def build_ingress(
-    publisher: Publisher, database: Database, listener: Listener, waiters: Waiters, keys: Keys, *, version: str
+    publisher: Publisher,
+    database: Database,
+    listener: Listener,
+    waiters: Waiters,
+    keys: Keys,
+    *,
+    version: str,
+    internal_port: int | None = None,
 ) -> FastAPI:
-    """Return the ingress' application. It takes requests at once, whatever else is away."""
+    """Return the ingress' application. It takes requests at once, whatever else is away.
+
+    With an internal port, callbacks are taken there alone, and nothing else is.
+    """
 
     @asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
@@ -52,10 +64,12 @@ def build_ingress(
         lifespan=lifespan,
         generate_unique_id_function=lambda route: route.name,
         redoc_url=None,
+        telemetry=NOT_BY_FASTAPI,
         strict_content_type=False,  # a callback without a content type must not be lost
     )
     app.add_middleware(Guard, keys=keys)
     app.add_middleware(BodyLimit)  # the last one added comes first: what the guard reads is limited too
+    app.add_middleware(Doors, internal_port=internal_port)
     app.add_middleware(Counting)
     Problems(publisher).install(app)
     app.include_router(Commands(publisher, database, waiters).router())

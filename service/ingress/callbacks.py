@@ -6,6 +6,7 @@ import time
 from fastapi import APIRouter
 from uuid_utils.compat import uuid7
 
+from service import tracing
 from service.domain.sending import backoff
 from service.errors import BrokerUnavailable
 from service.ingress.bodies import Accepted
@@ -42,6 +43,7 @@ def callbacks(publisher: Publisher) -> APIRouter:
 async def _publish(publisher: Publisher, report: GatewayReport) -> None:
     # One id for all tries: an unconfirmed one may have arrived, and readers tell repetitions by their content anyway.
     report_id = str(uuid7())
+    tracing.about(correlation_id=report_id, message_id=report_id, session_id=report.session_id)
     until = time.monotonic() + _SECONDS
     failures = 0
     while True:

@@ -9,6 +9,7 @@ from fastapi import APIRouter, Header, Response
 from sqlalchemy.ext.asyncio import AsyncSession
 from uuid_utils.compat import uuid7
 
+from service import tracing
 from service.domain.identities import new_session_id, outgoing_message_id
 from service.errors import DatabaseUnavailable
 from service.ingress.bodies import (
@@ -96,11 +97,13 @@ class Commands:
             reason = outcome["body"]["statusReason"]
             raise Problem(502, reason, "the WhatsApp gateway did not open the session: is it running? Try again")
         session_id = seen.session_id if seen else new_session_id(body.chatbot_id, now)
+        tracing.about(session_id=session_id)
         return _state(outcome, session_id, seen.status if seen else SessionStatus.CONNECTING, response)
 
     async def disconnect(self, body: ChatbotRequest, response: Response) -> SessionState:
         """End the link of a chatbot, also while the gateway is away."""
         seen = await self._session(body.chatbot_id)
+        tracing.about(session_id=seen.session_id)
         outcome = await self._carry_out(DisconnectSession(chatbot_id=body.chatbot_id))
         return _state(outcome, seen.session_id, seen.status, response)
 
@@ -120,6 +123,7 @@ class Commands:
                 raise Problem(409, "id_reused", "this Idempotency-Key was used with another body: use a new one")
             return Sent(message_id=message_id)
         session = _linked(found)
+        tracing.about(session_id=session.session_id)
         if session.status is not SessionStatus.CONNECTED:
             raise Problem(400, "not_connected", f"the session is {session.status}: link it first, then send again")
         await self._publish(command, command_id)
@@ -131,6 +135,7 @@ class Commands:
         409 `not_pending` once it went out or failed otherwise, 409 `being_sent` while an attempt is under way.
         """
         seen = await self._message(message_id)
+        tracing.about(session_id=seen.session_id)
         outcome = await self._carry_out(CancelMessage(chatbot_id=seen.chatbot_id, message_id=message_id))
         try:
             if outcome is not None:
@@ -162,6 +167,7 @@ class Commands:
         return message
 
     async def _publish(self, command: Command, command_id: str) -> None:
+        tracing.about(correlation_id=command_id, message_id=command_id, chatbot_id=command.chatbot_id)
         await self.publisher.publish(
             command,
             message_id=command_id,

@@ -1,8 +1,15 @@
-"""Counts what the ingress answers, by route and status, for /metrics."""
+"""Counts what the ingress answers, by route and status, for /metrics, and traces it."""
 
+import structlog
+from opentelemetry.trace import Span, SpanKind, StatusCode
+from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from service import metrics
+from service import metrics, tracing
+
+_TRACED = "/whatsapp-qr"
+_SERVER_ERROR = 500
+_METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "DELETE", "PATCH", "OPTIONS", "TRACE", "CONNECT"})
 
 
 class Counting:
@@ -13,12 +20,46 @@ class Counting:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass the request on and note how it was answered."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        structlog.contextvars.clear_contextvars()  # one connection's requests may share a context
+        if not scope["path"].startswith(_TRACED):
+            await self._counted(scope, receive, send, None)
+            return
+        # A path as it was asked for may hold anything, and would be a name of its own each, so only the route is told.
+        attributes = {"http.request.method": _method(scope), "url.scheme": scope["scheme"]}
+        with tracing.root(_method(scope), SpanKind.SERVER, attributes, Headers(scope=scope)) as span:
+            await self._counted(scope, receive, send, span)
+
+    async def _counted(self, scope: Scope, receive: Receive, send: Send, span: Span | None) -> None:
+        answered = False
 
         async def noted(message: Message) -> None:
+            nonlocal answered
             if message["type"] == "http.response.start":
-                # A path as it was asked for would be a new series each: only the route's own template is told.
-                route = getattr(scope.get("route"), "path", "none")
-                metrics.REQUESTS.labels(scope["method"], route, message["status"]).inc()
+                answered = True
+                _note(scope, message["status"], span)
             await send(message)
 
-        await self._app(scope, receive, noted if scope["type"] == "http" else send)
+        try:
+            await self._app(scope, receive, noted)
+        except Exception:
+            if not answered:  # the framework answers it outside of all middleware
+                _note(scope, _SERVER_ERROR, span)
+            raise
+
+
+def _note(scope: Scope, status: int, span: Span | None) -> None:
+    # A path as it was asked for would be a new series each: only the route's own template is told.
+    route = getattr(scope.get("route"), "path", "none")
+    metrics.REQUESTS.labels(_method(scope), route, status).inc()
+    if span is not None:
+        span.update_name(f"{_method(scope)} {route}")
+        span.set_attributes({"http.route": route, "http.response.status_code": status})
+        if status >= _SERVER_ERROR:
+            span.set_status(StatusCode.ERROR)
+
+
+def _method(scope: Scope) -> str:
+    return scope["method"] if scope["method"] in _METHODS else "_OTHER"

@@ -7,7 +7,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.ingress.keys import Keys
-from service.ingress.problems import CALLBACK_PATHS, Problem, responses
+from service.ingress.problems import CALLBACK_PATHS, Problem, is_callback, responses
 
 GUARDED = "/whatsapp-qr"
 
@@ -54,7 +54,7 @@ class Guard:
 
     async def _admit(self, request: Request, receive: Receive) -> Receive:
         """Return where the application reads the request from, or raise the Problem that answers it."""
-        if request.scope["path"] not in CALLBACK_PATHS:
+        if not is_callback(request.scope["path"]):
             self._keys.admit_call(request.headers)
             return receive
         body = b""

@@ -96,7 +96,10 @@ def _listens(program: Program) -> bool:
 def pointed_at(programs: list[Program], settings: Settings) -> Settings:
     """Point the settings that the user left open at what runs here."""
     urls = {program.name: program.url for program in filter(_listens, programs)}
-    local = {"callback_url": urls["ingress"]} if "callback_url" not in settings.model_fields_set else {}
+    local = {}
+    if "callback_url" not in settings.model_fields_set:
+        port = settings.internal_port or settings.http_port
+        local["callback_url"] = f"http://{reachable(settings.http_host)}:{port}"
     if "simulator" in urls:
         local["whatsapp_qr_service_url"] = urls["simulator"]
     if "rabbitmq" in urls:

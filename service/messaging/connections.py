@@ -5,7 +5,8 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 import structlog
-from aio_pika.exceptions import AMQPError
+from aio_pika.exceptions import AMQPError, ChannelNotFoundEntity, ChannelPreconditionFailed
+from aiormq.exceptions import ChannelAccessRefused
 from faststream.rabbit import RabbitBroker
 
 log = structlog.get_logger()
@@ -16,6 +17,19 @@ HEARTBEAT = 5
 BROKER_TROUBLE = (AMQPError, OSError, RuntimeError, TimeoutError, StopAsyncIteration)
 # Closing gives up on a dead link by itself, after more than a heartbeat; cut short, the connection would come back.
 _CLOSE_SECONDS = 4.0 * HEARTBEAT
+
+
+def in_words(error: BaseException) -> str:
+    """Say what the trouble with the broker is, and what ends it where waiting does not."""
+    match error:
+        case ChannelNotFoundEntity():
+            return f"RabbitMQ lacks what is needed here ({error}): run whatsapp-qr topology apply"
+        case ChannelPreconditionFailed():
+            return f"RabbitMQ has something else under a name of ours ({error}): see whatsapp-qr topology check"
+        case ChannelAccessRefused():
+            return f"RabbitMQ does not let this user do that ({error}): see whatsapp-qr topology permissions"
+        case _:
+            return f"RabbitMQ is not reachable: {type(error).__name__}"
 
 
 def with_heartbeat(url: str) -> str:

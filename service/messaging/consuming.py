@@ -8,17 +8,20 @@ left          the process ends, or gives up, while it is held        unacknowled
 """
 
 import asyncio
+import time
 import traceback
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 from functools import partial
 from typing import Any
 
 import structlog
 from faststream.rabbit import RabbitMessage
+from opentelemetry.trace import Span, SpanKind
 from pydantic import ValidationError
 
+from service import tracing
 from service.domain.sending import backoff
 from service.errors import BrokerUnavailable, Unavailable, Undeliverable
 from service.messaging import topology
@@ -28,7 +31,8 @@ from service.messaging.partitions import Partition
 from service.messaging.publishing import Properties, Publisher, copied_headers
 from service.messaging.subscriptions import GRACE_SECONDS, Check, Share, Subscriptions
 from service.messaging.turns import lane_key
-from service.metrics import DEAD_LETTERS, HANDLED
+from service.metrics import DEAD_LETTERS, HANDLED, HANDLER_ERRORS, HANDLING_SECONDS, MESSAGE_AGE
+from service.privacy import shown
 from whatsapp_qr_contracts.message import Message, storable
 from whatsapp_qr_contracts.partitions import partition_of
 
@@ -36,6 +40,7 @@ log = structlog.get_logger()
 
 _TRIES = 3
 _TRACEBACK_CHARACTERS = 8_000
+_UNKNOWN = "unknown"
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +99,9 @@ class Consumer:
     ) -> None:
         self._queue = queue
         self._routes = {message.name: (message, handler) for message, handler in routes.items()}
+        # Only names that we know may be a label: anybody may publish any other.
+        self._seconds = {name: HANDLING_SECONDS.labels(queue.name, name) for name in (*self._routes, _UNKNOWN)}
+        self._age = MESSAGE_AGE.labels(queue.name)
         self._publisher = publisher
         self._hold = hold
         self._count = partitions
@@ -107,12 +115,13 @@ class Consumer:
             hold,
         )
 
-    def start(self, share: Share | None = None, check: Check | None = None) -> None:
+    def start(self, share: Share | None = None, check: Check | None = None, *, declares: bool = True) -> None:
         """Subscribe as soon as the broker is there; returns at once.
 
         Args:
             share: says which partitions to subscribe to before the others; all of them, where it is not given.
             check: raises Unavailable while a part besides the broker is away; asked before subscribing again.
+            declares: whether it declares all exchanges and queues before; else they have to be there.
         """
 
         async def everything() -> Sequence[int]:
@@ -125,7 +134,7 @@ class Consumer:
             if check is not None:
                 await check()
 
-        self.subscriptions.start(share or everything, check_all)
+        self.subscriptions.start(share or everything, check_all, declares=declares)
 
     @property
     def ready(self) -> bool:
@@ -136,22 +145,38 @@ class Consumer:
         """Finish what has begun, for at most so many seconds, and give up all partitions."""
         await self.subscriptions.stop(seconds)
 
+    @property
+    def alive(self) -> bool:
+        """Whether what subscribes is there; the broker may be away."""
+        return self.subscriptions.alive
+
     async def _live(self, number: int, delivery: RabbitMessage) -> bool:
-        try:
-            await self._hold(partial(self._process, number, delivery))
-        except Stopping:
-            return False
+        raw, name = delivery.raw_message, _name(delivery)
+        if raw.timestamp is not None:
+            self._age.observe(max(0.0, (datetime.now(UTC) - raw.timestamp).total_seconds()))
+        attributes = _attributes(self._queue.queue_name(number), number, raw)
+        with tracing.root(f"process {self._queue.name}", SpanKind.CONSUMER, attributes, raw.headers) as span:
+            tracing.about(correlation_id=raw.correlation_id or raw.message_id, message_id=raw.message_id)
+            try:
+                await self._hold(partial(self._process, number, name, delivery, span))
+            except Stopping:
+                span.set_attribute("whatsapp_qr.outcome", "left")
+                return False
         return True
 
-    async def _process(self, number: int, delivery: RabbitMessage) -> None:
-        name = _name(delivery)
+    async def _process(self, number: int, name: str, delivery: RabbitMessage, span: Span) -> None:
+        known, began = name if name in self._routes else _UNKNOWN, time.perf_counter()
         try:
-            outcome = await self._try(number, name, delivery)
-        except Undeliverable as error:
-            await self._bury(delivery, error)
-            outcome = "dead_letter"
-        # Only names that we know may be a label: anybody may publish any other.
-        HANDLED.labels(self._queue.name, name if name in self._routes else "unknown", outcome).inc()
+            try:
+                outcome = await self._try(number, name, delivery)
+            except Undeliverable as error:
+                await self._bury(delivery, error)
+                tracing.failed(span, error)
+                outcome = "dead_letter"
+        finally:
+            self._seconds[known].observe(time.perf_counter() - began)
+        span.set_attribute("whatsapp_qr.outcome", outcome)
+        HANDLED.labels(self._queue.name, known, outcome).inc()
 
     async def _try(self, number: int, name: str, delivery: RabbitMessage) -> str:
         attempt = 1
@@ -161,6 +186,7 @@ class Consumer:
             except (Unavailable, Undeliverable, Stopping):
                 raise
             except Exception as error:
+                HANDLER_ERRORS.labels(self._queue.name, name if name in self._routes else _UNKNOWN).inc()
                 log.exception("handler_failed", queue=self._queue.name, attempt=attempt)
                 if attempt == _TRIES:
                     reason = "".join(traceback.format_exception(error))[-_TRACEBACK_CHARACTERS:]
@@ -169,7 +195,7 @@ class Consumer:
             attempt += 1
 
     async def _bury(self, delivery: RabbitMessage, error: Undeliverable) -> None:
-        log.error("dead_letter", queue=self._queue.name, code=error.code, message_id=delivery.raw_message.message_id)
+        log.error("dead_letter", queue=self._queue.name, code=error.code)
         await dead_letter(self._publisher, delivery, error, queue=self._queue.name)
         DEAD_LETTERS.labels(error.code).inc()
 
@@ -180,6 +206,7 @@ class Consumer:
             raise Undeliverable(message, code="unknown_type")
         model, handler = self._routes[name]
         body = _read(model, raw.body, raw.headers or {})
+        tracing.about(session_id=getattr(body, "session_id", None), chatbot_id=getattr(body, "chatbot_id", None))
         key = lane_key(raw.body, raw.headers)
         if (home := partition_of(key, self._count)) != number:
             await self._pass_on(delivery, model, home)
@@ -209,6 +236,19 @@ class Consumer:
 def _name(delivery: RabbitMessage) -> str:
     raw = delivery.raw_message
     return raw.type or topology.name_of(raw.routing_key or "")
+
+
+def _attributes(queue: str, number: int, raw: Any) -> dict[str, str | int]:
+    return {
+        "messaging.system": "rabbitmq",
+        "messaging.operation.name": "process",
+        "messaging.operation.type": "process",
+        "messaging.destination.name": queue,
+        "messaging.destination.partition.id": str(number),
+        "messaging.message.id": shown(raw.message_id or ""),
+        "messaging.message.conversation_id": shown(raw.correlation_id or ""),
+        "messaging.message.body.size": len(raw.body),
+    }
 
 
 def _read(model: type[Message], body: bytes, headers: Mapping[str, Any]) -> Message:

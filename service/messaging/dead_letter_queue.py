@@ -10,7 +10,7 @@ from faststream.rabbit import RabbitMessage
 from service.domain.dead_letters import DeadLetter
 from service.errors import BrokerUnavailable
 from service.messaging import topology
-from service.messaging.connections import BROKER_TROUBLE, is_cancelled, with_heartbeat
+from service.messaging.connections import BROKER_TROUBLE, in_words, is_cancelled, with_heartbeat
 from service.messaging.dead_letters import read_dead_letter
 from service.messaging.holding import Hold, Stopping
 from service.messaging.partitions import Partition
@@ -32,11 +32,13 @@ class DeadLetterQueue:
     Args:
         url: the broker.
         partitions: partitions of each partitioned queue.
+        declares: whether it declares all exchanges and queues first; else they have to be there.
     """
 
-    def __init__(self, url: str, partitions: int) -> None:
+    def __init__(self, url: str, partitions: int, *, declares: bool = True) -> None:
         self._url = with_heartbeat(url)
         self._count = partitions
+        self._declares = declares
 
     async def consume(self, keep: Keep) -> None:
         """Keep what comes until cancelled; then finish what has begun and give the queue up."""
@@ -53,12 +55,13 @@ class DeadLetterQueue:
     async def _subscribe(self, reader: Partition) -> None:
         try:
             async with asyncio.timeout(_SUBSCRIBE_SECONDS):
-                await topology.declare(self._url, self._count)
+                if self._declares:
+                    await topology.declare(self._url, self._count)
                 await reader.start()
         except (*BROKER_TROUBLE, asyncio.CancelledError) as error:
             if isinstance(error, asyncio.CancelledError) and is_cancelled():
                 raise
-            raise BrokerUnavailable(f"RabbitMQ is not reachable: {type(error).__name__}") from error
+            raise BrokerUnavailable(in_words(error)) from error
 
 
 async def _live(hold: Hold, keep: Keep, delivery: RabbitMessage) -> bool:

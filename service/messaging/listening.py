@@ -12,7 +12,7 @@ from uuid_utils.compat import uuid7
 
 from service.domain.sending import backoff
 from service.messaging import topology
-from service.messaging.connections import BROKER_TROUBLE, close_broker, is_cancelled, with_heartbeat
+from service.messaging.connections import BROKER_TROUBLE, close_broker, in_words, is_cancelled, with_heartbeat
 from whatsapp_qr_contracts.message import EVENTS
 
 log = structlog.get_logger()
@@ -30,12 +30,19 @@ class Listener:
     """An exclusive queue of session, chatbot and command events.
 
     What it hears is a doorbell: losing an event only means that somebody looks a second later.
+
+    Args:
+        url: the broker.
+        partitions: partitions of each partitioned queue.
+        hear: is told of each event.
+        declares: whether it declares all exchanges and queues first; else they have to be there. Its own it declares.
     """
 
-    def __init__(self, url: str, partitions: int, hear: Hear) -> None:
+    def __init__(self, url: str, partitions: int, hear: Hear, *, declares: bool = True) -> None:
         self._url = with_heartbeat(url)
         self._partitions = partitions
         self._hear = hear
+        self._declares = declares
         self._broker: RabbitBroker | None = None
         self._starting: asyncio.Task[None] | None = None
 
@@ -44,18 +51,19 @@ class Listener:
         self._starting = asyncio.create_task(self._keep_trying())
 
     async def _keep_trying(self) -> None:
-        failures = 0
+        failures, told = 0, ""
         while self._broker is None:
             try:
                 async with asyncio.timeout(_SECONDS):
-                    await topology.declare(self._url, self._partitions)
+                    if self._declares:
+                        await topology.declare(self._url, self._partitions)
                     self._broker = await self._listen()
             except (*BROKER_TROUBLE, asyncio.CancelledError) as error:
                 if isinstance(error, asyncio.CancelledError) and is_cancelled():
                     raise
                 failures += 1
-                if failures == 1:
-                    log.warning("not_listening_yet", reason=type(error).__name__)
+                if told != (told := in_words(error)):
+                    log.warning("not_listening_yet", reason=told)
                 await asyncio.sleep(backoff(failures))
 
     async def _listen(self) -> RabbitBroker:

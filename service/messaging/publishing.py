@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
+from contextvars import Context
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -10,12 +11,18 @@ from typing import Any
 import structlog
 from aiormq.exceptions import PublishError
 from faststream.rabbit import Channel, RabbitBroker
+from opentelemetry.trace import SpanKind
 from pamqp.encode import encode_table_value
 from pamqp.encode import field_table as encode_table
 
+from service import tracing
 from service.errors import BrokerUnavailable
 from service.messaging import topology
 from service.messaging.connections import BROKER_TROUBLE, close_broker, is_cancelled, with_heartbeat
+from service.messaging.topology import DEAD_LETTERS, PROBE
+from service.metrics import PUBLISHED
+from service.privacy import shown
+from whatsapp_qr_contracts.events import Event
 from whatsapp_qr_contracts.message import EVENTS, Message
 from whatsapp_qr_contracts.partitions import partition_of
 
@@ -28,6 +35,15 @@ _CONNECT_SECONDS = 3.0
 NO_ID = " "
 _MAX_HEADER_BYTES = 65_536
 _OWN_HEADERS = frozenset({"partition-key", "schema-version"})
+
+
+def _names(kind: type[Message]) -> set[str]:
+    """Return the names of a kind of messages and of those below it."""
+    return {kind.name} if hasattr(kind, "name") else set().union(*map(_names, kind.__subclasses__()))
+
+
+# Only names that we know may be a label: what is passed on or buried may have any other.
+_KNOWN = frozenset({PROBE, *_names(Event), *_names(Message)})
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,21 +137,30 @@ class Publisher:
         seconds: float = _PUBLISH_SECONDS,
     ) -> None:
         """Publish bytes as they are; see `publish` for the guarantees and the error."""
-        async with self._connected(min(seconds, _PUBLISH_SECONDS)) as broker:
-            await broker.publish(
-                body,
-                exchange=topology.exchange(exchange),
-                routing_key=routing_key,
-                # Nobody may be listening to an event; everything else must have reached a queue.
-                mandatory=exchange != EVENTS,
-                persist=True,
-                content_type="application/json",
-                message_id=properties.message_id or NO_ID,
-                correlation_id=properties.correlation_id,
-                message_type=properties.type,
-                timestamp=datetime.now(UTC),
-                headers=dict(properties.headers),
-            )
+        headers, kind = dict(properties.headers), properties.type if properties.type in _KNOWN else "unknown"
+        try:
+            with tracing.part(f"publish {exchange}", SpanKind.PRODUCER, _attributes(exchange, routing_key, properties)):
+                if exchange != DEAD_LETTERS:  # a dead letter keeps what it came with, to be put back as it was
+                    tracing.inject(headers)
+                async with self._connected(min(seconds, _PUBLISH_SECONDS)) as broker:
+                    await broker.publish(
+                        body,
+                        exchange=topology.exchange(exchange),
+                        routing_key=routing_key,
+                        # Nobody may be listening to an event; everything else must have reached a queue.
+                        mandatory=exchange != EVENTS,
+                        persist=True,
+                        content_type="application/json",
+                        message_id=properties.message_id or NO_ID,
+                        correlation_id=properties.correlation_id,
+                        message_type=properties.type,
+                        timestamp=datetime.now(UTC),
+                        headers=headers,
+                    )
+        except Exception as error:
+            PUBLISHED.labels(kind, "unroutable" if isinstance(error.__cause__, PublishError) else "failed").inc()
+            raise
+        PUBLISHED.labels(kind, "confirmed").inc()
 
     @asynccontextmanager
     async def _connected(self, seconds: float) -> AsyncIterator[RabbitBroker]:
@@ -167,7 +192,8 @@ class Publisher:
     async def _connection(self) -> RabbitBroker:
         while self._broker is None:
             if self._connecting is None:
-                self._connecting = asyncio.create_task(self._connect())
+                # Not in the present context: a connection outlives the message that is being handled.
+                self._connecting = asyncio.create_task(self._connect(), context=Context())
             # Cancelled with whoever waits for it, aio-pika would go on connecting behind our back, for ever.
             await asyncio.shield(self._connecting)
         return self._broker
@@ -190,7 +216,7 @@ class Publisher:
     def _replace(self, broker: RabbitBroker | None) -> None:
         if broker is not None and broker is self._broker:
             self._broker = None
-            closing = asyncio.create_task(close_broker(broker))
+            closing = asyncio.create_task(close_broker(broker), context=Context())
             self._closing.add(closing)
             closing.add_done_callback(self._closing.discard)
 
@@ -221,3 +247,15 @@ class Publisher:
             await asyncio.gather(self._connecting, return_exceptions=True)
         self._replace(self._broker)
         await asyncio.gather(*self._closing)
+
+
+def _attributes(exchange: str, routing_key: str, properties: Properties) -> dict[str, str | int]:
+    return {
+        "messaging.system": "rabbitmq",
+        "messaging.operation.name": "publish",
+        "messaging.operation.type": "send",
+        "messaging.destination.name": exchange,
+        "messaging.rabbitmq.destination.routing_key": routing_key,
+        "messaging.message.id": shown(properties.message_id),
+        "messaging.message.conversation_id": shown(properties.correlation_id),
+    }

@@ -10,7 +10,7 @@ from typing import Any, Self
 import aio_pika
 from aio_pika.abc import AbstractChannel, AbstractConnection
 from aio_pika.exceptions import ChannelNotFoundEntity, DeliveryError
-from aiormq.exceptions import PublishError
+from aiormq.exceptions import ChannelAccessRefused, PublishError
 
 from service.domain.dead_letters import UNROUTABLE, Original
 from service.errors import BrokerUnavailable, Undeliverable
@@ -66,6 +66,11 @@ class Replayer:
             raise Undeliverable(_no_queue(original), code=UNROUTABLE) from error
         except ChannelNotFoundEntity as error:
             raise Undeliverable(f"there is no exchange {original.exchange!r}", code=UNROUTABLE) from error
+        except ChannelAccessRefused as error:  # its exchange is none of ours: those behind it can go back all the same
+            detail = (
+                f"this user of RabbitMQ may not publish to {original.exchange!r}: see whatsapp-qr topology permissions"
+            )
+            raise Undeliverable(detail, code="access_refused") from error
         except DeliveryError as error:
             raise BrokerUnavailable("RabbitMQ refused the message: its queue is full") from error
         except (ValueError, TypeError) as error:  # such a name cannot be sent

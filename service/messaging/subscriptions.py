@@ -21,7 +21,7 @@ from uuid_utils.compat import uuid7
 
 from service.errors import BrokerUnavailable
 from service.messaging import topology
-from service.messaging.connections import BROKER_TROUBLE, is_cancelled, with_heartbeat
+from service.messaging.connections import BROKER_TROUBLE, in_words, is_cancelled, with_heartbeat
 from service.messaging.holding import Hold, Stopping
 from service.messaging.partitions import Partition
 from service.messaging.publishing import Properties, Publisher
@@ -58,7 +58,7 @@ class Subscriptions:
         self.partitions = partitions
         self.changed = asyncio.Event()
         """Set when this process becomes active on a partition, or ceases to be."""
-        self._url = url
+        self._url = with_heartbeat(url)
         self._publisher = publisher
         self._hold = hold
         self._patience = hold.patience
@@ -71,8 +71,9 @@ class Subscriptions:
         for partition in partitions:
             partition.on_active = self.changed.set
 
-    def start(self, share: Share, check: Check) -> None:
+    def start(self, share: Share, check: Check, *, declares: bool = True) -> None:
         """Subscribe as soon as the broker is there, and again after each give-up; returns at once."""
+        self._declares = declares
         self._share = share
         self._check = check
         self._orders.put_nowait(partial(self._subscribe, longest=_FIRST_LONGEST_PAUSE))
@@ -97,8 +98,7 @@ class Subscriptions:
 
     async def _subscribe(self, *, longest: float) -> None:
         """Subscribe to every partition that is not subscribed to."""
-        declare = partial(topology.declare, with_heartbeat(self._url), len(self.partitions))
-        await self._hold(partial(_reaching_broker, declare), longest=longest)
+        await self._hold(partial(_reaching_broker, self._prepare), longest=longest)
         own = await self._share()
         await self._subscribe_to(own, longest)
         if others := [number for number in range(len(self.partitions)) if number not in own]:
@@ -108,12 +108,23 @@ class Subscriptions:
         self.changed.set()
         log.info("consuming", queue=self.partitions[0].name, partitions=len(self.partitions), first=list(own))
 
+    async def _prepare(self) -> None:
+        if self._declares:
+            await topology.declare(self._url, len(self.partitions))
+        else:
+            await topology.require(self._url, *(partition.name for partition in self.partitions))
+
     async def _subscribe_to(self, numbers: Sequence[int], longest: float) -> None:
         for partition in map(self.partitions.__getitem__, numbers):
             if self._hold.stopped:
                 raise Stopping
             if not partition.started:
                 await self._hold(partial(_reaching_broker, partition.start), longest=longest)
+
+    @property
+    def alive(self) -> bool:
+        """Whether the task that subscribes is there, or the process ends."""
+        return self._hold.stopped or (self._running is not None and not self._running.done())
 
     @property
     def ready(self) -> bool:
@@ -221,5 +232,4 @@ async def _reaching_broker(operation: Callable[[], Awaitable[None]]) -> None:
         async with asyncio.timeout(_REACH_SECONDS):
             await operation()
     except BROKER_TROUBLE as error:
-        message = f"RabbitMQ is not reachable: {type(error).__name__}"
-        raise BrokerUnavailable(message) from error
+        raise BrokerUnavailable(in_words(error)) from error

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import aio_pika
+from aio_pika.abc import AbstractChannel, AbstractQueue
 from faststream.rabbit import ExchangeType, RabbitExchange, RabbitQueue
 
 from whatsapp_qr_contracts.commands import (
@@ -180,15 +181,37 @@ async def declare(url: str, partitions: int) -> None:
     """
     async with await aio_pika.connect(url, timeout=5) as connection:
         channel = await connection.channel()
-        for wanted in EXCHANGES:
-            await channel.declare_exchange(
-                wanted.name, wanted.type.value, durable=True, arguments=wanted.arguments or None
-            )
-        for wanted_queue in queues(partitions):
-            queue = await channel.declare_queue(wanted_queue.name, durable=True, arguments=wanted_queue.arguments)
-            for exchange_name, keys in wanted_queue.bindings.items():
+        for wanted_exchange in EXCHANGES:
+            await declare_exchange(channel, wanted_exchange)
+        for wanted in queues(partitions):
+            queue = await declare_queue(channel, wanted)
+            for exchange_name, keys in wanted.bindings.items():
                 for key in keys:
                     await queue.bind(exchange_name, key)
+
+
+async def declare_exchange(channel: AbstractChannel, wanted: Exchange) -> None:
+    """Declare one exchange."""
+    await channel.declare_exchange(wanted.name, wanted.type.value, durable=True, arguments=wanted.arguments or None)
+
+
+async def declare_queue(channel: AbstractChannel, wanted: Queue) -> AbstractQueue:
+    """Declare one queue, without what is bound to it."""
+    return await channel.declare_queue(wanted.name, durable=True, arguments=wanted.arguments)
+
+
+async def require(url: str, *names: str) -> None:
+    """Check that all exchanges exist, and the queues of these names; declares nothing, and needs no right to.
+
+    Raises:
+        aio_pika.exceptions.AMQPException, OSError: the broker is away, or one is missing.
+    """
+    async with await aio_pika.connect(url, timeout=5) as connection:
+        channel = await connection.channel()
+        for wanted in EXCHANGES:
+            await channel.declare_exchange(wanted.name, passive=True)
+        for name in names:
+            await channel.declare_queue(name, passive=True)
 
 
 async def waiting(url: str, queue: PartitionedQueue, partitions: int) -> list[int]:

@@ -52,7 +52,7 @@ def _add_looking(app: typer.Typer, read_settings: ReadSettings) -> None:
             rows = await desk.newest(reason=reason, limit=limit)
             return [json.dumps(showing.summary(row)) for row in rows] if as_json else showing.table(rows)
 
-        _print(_run(_with_dead_letters(read_settings, newest)))
+        print_lines(run(_with_dead_letters(read_settings, newest)))
 
     @app.command()
     def show(dead_letter: Id, *, as_json: Json = False, secrets: Secrets = False) -> None:
@@ -65,7 +65,7 @@ def _add_looking(app: typer.Typer, read_settings: ReadSettings) -> None:
                 return [json.dumps(showing.everything(row, secrets=secrets))]
             return showing.described(row, secrets=secrets)
 
-        _print(_run(_with_dead_letters(read_settings, one)))
+        print_lines(run(_with_dead_letters(read_settings, one)))
 
 
 def _add_acting(app: typer.Typer, read_settings: ReadSettings) -> None:
@@ -136,10 +136,10 @@ def _report_each(
         async for result in act(desk):
             failures += result.failed
             sentence = f"{result.id}  {result.outcome}" + (f"  {result.detail}" if result.detail else "")
-            _print([json.dumps(asdict(result)) if as_json else sentence])
+            print_lines([json.dumps(asdict(result)) if as_json else sentence])
         return failures
 
-    if _run(_with_dead_letters(read_settings, each)):
+    if run(_with_dead_letters(read_settings, each)):
         raise typer.Exit(1)
 
 
@@ -151,10 +151,10 @@ def _carry_out(read_settings: ReadSettings, kind: "type[MessageCommand]", prefix
         message_id = await find(desk.database, MessageRow, prefix)
         return str(message_id) if await desk.carry_out(kind, message_id) else None
 
-    message_id = _run(_with_messages(read_settings, carry_out))
+    message_id = run(_with_messages(read_settings, carry_out))
     if message_id is None:
-        _fail("the command waits in its queue: is the conversation consumer running?")
-    _print([f"{message_id} {done}"])
+        fail("the command waits in its queue: is the conversation consumer running?")
+    print_lines([f"{message_id} {done}"])
 
 
 async def _with_dead_letters(read_settings: ReadSettings, work: Callable[["DeadLetters"], Awaitable[T]]) -> T:
@@ -187,25 +187,29 @@ async def _parts(settings: "Settings") -> AsyncIterator[tuple[Any, Any]]:
         await database.close()
 
 
-def _run(work: Awaitable[T]) -> T:
-    async def run() -> T:
+def run(work: Awaitable[T]) -> T:
+    """Do it; where it fails, say so in a sentence and end with status 1."""
+
+    async def done() -> T:
         return await work
 
     try:
-        return asyncio.run(run())
+        return asyncio.run(done())
     except Rejected as error:
-        _fail(error.detail)
+        fail(error.detail)
     except DatabaseUnavailable as error:
-        _fail(f"{error.detail}. Is DATABASE_URL right, the database running and migrated (whatsapp-qr migrate)?")
+        fail(f"{error.detail}. Is DATABASE_URL right, the database running and migrated (whatsapp-qr migrate)?")
     except BrokerUnavailable as error:
-        _fail(f"{error.detail}. Is AMQP_URL right and RabbitMQ running?")
+        fail(f"{error.detail}. Is AMQP_URL right and RabbitMQ running?")
 
 
-def _fail(sentence: str) -> NoReturn:
+def fail(sentence: str) -> NoReturn:
+    """Say why it failed, and end with status 1."""
     typer.echo(f"whatsapp-qr: {sentence}", err=True)
     raise typer.Exit(1)
 
 
-def _print(lines: list[str]) -> None:
+def print_lines(lines: list[str]) -> None:
+    """Print."""
     for line in lines:
         typer.echo(line)

@@ -86,6 +86,11 @@ class Confirmations:
         """Begin to write."""
         self._writing = asyncio.create_task(self._keep_writing())
 
+    @property
+    def alive(self) -> bool:
+        """Whether its task is there."""
+        return self._writing is not None and not self._writing.done()
+
     async def _keep_writing(self) -> None:
         failures = 0
         while True:

@@ -7,6 +7,7 @@ from uuid import UUID
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlmodel import col, delete, select
 
+from service import tracing
 from service.domain import identities
 from service.domain.delivery import raised
 from service.persistence.database import Database
@@ -50,6 +51,7 @@ async def store_incoming(
         whatsapp_message_id=report.message_id,
         announced=False,
         correlation_id=correlation_id,
+        traceparent=tracing.traceparent(),
         external_user_id=conversation.external_user_id,
         sequence=conversation.sequence_end,
         sent_at_customer=report.timestamp,
@@ -90,6 +92,7 @@ async def store_outgoing(
         whatsapp_message_id=identities.whatsapp_message_id(message_id),
         announced=True,
         correlation_id=correlation_id,
+        traceparent=tracing.traceparent(),
         caller_metadata=command.metadata,
         external_user_id=conversation.external_user_id,
         lane_number=session.lane_end,

@@ -2,11 +2,13 @@
 
 import asyncio
 import sqlite3
+import time
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime, timedelta
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import structlog
+from opentelemetry.trace import SpanKind
 from sqlalchemy import ColumnElement, Connection, event, func, literal, make_url, select, text
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
@@ -14,7 +16,9 @@ from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, create_async_engine
 from sqlmodel import SQLModel
 
+from service import tracing
 from service.errors import DatabaseUnavailable
+from service.metrics import TRANSACTION_SECONDS
 from service.persistence.columns import UtcDateTime
 from service.persistence.stopped_writers import end_stopped_writer
 
@@ -41,22 +45,25 @@ _IDLE_MILLISECONDS = 10_000
 _PASSING_CLASSES = frozenset({"08", "53", "57", "58", "40", "28"})
 _PASSING_CODES = frozenset({"55P03", "25006", "25P03", "3D000", "42P01", "42703", "42501"})
 
+_SECONDS = {kind: TRANSACTION_SECONDS.labels(kind) for kind in ("read", "write")}
+
 
 class Database:
     """A database with transactions that are either committed or have not happened.
 
     Args:
         url: SQLAlchemy URL with an asynchronous driver.
+        pool: connections to PostgreSQL, at most; SQLite has its own few.
     """
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, pool: int = _POOL_SIZE) -> None:
         self.is_sqlite = url.startswith("sqlite")
         if self.is_sqlite:
             # One writer per process: SQLite has one anyway, and waiting in line here is fairer than its busy loop.
             self._writer = _sqlite_engine(url, "BEGIN IMMEDIATE", pool_size=1)
             self._reader = _sqlite_engine(url, "BEGIN", pool_size=4)
         else:
-            self._writer = self._reader = _postgres_engine(url)
+            self._writer = self._reader = _postgres_engine(url, pool)
         self._file = make_url(url).database if self.is_sqlite else None
         self._reading: set[asyncio.Task[Any]] = set()
         self._longest = None if self.is_sqlite else _TRANSACTION_SECONDS  # SQLite's driver must never be cut off
@@ -77,7 +84,7 @@ class Database:
 
     async def _write(self, work: Work[T]) -> T:
         try:
-            return await _run(self._writer, work, self._longest)
+            return await self._observed("write", self._writer, work)
         except DatabaseUnavailable:
             if self._file and (ended := await asyncio.to_thread(end_stopped_writer, self._file)):
                 log.warning("stopped_writer_ended", process=ended)
@@ -89,7 +96,7 @@ class Database:
         Raises:
             DatabaseUnavailable: no answer, or none within `seconds`.
         """
-        reading = asyncio.create_task(_run(self._reader, work, self._longest))
+        reading = asyncio.create_task(self._observed("read", self._reader, work))
         self._reading.add(reading)
         reading.add_done_callback(self._reading.discard)
         try:
@@ -103,6 +110,15 @@ class Database:
         reading.cancel()
         message = f"the database did not answer within {seconds} s"
         raise DatabaseUnavailable(message)
+
+    async def _observed(self, kind: Literal["read", "write"], engine: AsyncEngine, work: Work[T]) -> T:
+        began = time.perf_counter()
+        attributes = {"db.system.name": engine.dialect.name, "db.operation.name": kind}
+        try:
+            with tracing.part(f"{kind} transaction", SpanKind.CLIENT, attributes, current=False):
+                return await _run(engine, work, self._longest)
+        finally:
+            _SECONDS[kind].observe(time.perf_counter() - began)
 
     def clock(self, offset: timedelta = timedelta()) -> ColumnElement[datetime]:
         """Return the present time, shifted by `offset`, as an expression.
@@ -232,10 +248,10 @@ def begin_with(engine: AsyncEngine, statement: str) -> None:
         connection.exec_driver_sql(statement)
 
 
-def _postgres_engine(url: str) -> AsyncEngine:
+def _postgres_engine(url: str, pool: int) -> AsyncEngine:
     return create_async_engine(
         url,
-        pool_size=_POOL_SIZE,
+        pool_size=pool,
         max_overflow=0,
         pool_timeout=10,
         pool_pre_ping=True,

@@ -4,11 +4,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 from uuid import UUID
 
+from sqlalchemy import event, update
 from sqlalchemy import select as select_columns
-from sqlalchemy import update
 from sqlalchemy.ext.asyncio import AsyncSession
+from sqlalchemy.orm import object_session
 from sqlmodel import col, select
 
+from service import metrics
 from service.domain.reconciling import Known
 from service.errors import DatabaseUnavailable
 from service.persistence.columns import DatabaseClock
@@ -73,6 +75,13 @@ def move(
     session.version += 1
     session.updated_at = at
     session.moved_at = cast("datetime", DatabaseClock())
+    _count_once_committed(session)
+
+
+def _count_once_committed(session: SessionRow) -> None:
+    counter = metrics.TRANSITIONS.labels(session.status, metrics.transition_reason(session.status_reason))
+    if transaction := object_session(session):
+        event.listen(transaction, "after_commit", lambda _: counter.inc(), once=True)
 
 
 @dataclass(frozen=True, slots=True)

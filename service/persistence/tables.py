@@ -175,6 +175,8 @@ class MessageRow(SQLModel, table=True):
     """Whether the events and jobs of its present status are known to be confirmed."""
     correlation_id: str
     """The id of the command or report that made it."""
+    traceparent: str | None = Field(default=None, max_length=55)
+    """The trace that it belongs to (W3C Trace Context): whoever works on it later goes on with that."""
     caller_metadata: dict[str, Any] = Field(default_factory=dict, sa_type=JSON)
     """What the caller gave with it; never changed."""
     external_user_id: str = Field(max_length=255)

@@ -6,14 +6,30 @@ from pathlib import Path
 
 from fastapi import FastAPI
 from fastapi.exceptions import RequestValidationError
+from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp, Receive, Scope, Send
 
+from service import tracing
 from service.errors import ServiceError
 from service.simulator import contract, control
 from service.simulator.answers import explain
 from service.simulator.phones import PairingPace
 from service.simulator.signing import Credentials
 from service.simulator.simulator import SimulatorOptions, running_simulator
+
+
+class Traced:
+    """ASGI middleware: what follows from a call is reported as part of the trace that the call came with."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass the request on."""
+        headers = Headers(scope=scope) if scope["type"] == "http" else Headers()
+        with tracing.continued(headers.get("traceparent")):
+            await self._app(scope, receive, send)
 
 
 def simulator_app(  # noqa: PLR0913  # all by name: one for each thing that a test turns
@@ -57,9 +73,16 @@ def simulator_app(  # noqa: PLR0913  # all by name: one for each thing that a te
             app.state.simulator = simulator
             yield
 
-    app = FastAPI(title="WhatsApp gateway simulator", lifespan=lifespan, docs_url=None, redoc_url=None)
+    app = FastAPI(
+        title="WhatsApp gateway simulator",
+        lifespan=lifespan,
+        docs_url=None,
+        redoc_url=None,
+        telemetry=tracing.NOT_BY_FASTAPI,
+    )
     for error in (ServiceError, RequestValidationError, HTTPException):
         app.add_exception_handler(error, explain)
+    app.add_middleware(Traced)
     app.include_router(contract.routes)
     app.include_router(control.routes)
     return app

@@ -100,6 +100,8 @@ class CallbackLanes:
     async def _post(self, callback: Callback) -> httpx.Response | str:
         """Return the answer, or why there was none."""
         headers = {"content-type": "application/json"} | self._credentials.headers(callback)
+        if callback.traceparent:
+            headers["traceparent"] = callback.traceparent
         try:
             async with asyncio.timeout(ATTEMPT_SECONDS):
                 return await self._client.post(self._base + callback.path, content=callback.body, headers=headers)

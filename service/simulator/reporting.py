@@ -5,6 +5,7 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Literal
 
+from service import tracing
 from service.simulator.store import Callback, Store
 from whatsapp_qr_contracts.gateway import (
     ConnectedData,
@@ -66,6 +67,7 @@ class Reports:
                 body=report.model_dump_json(by_alias=True, exclude_none=True).encode(),
                 copies=copies,
                 due=self._clock() + after,
+                traceparent=tracing.traceparent(),
             )
         )
         self._wake(report.session_id)

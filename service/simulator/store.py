@@ -20,7 +20,7 @@ CREATE TABLE IF NOT EXISTS sent (
     recipient TEXT NOT NULL, message TEXT NOT NULL, sent_at REAL NOT NULL, UNIQUE (session_id, message_id));
 CREATE TABLE IF NOT EXISTS callbacks (
     position INTEGER PRIMARY KEY AUTOINCREMENT, session_id TEXT NOT NULL, path TEXT NOT NULL, body BLOB NOT NULL,
-    copies INTEGER NOT NULL, due REAL NOT NULL);
+    copies INTEGER NOT NULL, due REAL NOT NULL, traceparent TEXT);
 CREATE INDEX IF NOT EXISTS callbacks_in_order ON callbacks (session_id, due, position);
 """
 
@@ -63,6 +63,8 @@ class Callback:
     due: float
     """Unix time before which it is not posted; a session's callbacks are posted in the order of it."""
     position: int = 0
+    traceparent: str | None = None
+    """The trace of what it reports (W3C Trace Context)."""
 
 
 class Store:
@@ -76,6 +78,9 @@ class Store:
         self._database.execute("PRAGMA journal_mode = WAL")
         self._database.execute("PRAGMA synchronous = NORMAL")  # a crash of the process loses nothing
         self._database.executescript(_SCHEMA)
+        columns = {row["name"] for row in self._database.execute("PRAGMA table_info (callbacks)")}
+        if "traceparent" not in columns:  # a file from before there were traces
+            self._database.execute("ALTER TABLE callbacks ADD COLUMN traceparent TEXT")
 
     def close(self) -> None:
         """Close the database; nothing can be read afterwards."""
@@ -147,8 +152,8 @@ class Store:
     def add_callback(self, callback: Callback) -> None:
         """Queue a callback."""
         self._database.execute(
-            "INSERT INTO callbacks (session_id, path, body, copies, due) "
-            "VALUES (:session_id, :path, :body, :copies, :due)",
+            "INSERT INTO callbacks (session_id, path, body, copies, due, traceparent) "
+            "VALUES (:session_id, :path, :body, :copies, :due, :traceparent)",
             asdict(callback),
         )
 

@@ -40,7 +40,7 @@ class Gauges:
 def _show(observed: Observed) -> None:
     metrics.STORED_DEAD_LETTERS.clear()
     for reason, count in observed.dead_letters.items():
-        metrics.STORED_DEAD_LETTERS.labels(reason).set(count)
+        metrics.STORED_DEAD_LETTERS.labels(metrics.dead_letter_reason(reason)).inc(count)
     for status, count in observed.sessions.items():
         metrics.SESSIONS.labels(status).set(count)
     metrics.OLDEST_PENDING.set(observed.oldest_pending)

@@ -12,10 +12,11 @@ from functools import partial
 import structlog
 
 from service import metrics
-from service.errors import DatabaseUnavailable, ServiceError
+from service.errors import DatabaseUnavailable, GatewayError, ServiceError
 from service.messaging.connections import is_cancelled
 from service.persistence import leases
 from service.persistence.database import Database
+from service.privacy import shown_code
 
 log = structlog.get_logger()
 
@@ -61,6 +62,11 @@ class Upkeep:
     def start(self) -> None:
         """Begin; returns at once."""
         self._tasks = [asyncio.create_task(self._host(duty), name=duty.name) for duty in self._duties]
+
+    @property
+    def alive(self) -> bool:
+        """Whether each duty's task is there, whoever has its lease."""
+        return bool(self._tasks) and not any(task.done() for task in self._tasks)
 
     async def stop(self) -> None:
         """End every run and give the leases back, so that another process can go on at once."""
@@ -142,10 +148,17 @@ async def _do(duty: Duty, told: str) -> str:
         if isinstance(error, asyncio.CancelledError) and is_cancelled():
             raise
         metrics.DUTY_RUNS.labels(duty.name, "failed").inc()
-        trouble = f"{type(error).__name__}: {error}"
+        foreseen = isinstance(error, ServiceError)
+        trouble = ": ".join(filter(None, (type(error).__name__, _told(error))))
         if trouble != told:
-            foreseen = isinstance(error, ServiceError)
             log.warning("duty_failed", duty=duty.name, reason=trouble, exc_info=None if foreseen else error)
         return trouble
     metrics.DUTY_RUNS.labels(duty.name, "done").inc()
     return ""
+
+
+def _told(error: BaseException) -> str:
+    """Return what may be logged of an error: the gateway's own words, and texts of others, may hold anything."""
+    if isinstance(error, GatewayError):
+        return shown_code(error.code)
+    return error.detail if isinstance(error, ServiceError) else ""

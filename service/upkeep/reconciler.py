@@ -22,6 +22,7 @@ from service.messaging.publishing import Publisher
 from service.persistence import sessions, sweeping
 from service.persistence.database import Database
 from service.persistence.sessions import Surveyed
+from service.privacy import shown, shown_code
 from service.upkeep.watching import Watch
 from whatsapp_qr_contracts.commands import InitializeSession
 from whatsapp_qr_contracts.gateway import (
@@ -122,7 +123,7 @@ class Reconciler:
                 try:
                     return await self._about(one)
                 except GatewayError as error:
-                    log.info("gateway_does_not_say", session=one.session_id, code=error.code, reason=error.detail)
+                    log.info("gateway_does_not_say", session_id=shown(one.session_id), code=shown_code(error.code))
                     return None
 
         answers = await asyncio.gather(*(ask(one) for one in asked))  # ask raises nothing
@@ -154,13 +155,15 @@ class Reconciler:
         try:
             message = _message(mends, one, said)
         except ValueError as error:
-            log.warning("gateway_not_understood", session=one.session_id, step=mends, reason=type(error).__name__)
+            log.warning(
+                "gateway_not_understood", session_id=shown(one.session_id), step=mends, reason=type(error).__name__
+            )
             return False
         message_id = str(uuid7())
         key = chatbot_key(one.chatbot_id)
         await self._publisher.publish(message, message_id=message_id, correlation_id=message_id, key=key)
         metrics.REDRIVEN.labels(f"session_{mends}").inc()
-        log.warning("session_mended", session=one.session_id, step=mends, was=one.known.status)
+        log.warning("session_mended", session_id=shown(one.session_id), step=mends, was=one.known.status)
         return True
 
 

@@ -22,6 +22,7 @@ from service.persistence import lanes, sweeping
 from service.persistence.database import Database
 from service.persistence.sweeping import BATCH, Head
 from service.persistence.tables import SessionRow
+from service.privacy import shown
 from service.upkeep.watching import Watch
 from whatsapp_qr_contracts.partitions import chatbot_key, partition_of
 
@@ -135,7 +136,7 @@ class Sweeper:
                 continue
             if rung:
                 self._rung[head.session_id] = at
-                log.warning("redriven", kind=kind, session=head.session_id)
+                log.warning("redriven", kind=kind, session_id=shown(head.session_id))
         if trouble:
             raise trouble[0]
 

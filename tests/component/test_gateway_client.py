@@ -8,6 +8,7 @@ from http import HTTPStatus
 from typing import Any
 
 import pytest
+from prometheus_client import REGISTRY
 
 from service.errors import GatewayError, GatewayOutcomeUnknown, GatewayRefused, GatewayUnreachable
 from service.gateway import Gateway, GatewaySession, Timeouts
@@ -117,6 +118,38 @@ async def failure_of(gateway: Gateway) -> GatewayError:
     with pytest.raises(GatewayError) as caught:
         await send(gateway)
     return caught.value
+
+
+@pytest.mark.parametrize(
+    ("answer", "outcome"),
+    [
+        (answering({"success": True}), "ok"),
+        (answering({"success": False}, 503), "unreachable"),
+        (answering({"success": False}, 500), "unknown"),
+        (silent, "unknown"),
+        (answering({"success": False, "error": "no"}, 400), "refused"),
+    ],
+)
+async def test_each_call_is_timed(server: GatewayServer, gateway: Gateway, answer: Answer, outcome: str) -> None:
+    """By call and by how it ended."""
+
+    def timed(call: str) -> float:
+        labels = {"call": call, "outcome": outcome}
+        return REGISTRY.get_sample_value("whatsapp_qr_gateway_seconds_count", labels) or 0
+
+    server.answer = answer
+    calls: dict[str, Callable[[], Awaitable[Any]]] = {
+        "init": lambda: gateway.initialize("s", "c"),
+        "disconnect": lambda: gateway.disconnect("s"),
+        "status": lambda: gateway.status("s"),
+        "sessions": gateway.sessions,
+        "send": lambda: send(gateway),
+    }
+    for name, call in calls.items():
+        before = timed(name)
+        with suppress(GatewayError):
+            await call()
+        assert timed(name) == before + 1, name
 
 
 # What is sent

@@ -56,10 +56,10 @@ async def test_the_gauges_show_what_is_there(database: Database) -> None:
     assert (shown("sessions", status="CONNECTED"), shown("sessions", status="QR_READY")) == (1, 1)
     assert 100 <= (shown("oldest_pending_seconds") or 0) < 130
     assert 200 <= (shown("oldest_unhandled_seconds") or 0) < 230
-    assert shown("stored_dead_letters", reason="bad") == 2
+    assert shown("stored_dead_letters", reason="other") == 2
     await database.transact(lambda tx: tx.execute(update(DeadLetterRow).values(replayed_at=datetime.now(UTC))))
     await Gauges(database).refresh()
-    assert shown("stored_dead_letters", reason="bad") is None
+    assert shown("stored_dead_letters", reason="other") is None
 
 
 async def test_the_database_is_asked_at_most_every_5_s(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -87,7 +87,7 @@ async def test_without_a_database_nothing_is_shown(database: Database, monkeypat
     monkeypatch.setattr(database, "read", away)
     await Gauges(database).refresh()
     assert shown("sessions", status="CONNECTED") is None
-    assert shown("stored_dead_letters", reason="old") is None
+    assert shown("stored_dead_letters", reason="rejected") is None
     assert math.isnan(shown("oldest_pending_seconds") or 0)
     assert math.isnan(shown("oldest_unhandled_seconds") or 0)
     monkeypatch.undo()
@@ -96,7 +96,7 @@ async def test_without_a_database_nothing_is_shown(database: Database, monkeypat
 
 
 async def _add_a_dead_letter(tx: AsyncSession) -> None:
-    tx.add(a_dead_letter("old"))
+    tx.add(a_dead_letter("rejected"))
 
 
 async def test_the_look_takes_2_s_at_most(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -38,7 +38,7 @@ class Size:
     seconds: float
     """In which they are given if all goes well."""
     patience: float = 120.0
-    """Seconds that it may take to settle."""
+    """Seconds without any news after which it is not waited for any more."""
 
 
 FULL = Size(links=6, messages=44, seconds=35)

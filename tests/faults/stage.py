@@ -48,6 +48,7 @@ SETTINGS = {
 EVERYTHING = "faults.events"
 _QUEUES = ("whatsapp-qr.sessions", "whatsapp-qr.conversations", "whatsapp-qr-send")
 _SETTLE_SECONDS = 120.0
+_NEVER = 5  # times the patience: what goes on and on does not settle either
 
 
 class Stage:
@@ -108,11 +109,17 @@ class Stage:
         await eventually(lambda: self._is_ready(process), seconds=_SETTLE_SECONDS)
 
     async def settled(self, patience: float) -> float:
-        """Wait until nothing is left to do; return after how many seconds. What never settles is for the judge."""
-        started = time.monotonic()
-        heard = -1
-        while time.monotonic() - started < patience:
-            if await self._is_settled() and heard == (heard := await self._heard()):
+        """Wait until nothing is left to do; return after how many seconds. What never settles is for the judge.
+
+        It is given up after `patience` seconds in which nothing was heard: on a busy machine all takes longer.
+        """
+        heard, started = -1, time.monotonic()
+        moved = started
+        while (now := time.monotonic()) - moved < patience and now - started < _NEVER * patience:
+            before, heard = heard, await self._heard()
+            if heard != before:
+                moved = now
+            elif await self._is_settled():
                 break
             await asyncio.sleep(0.5 if self._sweeps else 3.0)
         return time.monotonic() - started

@@ -3,13 +3,10 @@
 import asyncio
 import json
 import time
-from collections.abc import AsyncIterator
 from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
-
-import pytest
 
 from tests.integration.test_outages import dead_letters
 from tests.servers import Broker
@@ -22,17 +19,6 @@ CUSTOMER = "5491144445555"
 CALLERS = 8
 ACCEPTED_BEFORE = 60
 FAST = {"SEND_RATE": "1000", "SEND_BURST": "1000"}
-
-
-@pytest.fixture(scope="module")
-async def own_broker() -> AsyncIterator[Broker]:
-    """A RabbitMQ of this module's own, to be killed."""
-    broker = Broker()
-    try:
-        await broker.start()
-        yield broker
-    finally:
-        await broker.close()
 
 
 class Callers:
@@ -71,15 +57,14 @@ class Callers:
 
 
 async def test_what_was_accepted_outlives_a_kill_of_the_broker(
-    own_broker: Broker, sqlite_database: str, tmp_path: Path
+    breakable_broker: Broker, sqlite_database: str, tmp_path: Path
 ) -> None:
     """Every callback and send with a 2xx right before the kill arrives; the others got 503 within 5 s."""
-    amqp_url = await own_broker.renew()
-    async with running(amqp_url, sqlite_database, tmp_path, **FAST) as system:
+    async with running(breakable_broker.url, sqlite_database, tmp_path, **FAST) as system:
         chatbot_id, session_id = await system.connect()
         (consumer,) = system.named("conversation-consumer")
         assert await consumer.stop() == 0  # so that all waits in the broker
-        await own_broker.keep_declarations()
+        await breakable_broker.keep_declarations()
         callers = Callers(system, chatbot_id, session_id)
         calling = [asyncio.create_task(callers.call()) for _ in range(CALLERS)]
 
@@ -87,13 +72,13 @@ async def test_what_was_accepted_outlives_a_kill_of_the_broker(
             return callers.accepted
 
         await eventually(accepted, lambda found: found >= ACCEPTED_BEFORE)
-        await own_broker.kill()
+        await breakable_broker.kill()
         await asyncio.gather(*calling)
         assert {(answer.status_code, answer.json()["code"]) for answer in callers.refused} == {
             (503, "broker_unavailable")
         }
         assert callers.slowest < 5
-        await own_broker.start()
+        await breakable_broker.start()
         jobs = await system.jobs()
         await system.start("conversation-consumer")
 

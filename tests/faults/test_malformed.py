@@ -15,8 +15,7 @@ from service.persistence.database import Database
 from service.persistence.tables import DeadLetterRow
 from tests.amqp import Amqp
 from tests.component.rows import all_of
-from tests.servers import Broker, Postgres
-from tests.system import System, eventually, running
+from tests.system import NewSystem, System, eventually
 from whatsapp_qr_contracts.commands import InitializeSession, SendMessage
 from whatsapp_qr_contracts.gateway import GatewayMessage
 from whatsapp_qr_contracts.jobs import SendJob
@@ -28,22 +27,10 @@ LARGE = 10 * 1024 * 1024
 
 
 @pytest.fixture(scope="module", params=["sqlite", "postgres"])
-async def system(
-    request: pytest.FixtureRequest,
-    shared_broker: Broker,
-    shared_postgres: Postgres,
-    tmp_path_factory: pytest.TempPathFactory,
-) -> AsyncIterator[System]:
+async def system(request: pytest.FixtureRequest, new_system: NewSystem) -> AsyncIterator[System]:
     """The whole service, with one message of each partition at a time: whatever stops blocks those behind it."""
-    folder = tmp_path_factory.mktemp("system")
-    database = f"sqlite+aiosqlite:///{folder / 'whatsapp-qr.db'}"
-    if request.param == "postgres":
-        database = await shared_postgres.create_database()
-    amqp_url = await shared_broker.renew()
-    async with running(amqp_url, database, folder, PREFETCH="1", SEND_RATE="1000", SEND_BURST="1000") as system:
+    async with new_system(request.param, PREFETCH="1", SEND_RATE="1000", SEND_BURST="1000") as system:
         yield system
-    if request.param == "postgres":
-        await shared_postgres.drop_database(database)
 
 
 Kept = set[tuple[str, str, str]]

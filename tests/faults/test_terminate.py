@@ -99,7 +99,7 @@ async def test_a_rolling_restart_of_everything_is_not_noticed(
     clean_broker: str, database_url: str, tmp_path: Path
 ) -> None:
     """Each process is replaced under load: all is done in order, each job comes once, nothing is mended."""
-    async with running(clean_broker, database_url, tmp_path, **SETTINGS) as system:
+    async with running(clean_broker, database_url, tmp_path, **SETTINGS, SWEEP_AGE="15") as system:
         load = Load(system, *await system.connect())
         jobs, events = await system.jobs(), await system.hear()
         async with load.flowing():

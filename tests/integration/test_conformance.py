@@ -12,8 +12,7 @@ from service.messaging import topology
 from tests.amqp import Amqp
 from tests.operator import operate
 from tests.published import Published
-from tests.servers import Broker, Postgres
-from tests.system import Heard, System, eventually, running, send_by_amqp
+from tests.system import Heard, NewSystem, System, eventually, send_by_amqp
 from whatsapp_qr_contracts.commands import (
     CancelMessage,
     Command,
@@ -70,21 +69,10 @@ class Witness:
 
 
 @pytest.fixture(scope="module", params=["sqlite", "postgres"])
-async def witness(
-    request: pytest.FixtureRequest,
-    shared_broker: Broker,
-    shared_postgres: Postgres,
-    tmp_path_factory: pytest.TempPathFactory,
-) -> AsyncIterator[Witness]:
+async def witness(request: pytest.FixtureRequest, new_system: NewSystem) -> AsyncIterator[Witness]:
     """The whole service, watched from its first message on."""
-    folder = tmp_path_factory.mktemp("system")
-    database = f"sqlite+aiosqlite:///{folder / 'whatsapp-qr.db'}"
-    if request.param == "postgres":
-        database = await shared_postgres.create_database()
-    async with running(await shared_broker.renew(), database, folder) as system:
+    async with new_system(request.param) as system:
         yield await Witness.of(system)
-    if request.param == "postgres":
-        await shared_postgres.drop_database(database)
 
 
 async def a_life(witness: Witness) -> None:

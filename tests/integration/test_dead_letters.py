@@ -16,8 +16,7 @@ from service.persistence.database import Database
 from service.persistence.tables import DeadLetterRow
 from tests.component.rows import all_of
 from tests.operator import listed, operate
-from tests.servers import Broker, Postgres
-from tests.system import System, eventually, running
+from tests.system import NewSystem, System, eventually, running
 from whatsapp_qr_contracts.commands import InitializeSession, SendMessage
 from whatsapp_qr_contracts.message import COMMANDS, Message
 from whatsapp_qr_contracts.partitions import partition_of
@@ -28,22 +27,10 @@ NOW = int(time.time())
 
 
 @pytest.fixture(scope="module", params=["sqlite", "postgres"])
-async def system(
-    request: pytest.FixtureRequest,
-    shared_broker: Broker,
-    shared_postgres: Postgres,
-    tmp_path_factory: pytest.TempPathFactory,
-) -> AsyncIterator[System]:
+async def system(request: pytest.FixtureRequest, new_system: NewSystem) -> AsyncIterator[System]:
     """The whole service, without pacing; a killed store is replaced after two seconds."""
-    folder = tmp_path_factory.mktemp("system")
-    database = f"sqlite+aiosqlite:///{folder / 'whatsapp-qr.db'}"
-    if request.param == "postgres":
-        database = await shared_postgres.create_database()
-    amqp_url = await shared_broker.renew()
-    async with running(amqp_url, database, folder, SEND_RATE="1000", SEND_BURST="1000", LEASE="2") as system:
+    async with new_system(request.param, SEND_RATE="1000", SEND_BURST="1000", LEASE="2") as system:
         yield system
-    if request.param == "postgres":
-        await shared_postgres.drop_database(database)
 
 
 async def publish(system: System, body: bytes, exchange: str, routing_key: str, **properties: Any) -> None:

@@ -10,8 +10,7 @@ import pytest
 from service.messaging import topology
 from tests.amqp import Amqp
 from tests.documented import PUBLISHED, linked
-from tests.servers import Broker
-from tests.system import System, eventually, running, send_by_amqp
+from tests.system import NewSystem, System, eventually, send_by_amqp
 from whatsapp_qr_contracts.commands import CancelMessage, RegisterChatbot
 from whatsapp_qr_contracts.fields import A_CHATBOT
 from whatsapp_qr_contracts.message import COMMANDS
@@ -45,11 +44,9 @@ def requests() -> Iterator[Any]:
 
 
 @pytest.fixture(scope="module")
-async def system(shared_broker: Broker, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[System]:
+async def system(new_system: NewSystem) -> AsyncIterator[System]:
     """The whole service without pacing."""
-    folder = tmp_path_factory.mktemp("system")
-    database = f"sqlite+aiosqlite:///{folder / 'whatsapp-qr.db'}"
-    async with running(await shared_broker.renew(), database, folder, SEND_RATE="1000", SEND_BURST="1000") as system:
+    async with new_system(SEND_RATE="1000", SEND_BURST="1000") as system:
         yield system
 
 

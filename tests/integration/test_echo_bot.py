@@ -13,7 +13,7 @@ from service.messaging import topology
 from tests.amqp import Amqp
 from tests.proxy import Proxy
 from tests.servers import Broker
-from tests.system import Process, System, eventually, running, send_by_amqp
+from tests.system import NewSystem, Process, System, eventually, running, send_by_amqp
 from whatsapp_qr_contracts.commands import DisconnectSession, InitializeSession
 from whatsapp_qr_contracts.events import MessageReceived, MessageSent, SessionQrReady
 from whatsapp_qr_contracts.jobs import IncomingJob, IncomingMetadata
@@ -110,11 +110,9 @@ async def test_the_whole_flow_by_amqp_alone(clean_broker: str, database_url: str
 
 
 @pytest.fixture(scope="module")
-async def system(shared_broker: Broker, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[System]:
+async def system(new_system: NewSystem) -> AsyncIterator[System]:
     """The whole service without a bot and without pacing."""
-    folder = tmp_path_factory.mktemp("system")
-    database = f"sqlite+aiosqlite:///{folder / 'whatsapp-qr.db'}"
-    async with running(await shared_broker.renew(), database, folder, **UNPACED) as system:
+    async with new_system(**UNPACED) as system:
         yield system
 
 

@@ -16,8 +16,8 @@ from schemas import node
 from service.messaging import topology
 from tests.amqp import Amqp
 from tests.proxy import Proxy
-from tests.servers import REPOSITORY, Broker
-from tests.system import System, eventually, running
+from tests.servers import REPOSITORY
+from tests.system import NewSystem, System, eventually
 from whatsapp_qr_contracts.jobs import IncomingJob
 from whatsapp_qr_contracts.message import COMMANDS, JOBS
 
@@ -74,11 +74,9 @@ async def started(example: Path, amqp_url: str) -> AsyncIterator[Bot]:
 
 
 @pytest.fixture(scope="module")
-async def system(shared_broker: Broker, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[System]:
+async def system(new_system: NewSystem) -> AsyncIterator[System]:
     """The whole service without a bot and without pacing."""
-    folder = tmp_path_factory.mktemp("system")
-    database = f"sqlite+aiosqlite:///{folder / 'whatsapp-qr.db'}"
-    async with running(await shared_broker.renew(), database, folder, SEND_RATE="1000", SEND_BURST="1000") as system:
+    async with new_system(SEND_RATE="1000", SEND_BURST="1000") as system:
         yield system
 
 

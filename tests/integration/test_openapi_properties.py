@@ -9,8 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.documented import PUBLISHED, linked, sent
-from tests.servers import Broker
-from tests.system import System, running
+from tests.system import NewSystem, System
 
 SECONDS = 120
 EXAMPLES = 15
@@ -31,12 +30,9 @@ KEY, TOKEN = "k" * 48, "t" * 48
 
 
 @pytest.fixture(scope="module")
-async def system(shared_broker: Broker, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[System]:
+async def system(new_system: NewSystem) -> AsyncIterator[System]:
     """The whole service, asking for keys, with what the document's examples name: so that not every answer is a 404."""
-    folder = tmp_path_factory.mktemp("system")
-    database = f"sqlite+aiosqlite:///{folder / 'whatsapp-qr.db'}"
-    keys = {"API_KEYS": KEY, "WEBHOOK_TOKEN": TOKEN}
-    async with running(await shared_broker.renew(), database, folder, **keys) as system:
+    async with new_system(API_KEYS=KEY, WEBHOOK_TOKEN=TOKEN) as system:
         await linked(system)
         await sent(system)
         yield system

@@ -10,37 +10,16 @@ from uuid import UUID, uuid4
 
 import pytest
 
-from tests.servers import Broker, Postgres
-from tests.system import System, eventually, running, send_by_amqp
+from tests.system import NewSystem, System, eventually, send_by_amqp
 from whatsapp_qr_contracts.commands import SendMessage
 
 
 @pytest.fixture(scope="module", params=["sqlite", "postgres"])
-async def system(
-    request: pytest.FixtureRequest,
-    shared_broker: Broker,
-    shared_postgres: Postgres,
-    tmp_path_factory: pytest.TempPathFactory,
-) -> AsyncIterator[System]:
+async def system(request: pytest.FixtureRequest, new_system: NewSystem) -> AsyncIterator[System]:
     """The whole service with two outbound processes and no pacing."""
-    folder = tmp_path_factory.mktemp("system")
-    database = f"sqlite+aiosqlite:///{folder / 'whatsapp-qr.db'}"
-    if request.param == "postgres":
-        database = await shared_postgres.create_database()
-    amqp_url = await shared_broker.renew()
-    async with running(
-        amqp_url,
-        database,
-        folder,
-        extra=("outbound-consumer",),
-        SEND_RATE="1000",
-        SEND_BURST="1000",
-        GATEWAY_TIMEOUT="4",
-        SEND_BACKOFF="0.5",
-    ) as system:
+    settings = {"SEND_RATE": "1000", "SEND_BURST": "1000", "GATEWAY_TIMEOUT": "4", "SEND_BACKOFF": "0.5"}
+    async with new_system(request.param, extra=("outbound-consumer",), **settings) as system:
         yield system
-    if request.param == "postgres":
-        await shared_postgres.drop_database(database)
 
 
 def an_incoming(session_id: str, **overrides: Any) -> dict[str, Any]:

@@ -15,8 +15,7 @@ from uuid import UUID, uuid4
 import pytest
 
 from tests.operator import operate
-from tests.servers import Broker, Postgres
-from tests.system import System, eventually, running, send_by_amqp
+from tests.system import NewSystem, System, eventually, running, send_by_amqp
 from whatsapp_qr_contracts.commands import Command, SendMessage
 
 CUSTOMER = "5491112345678"
@@ -24,23 +23,11 @@ RATE, BURST = 4, 3
 
 
 @pytest.fixture(scope="module", params=["sqlite", "postgres"])
-async def system(
-    request: pytest.FixtureRequest,
-    shared_broker: Broker,
-    shared_postgres: Postgres,
-    tmp_path_factory: pytest.TempPathFactory,
-) -> AsyncIterator[System]:
+async def system(request: pytest.FixtureRequest, new_system: NewSystem) -> AsyncIterator[System]:
     """The whole service with a pace that can be seen and an attentive sweeper."""
-    folder = tmp_path_factory.mktemp("system")
-    database = f"sqlite+aiosqlite:///{folder / 'whatsapp-qr.db'}"
-    if request.param == "postgres":
-        database = await shared_postgres.create_database()
-    amqp_url = await shared_broker.renew()
     settings = {"SEND_RATE": str(RATE), "SEND_BURST": str(BURST), "SWEEP_PERIOD": "0.5", "GATEWAY_TIMEOUT": "3"}
-    async with running(amqp_url, database, folder, **settings) as system:
+    async with new_system(request.param, **settings) as system:
         yield system
-    if request.param == "postgres":
-        await shared_postgres.drop_database(database)
 
 
 async def send(system: System, chatbot_id: UUID, *texts: str, **fields: Any) -> list[dict[str, Any]]:

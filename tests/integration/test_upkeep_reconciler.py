@@ -6,26 +6,16 @@ from uuid import UUID, uuid4
 
 import pytest
 
-from tests.integration.upkeep import FAST, a_database, mended, redriven, sample
-from tests.servers import Broker, Postgres
-from tests.system import System, eventually, running
+from tests.integration.upkeep import FAST, mended, redriven, sample
+from tests.system import NewSystem, System, eventually
 
 STEPS = ("connected", "disconnected", "qr", "initialize", "end", "action_required")
 
 
 @pytest.fixture(scope="module", params=["sqlite", "postgres"])
-async def system(
-    request: pytest.FixtureRequest,
-    shared_broker: Broker,
-    shared_postgres: Postgres,
-    tmp_path_factory: pytest.TempPathFactory,
-) -> AsyncIterator[System]:
-    folder = tmp_path_factory.mktemp("reconciler")
-    database = await a_database(request.param, folder, shared_postgres)
-    async with running(await shared_broker.renew(), database, folder, **FAST) as system:
+async def system(request: pytest.FixtureRequest, new_system: NewSystem) -> AsyncIterator[System]:
+    async with new_system(request.param, **FAST) as system:
         yield system
-    if request.param == "postgres":
-        await shared_postgres.drop_database(database)
 
 
 async def session(system: System, session_id: str) -> dict[str, Any]:

@@ -13,25 +13,16 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from service.domain.identities import output_id
 from service.persistence import sessions
 from tests.component.rows import enqueue, receive, sent
-from tests.integration.upkeep import FAST, a_database, mended, redriven, rows_by_hand, sample, session_row
-from tests.servers import Broker, Postgres
-from tests.system import Heard, System, eventually, running, send_by_amqp
+from tests.integration.upkeep import FAST, mended, redriven, rows_by_hand, sample, session_row
+from tests.servers import Broker
+from tests.system import Heard, NewSystem, System, eventually, send_by_amqp
 from whatsapp_qr_contracts.commands import SendMessage
 
 
 @pytest.fixture(scope="module", params=["sqlite", "postgres"])
-async def system(
-    request: pytest.FixtureRequest,
-    shared_broker: Broker,
-    shared_postgres: Postgres,
-    tmp_path_factory: pytest.TempPathFactory,
-) -> AsyncIterator[System]:
-    folder = tmp_path_factory.mktemp("sweeper")
-    database = await a_database(request.param, folder, shared_postgres)
-    async with running(await shared_broker.renew(), database, folder, **FAST | {"RECONCILE_PERIOD": "3600"}) as system:
+async def system(request: pytest.FixtureRequest, new_system: NewSystem) -> AsyncIterator[System]:
+    async with new_system(request.param, **FAST | {"RECONCILE_PERIOD": "3600"}) as system:
         yield system
-    if request.param == "postgres":
-        await shared_postgres.drop_database(database)
 
 
 @pytest.fixture(scope="module")

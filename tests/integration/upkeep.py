@@ -11,7 +11,6 @@ from prometheus_client.parser import text_string_to_metric_families
 from service.persistence.database import Database
 from service.persistence.sessions import session_of
 from service.persistence.tables import SessionRow
-from tests.servers import Postgres
 from tests.system import Process, System, eventually
 
 FAST = {
@@ -69,8 +68,3 @@ async def session_row(database: Database, chatbot_id: UUID) -> SessionRow:
     found = await database.read(lambda tx: session_of(tx, chatbot_id))
     assert found is not None
     return found
-
-
-async def a_database(kind: str, folder: object, postgres: Postgres) -> str:
-    """Return the URL of a new database of a kind."""
-    return await postgres.create_database() if kind == "postgres" else f"sqlite+aiosqlite:///{folder}/whatsapp-qr.db"

@@ -180,7 +180,7 @@ HARMLESS: dict[str, Change] = {
     "event that holds less": lambda d: _fields(d, "message.failed")["errorCode"].update(maxLength=50),
     "event field of fewer types": lambda d: _fields(d, "message.failed").update(errorMessage={"type": "string"}),
     "other words": lambda d: _fields(d, SEND)["to"].update(description="Whom", examples=["1234567"], title="To"),
-    "another header of a job": lambda d: _way(d, JOB)["headers"]["properties"].update(traceparent={"type": "string"}),
+    "another header of a job": lambda d: _way(d, JOB)["headers"]["properties"].update(tracestate={"type": "string"}),
     "a new message": lambda d: (
         d["routing.json"]["messages"].update({"message.new": _way(d, SENT)}),
         d.update({"messages/message.new.json": _schema(d, SENT)}),

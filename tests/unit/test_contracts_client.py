@@ -80,6 +80,16 @@ async def test_a_command_carries_all_that_the_service_asks_for() -> None:
     assert options["mandatory"] is True
 
 
+async def test_an_answer_belongs_to_the_trace_of_what_it_answers() -> None:
+    """The trace's headers go on, and no others: the rest is the command's own."""
+    broker, trace = Broker(), {"traceparent": f"00-{'a' * 32}-{'b' * 16}-01", "tracestate": "vendor=1"}
+    headers = trace | {"partition-key": "the job's", "conversation-sequence": 1}
+    job = Received(IncomingJob.model_validate(IncomingJob.example()), "job", None, headers)
+    await broker.client().send(COMMAND, "answer", answers=job)
+    [call] = broker.exchange.publish.await_args_list
+    assert call.args[0].headers == trace | {"partition-key": str(COMMAND.chatbot_id), "schema-version": 1}
+
+
 @pytest.mark.parametrize("partitions", [1, 4, 7])
 async def test_who_knows_the_partitions_publishes_to_the_right_one(partitions: int) -> None:
     """As the service itself would."""

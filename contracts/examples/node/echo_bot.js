@@ -59,8 +59,9 @@ function answerTo(job) {
  * @param {string} id
  * @param {SendMessage} command
  * @param {string} correlationId
+ * @param {Record<string, unknown>} trace what goes on with the job's trace
  */
-async function send(channel, id, command, correlationId) {
+async function send(channel, id, command, correlationId, trace) {
   let returned = false;
   const note = () => (returned = true);
   channel.once("return", note);
@@ -69,7 +70,7 @@ async function send(channel, id, command, correlationId) {
       messageId: id,
       correlationId,
       type: NAME,
-      headers: { "partition-key": command.chatbotId, "schema-version": 1 },
+      headers: { ...trace, "partition-key": command.chatbotId, "schema-version": 1 },
       timestamp: Math.floor(Date.now() / 1000),
       contentType: "application/json",
       persistent: true,
@@ -92,7 +93,9 @@ async function answer(channel, job) {
   const id = job.properties.messageId;
   try {
     const { id: answerId, command } = answerTo(job);
-    await send(channel, answerId, command, id);
+    const headers = Object.entries(job.properties.headers ?? {});
+    const trace = Object.fromEntries(headers.filter(([name]) => ["traceparent", "tracestate"].includes(name)));
+    await send(channel, answerId, command, id, trace);
     channel.ack(job);
   } catch (error) {
     if (!(error instanceof Unanswerable)) throw error;

@@ -10,13 +10,15 @@ from sqlmodel import SQLModel
 
 from service.persistence import tables  # noqa: F401  # fills the metadata
 from service.persistence.database import begin_with
-from service.persistence.migrations import LOCK_KEY
+from service.persistence.migrations import LOCK_KEY, LOCK_SECONDS
 
 
 def _migrate(connection: Connection) -> None:
     is_sqlite = connection.dialect.name == "sqlite"
     if not is_sqlite:
         connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": LOCK_KEY})
+        # Whoever waits for a table makes all others wait behind it: give up, and try again when less is going on.
+        connection.execute(text(f"SET LOCAL lock_timeout = '{LOCK_SECONDS}s'"))
     context.configure(connection=connection, target_metadata=SQLModel.metadata, render_as_batch=is_sqlite)
     with context.begin_transaction():
         context.run_migrations()

@@ -1,0 +1,86 @@
+"""What is missing on the broker or has other properties, as far as AMQP tells: not what is bound or left over.
+
+Looking changes nothing. `management` tells more, where RabbitMQ's management API can be asked.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+
+import aio_pika
+from aio_pika.abc import AbstractChannel, AbstractConnection
+from aio_pika.exceptions import ChannelNotFoundEntity, ChannelPreconditionFailed
+
+from service.errors import BrokerUnavailable
+from service.messaging import topology
+from service.messaging.connections import BROKER_TROUBLE, in_words
+
+APPLY = "run whatsapp-qr topology apply"
+_SECONDS = 30.0
+
+
+@dataclass(frozen=True)
+class Difference:
+    """Something on the broker that is not as it should be, and what to do about it."""
+
+    what: str
+    remedy: str
+
+
+async def apply(url: str, partitions: int) -> None:
+    """Declare everything.
+
+    Raises:
+        BrokerUnavailable: the broker is away, or does not let it be done; what was declared before that stays.
+    """
+    try:
+        async with asyncio.timeout(_SECONDS):
+            await topology.declare(url, partitions)
+    except BROKER_TROUBLE as error:
+        raise BrokerUnavailable(in_words(error)) from error
+
+
+async def compare(url: str, partitions: int) -> list[Difference]:
+    """Return what is missing or has other arguments, as far as AMQP tells. The user must be allowed to declare.
+
+    Raises:
+        BrokerUnavailable: the broker does not tell.
+    """
+    try:
+        async with asyncio.timeout(_SECONDS), await aio_pika.connect(url) as connection:
+            return [found async for found in _compared(connection, partitions)]
+    except BROKER_TROUBLE as error:
+        raise BrokerUnavailable(in_words(error)) from error
+
+
+async def _compared(connection: AbstractConnection, partitions: int) -> AsyncIterator[Difference]:
+    for exchange in topology.EXCHANGES:
+        async with _asking(connection) as channel:
+            try:
+                await channel.declare_exchange(exchange.name, passive=True)
+                await topology.declare_exchange(channel, exchange)
+            except ChannelNotFoundEntity:
+                yield Difference(f"exchange {exchange.name} is missing", APPLY)
+            except ChannelPreconditionFailed as error:
+                yield _otherwise("exchange", exchange.name, str(error))
+    for queue in topology.queues(partitions):
+        async with _asking(connection) as channel:
+            try:
+                await channel.declare_queue(queue.name, passive=True)
+                await topology.declare_queue(channel, queue)
+            except ChannelNotFoundEntity:
+                yield Difference(f"queue {queue.name} is missing", APPLY)
+            except ChannelPreconditionFailed as error:
+                yield _otherwise("queue", queue.name, str(error))
+
+
+def _asking(connection: AbstractConnection) -> AbstractChannel:
+    return connection.channel()  # one for each question: an error closes it
+
+
+def _otherwise(kind: str, name: str, reason: str) -> Difference:
+    remedy = {
+        "exchange": f"stop what publishes, delete it, {APPLY}, start again",
+        "queue": f"stop what publishes to it, wait until it is empty, delete it, {APPLY}, start again",
+    }
+    return Difference(f"{kind} {name} has other properties: {reason}", remedy[kind])

@@ -1,0 +1,136 @@
+"""What RabbitMQ's management API says is on the broker, beside what should be: bindings and left-overs too."""
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+from urllib.parse import quote, unquote, urlsplit
+
+import httpx
+
+from service.errors import BrokerUnavailable
+from service.messaging import topology
+from service.messaging.comparing import APPLY, Difference
+from whatsapp_qr_contracts.message import EVENTS
+
+_SECONDS = 10.0
+# What a policy must not decide on our queues: it would lose messages, or move them elsewhere.
+_OURS_TO_DECIDE = frozenset(
+    {
+        "dead-letter-exchange",
+        "dead-letter-routing-key",
+        "dead-letter-strategy",
+        "delivery-limit",
+        "expires",
+        "max-length",
+        "max-length-bytes",
+        "message-ttl",
+        "overflow",
+    }
+)
+_OUR_EXCHANGES = frozenset(exchange.name for exchange in topology.EXCHANGES)
+_PARTITION = re.compile(rf"({'|'.join(re.escape(queue.name) for queue in topology.PARTITIONED)})(\.[0-9]+)?")
+
+Row = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Found:
+    """What one virtual host holds, as the API lists it."""
+
+    exchanges: Sequence[Row] = field(default=())
+    queues: Sequence[Row] = field(default=())
+    bindings: Sequence[Row] = field(default=())
+
+
+async def look(management_url: str, amqp_url: str) -> Found:
+    """Ask for everything in the virtual host that an AMQP URL names.
+
+    Raises:
+        BrokerUnavailable: the API does not tell.
+    """
+    vhost = quote(unquote(urlsplit(amqp_url).path)[1:] or "/", safe="")
+    try:
+        async with httpx.AsyncClient(base_url=management_url, timeout=_SECONDS) as http:
+            answers = [await http.get(f"/api/{kind}/{vhost}") for kind in ("exchanges", "queues", "bindings")]
+            rows = [answer.raise_for_status().json() for answer in answers]
+    except httpx.HTTPStatusError as error:
+        reason = f"it answers {error.response.status_code}; its user needs the tag monitoring"
+        raise BrokerUnavailable(f"the management API (MANAGEMENT_URL) does not tell: {reason}") from error
+    except (httpx.HTTPError, ValueError) as error:
+        raise BrokerUnavailable(f"the management API (MANAGEMENT_URL) does not tell: {type(error).__name__}") from error
+    return Found(*rows)
+
+
+def differences(found: Found, partitions: int) -> list[Difference]:
+    """Return all that is not as it should be."""
+    wanted = list(topology.queues(partitions))
+    return [
+        *_in_exchanges(found),
+        *_in_queues(found, wanted),
+        *_in_bindings(found, wanted),
+        *_left_over(found, wanted),
+    ]
+
+
+def _in_exchanges(found: Found) -> Iterator[Difference]:
+    present = {row["name"]: row for row in found.exchanges}
+    for exchange in topology.EXCHANGES:
+        if exchange.name not in present:
+            yield Difference(f"exchange {exchange.name} is missing", APPLY)
+            continue
+        wanted = {"type": exchange.type.value, "durable": True, "auto_delete": False, "arguments": exchange.arguments}
+        for name, value in _other(present[exchange.name], wanted):
+            remedy = f"stop what publishes, delete it, {APPLY}, start again"
+            yield Difference(f"exchange {exchange.name} has {name} {value!r}, not {wanted[name]!r}", remedy)
+
+
+def _in_queues(found: Found, wanted: Sequence[topology.Queue]) -> Iterator[Difference]:
+    present = {row["name"]: row for row in found.queues}
+    for queue in wanted:
+        if queue.name not in present:
+            yield Difference(f"queue {queue.name} is missing", APPLY)
+            continue
+        row = present[queue.name]
+        properties = {"durable": True, "auto_delete": False, "exclusive": False, "arguments": queue.arguments}
+        for name, value in _other(row, properties):
+            remedy = f"stop what publishes to it, wait until it is empty, delete it, {APPLY}, start again"
+            yield Difference(f"queue {queue.name} has {name} {value!r}, not {properties[name]!r}", remedy)
+        policy = row.get("effective_policy_definition") or {}
+        if meddling := sorted(_OURS_TO_DECIDE & dict(policy).keys()):
+            names = " and ".join(filter(None, (row.get("policy"), row.get("operator_policy"))))
+            remedy = f"narrow the pattern of {names}, so that it leaves our queues out"
+            yield Difference(f"queue {queue.name} has a policy that sets {', '.join(meddling)}", remedy)
+
+
+def _other(row: Row, wanted: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    return ((name, row.get(name)) for name, value in wanted.items() if row.get(name, value) != value)
+
+
+def _in_bindings(found: Found, wanted: Sequence[topology.Queue]) -> Iterator[Difference]:
+    bound = {
+        (row["source"], row["routing_key"], row["destination"], row["destination_type"])
+        for row in found.bindings
+        if row["source"]  # every queue is bound to the default exchange
+    }
+    ours = {
+        (exchange, key, queue.name, "queue")
+        for queue in wanted
+        for exchange, keys in queue.bindings.items()
+        for key in keys
+    }
+    for exchange, key, queue_name, _ in sorted(ours - bound):
+        yield Difference(f"queue {queue_name} is not bound to {exchange} under {key!r}", APPLY)
+    names = {queue.name for queue in wanted}
+    for source, key, destination, kind in sorted(bound - ours):
+        if source in _OUR_EXCHANGES - {EVENTS} or (kind == "queue" and destination in names):
+            what = f"{kind} {destination} is bound to {source} under {key!r}, and should not be"
+            yield Difference(what, "it gets messages that are not meant for it: unbind it, and ask who bound it")
+
+
+def _left_over(found: Found, wanted: Sequence[topology.Queue]) -> Iterator[Difference]:
+    names = {queue.name for queue in wanted}
+    for row in found.queues:
+        if row["name"] not in names and _PARTITION.fullmatch(row["name"]):
+            remedy = "it may hold messages that nobody reads: if PARTITIONS is right, empty it by hand and delete it"
+            yield Difference(f"queue {row['name']} is beyond PARTITIONS", remedy)

@@ -1,0 +1,240 @@
+"""From what one item costs to what a load needs: processes, servers, connections, disks, and what breaks first.
+
+Pure: what was measured comes in as docs/capacity.json has it, what is assumed stands in `Assumed`.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from math import ceil
+from typing import Any
+
+ROLES = {
+    "ingress": "ingress",
+    "session": "session-consumer",
+    "conversation": "conversation-consumer",
+    "outbound": "outbound-consumer",
+}
+_DAY = 86_400
+
+
+@dataclass(frozen=True)
+class Load:
+    """The busiest hour of a platform."""
+
+    sessions: float = 100
+    received: float = 100 / 60
+    """Customers' messages per second: here one per session and minute."""
+    sent: float = 100 / 60
+    """Messages to send per second, all by REST."""
+    receipts: float = 2
+    """Receipts per message that was sent."""
+    flaps: float = 1 / 3600
+    """How often per second a session loses its connection and finds it again."""
+    pairings: float = 0.01 / 3600
+    """New links per session and second."""
+    peak_share: float = 0.1
+    """Of a day's messages, those of the busiest hour."""
+
+    def times(self, factor: float) -> "Load":
+        """Return the same platform with so many times the sessions."""
+        share = (self.receipts, self.flaps, self.pairings, self.peak_share)
+        return Load(self.sessions * factor, self.received * factor, self.sent * factor, *share)
+
+
+@dataclass(frozen=True)
+class Assumed:
+    """What was not measured: settings, sizes of servers, and the rules by which these are planned."""
+
+    partitions: int = 4
+    prefetch: int = 128
+    pool: int = 8
+    max_connections: int = 250
+    busy: float = 0.6
+    """Share of a core, or of a server, that is planned for."""
+    gateway_seconds: float = 0.3
+    """One send, with WhatsApp's own acknowledgement."""
+    gateway_mb: float = 130
+    session_mb: float = 1.3
+    gateway_memory_mb: float = 4096
+    copies: int = 3
+    """RabbitMQ nodes that write each message, as if a follower worked as hard as a leader."""
+    broker_cores: float = 3 * 8
+    database_cores: float = 16
+    commits: float = 10_000
+    """Per second, of one PostgreSQL on local NVMe with a synchronous stand-by."""
+    queue_rate: float = 10_000
+    """Messages per second through one quorum queue, which is one Erlang process."""
+    reconcile_seconds: float = 60
+    sweep_seconds: float = 30
+
+
+@dataclass(frozen=True)
+class Limit:
+    """Something that there is only so much of."""
+
+    what: str
+    used: float
+    of: float
+    unit: str
+    remedy: str
+
+    @property
+    def ratio(self) -> float:
+        """Above 1 it is not enough."""
+        return self.used / self.of
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a load needs."""
+
+    load: Load
+    cores: dict[str, float]
+    """CPU by role and server; the broker's on all nodes."""
+    replicas: dict[str, int]
+    publishes: float
+    transactions: float
+    amqp_connections: int
+    database_connections: int
+    wal_gb_day: float
+    rows_gb_day: float
+    broker_mb_s: float
+    reconcile_cpu_seconds: float
+    limits: list[Limit]
+    """What is nearest to its end comes first."""
+
+
+def rates(load: Load, sessions_measured: int, assumed: Assumed) -> dict[str, float]:
+    """Return how often per second each measured item happens."""
+    flaps, thousands = load.sessions * load.flaps, load.sessions / sessions_measured
+    return {
+        "ingress, callback": load.received + load.sent * load.receipts + 2 * flaps,
+        "ingress, send": load.sent,
+        "conversation, a customer's message": load.received,
+        "conversation, a send": load.sent,
+        "conversation, a receipt": load.sent * load.receipts,
+        "outbound, a send": load.sent,
+        "session, disconnected": flaps,
+        "session, connected": flaps,
+        "session, a pairing": load.sessions * load.pairings,
+        f"reconciler, {sessions_measured} sessions": thousands / assumed.reconcile_seconds,
+        f"sweeper, {sessions_measured} sessions": thousands / assumed.sweep_seconds,
+    }
+
+
+def net_ms(one: Mapping[str, Any], idle: Mapping[str, Any], part: str) -> float:
+    """Return the CPU of a part per item, without what the part does with nothing to do."""
+    return max(0.0, float(one["cpu_ms"].get(part, 0.0)) - float(idle["cpu_ms"].get(part, 0.0)) / one["per_second"])
+
+
+def plan(found: Mapping[str, Any], load: Load, assumed: Assumed, *, kind: str = "postgres") -> Plan:
+    """Return what a load needs, from what was measured with a kind of database."""
+    costs, idle = found[kind]["costs"], found[kind]["costs"]["idle, one second"]
+    often = rates(load, found[kind]["size"]["sessions"], assumed)
+
+    def total(value: Any) -> float:
+        return sum(rate * value(costs[item]) for item, rate in often.items())
+
+    cores = {
+        role: sum(
+            rate * net_ms(costs[item], idle, process) / 1000
+            for item, rate in often.items()
+            # A pairing goes through all of them; the other items were measured on one process alone.
+            if item.startswith(role) or "pairing" in item or (role == "session" and "sessions" in item)
+        )
+        for role, process in ROLES.items()
+    }
+    cores["postgres"] = total(lambda one: net_ms(one, idle, "postgres")) / 1000
+    cores["rabbitmq"] = assumed.copies * total(lambda one: net_ms(one, idle, "rabbitmq")) / 1000
+    replicas = {role: max(2, ceil(cores[role] / assumed.busy)) for role in ROLES}
+    processes = sum(replicas.values())
+    consumers = processes - replicas["ingress"]
+    needed = max(assumed.partitions, *(replicas[role] for role in ROLES if role != "ingress"))
+    daily = _DAY / 24 / load.peak_share  # so many seconds of the busiest hour make a day
+    row_bytes = found[kind]["rows"].get("messages", 0)
+    reconciling = costs[f"reconciler, {found[kind]['size']['sessions']} sessions"]["cpu_ms"]["session-consumer"] / 1000
+    made = Plan(
+        load=load,
+        cores=cores,
+        replicas=replicas,
+        publishes=total(lambda one: one["publishes"]) + load.received + load.sent * (1 + load.receipts),
+        transactions=total(lambda one: one["reads"] + one["writes"]),
+        amqp_connections=2 * replicas["ingress"] + consumers * (needed + 1) + 1,
+        database_connections=processes * assumed.pool,
+        wal_gb_day=total(lambda one: one["wal_bytes"]) * daily / 1e9,
+        rows_gb_day=(load.received + load.sent) * row_bytes * daily / 1e9,
+        broker_mb_s=assumed.copies * total(lambda one: one["broker_bytes"]) / 1e6,
+        reconcile_cpu_seconds=reconciling * load.sessions / found[kind]["size"]["sessions"],
+        limits=[],
+    )
+    writes = total(lambda one: one["writes"])
+    made.limits.extend(sorted(_limits(made, writes, assumed), key=lambda one: -one.ratio))
+    return made
+
+
+def _limits(made: Plan, writes: float, assumed: Assumed) -> Sequence[Limit]:
+    load, share = made.load, assumed.busy
+    parallel = [
+        Limit(
+            f"{role} consumers at work: one per partition",
+            made.cores[role],
+            assumed.partitions * share,
+            "cores",
+            "raise PARTITIONS (docs/operations.md) and the replicas with it",
+        )
+        for role in ROLES
+        if role != "ingress"
+    ]
+    return [
+        *parallel,
+        Limit(
+            "memory of one gateway",
+            assumed.gateway_mb + assumed.session_mb * load.sessions,
+            assumed.gateway_memory_mb,
+            "MB",
+            "several gateways, and before them a router by sessionId: the service knows one URL",
+        ),
+        Limit(
+            "lanes at the gateway at once: PREFETCH x PARTITIONS",
+            load.sent * assumed.gateway_seconds,
+            assumed.prefetch * assumed.partitions,
+            "lanes",
+            "raise PREFETCH, or PARTITIONS",
+        ),
+        Limit(
+            "the reconciler: one process, each RECONCILE_PERIOD",
+            made.reconcile_cpu_seconds,
+            assumed.reconcile_seconds * share,
+            "CPU s",
+            "a longer RECONCILE_PERIOD; beyond that deployments side by side",
+        ),
+        Limit(
+            "PostgreSQL's CPU",
+            made.cores["postgres"],
+            assumed.database_cores * share,
+            "cores",
+            "a larger server; beyond that deployments side by side, each with its chatbots",
+        ),
+        Limit("PostgreSQL's commits", writes, assumed.commits * share, "per s", "as for its CPU"),
+        Limit(
+            "connections to PostgreSQL",
+            made.database_connections,
+            assumed.max_connections * 0.8,
+            "connections",
+            "a smaller DATABASE_POOL, a larger max_connections; no transaction pooler",
+        ),
+        Limit(
+            "RabbitMQ's CPU, three nodes",
+            made.cores["rabbitmq"],
+            assumed.broker_cores * share,
+            "cores",
+            "larger nodes, then more nodes: the queues' leaders spread over them",
+        ),
+        Limit(
+            "incoming-messages: one queue for all workers",
+            load.received,
+            assumed.queue_rate * share,
+            "per s",
+            "deployments side by side, or partitions for this queue too",
+        ),
+    ]

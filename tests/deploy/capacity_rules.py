@@ -1,0 +1,125 @@
+"""Numbers of pods, seconds and connections fit together, and the autoscalers look at what exists."""
+
+import re
+from collections.abc import Iterator
+
+from service import cli
+from service.messaging import subscriptions, topology
+from service.persistence import database
+from service.settings import Settings
+from tests.deploy import known
+from tests.deploy.manifests import OURS, Objects, Rule, Workload, of_kind, processes, settings, workloads
+
+_CONSUMED = {
+    "session-consumer": topology.SESSIONS,
+    "conversation-consumer": topology.CONVERSATIONS,
+    "outbound-consumer": topology.SENDS,
+}
+# What the scalers of KEDA read; its schema takes any key, and a misspelt one means the default.
+_SCALER_KEYS = {
+    "rabbitmq": {
+        *("activationValue", "excludeUnacknowledged", "host", "hostFromEnv", "mode", "operation", "pageSize"),
+        *("passwordFromEnv", "protocol", "queueLength", "queueName", "timeout", "unsafeSsl", "useRegex"),
+        *("usernameFromEnv", "value", "vhostName"),
+    },
+    "prometheus": {
+        *("activationThreshold", "authModes", "customHeaders", "ignoreNullValues", "namespace", "query"),
+        *("queryParameters", "serverAddress", "threshold", "timeout", "unsafeSsl"),
+    },
+}
+_RESERVED = 3 + 10  # superuser_reserved_connections; replication, the operator's own and somebody who looks
+
+
+def consumers_scale_to_the_partitions(objects: Objects) -> Iterator[str]:
+    """Each consumer between 2 and PARTITIONS pods, down by one a minute, and no number that an apply sets again."""
+    partitions = int(settings(objects)["PARTITIONS"])
+    scaled = of_kind(objects, "ScaledObject")
+    for one in scaled:
+        spec, name = one["spec"], one["metadata"]["name"]
+        if (spec["minReplicaCount"], spec["maxReplicaCount"]) != (2, partitions):
+            yield f"{name} scales to {spec['maxReplicaCount']} pods"
+        down = spec["advanced"]["horizontalPodAutoscalerConfig"]["behavior"]["scaleDown"]
+        if down.get("policies") != [{"type": "Pods", "value": 1, "periodSeconds": 60}]:
+            yield f"{name} scales down by {down}"
+    for one in scaled + of_kind(objects, "HorizontalPodAutoscaler"):
+        target = one["spec"]["scaleTargetRef"]["name"]
+        if any("replicas" in pod.object["spec"] for pod in workloads(objects) if pod.name == target):
+            yield f"{target} has a number of pods besides its autoscaler's"
+
+
+def scalers_look_at_what_exists(objects: Objects) -> Iterator[str]:
+    """By keys that KEDA reads: first our own metrics, then exactly the queues that the process reads."""
+    partitions = int(settings(objects)["PARTITIONS"])
+    for one in of_kind(objects, "ScaledObject"):
+        name, triggers = one["metadata"]["name"], one["spec"]["triggers"]
+        if [trigger["type"] for trigger in triggers] != ["prometheus", "rabbitmq"]:
+            yield f"{name} has other triggers"
+            continue
+        for trigger in triggers:
+            unknown = set(trigger["metadata"]) - _SCALER_KEYS[trigger["type"]]
+            if unknown:
+                yield f"{name}: KEDA ignores {unknown}"
+        unknown = known.metrics_in(triggers[0]["metadata"]["query"]) - known.known_metrics()
+        if unknown:
+            yield f"{name} asks for {unknown}"
+        queue = _CONSUMED[one["spec"]["scaleTargetRef"]["name"].removeprefix(f"{OURS}-")]
+        wanted = {queue.queue_name(number) for number in range(partitions)}
+        expression = triggers[1]["metadata"].get("queueName", "")
+        if {known.name for known in topology.queues(partitions) if re.search(expression, known.name)} != wanted:
+            yield f"{name} looks at {expression}"
+        if triggers[1]["metadata"].get("protocol") != "http":
+            yield f"{name} does not count what is under way"
+
+
+def there_is_time_to_finish(objects: Objects) -> Iterator[str]:
+    """A pod is killed only after what its process allows itself: requests, handlers, calls, closing."""
+    closing = database._CLOSE_SECONDS
+    consumer = cli.GRACE + subscriptions.GRACE_SECONDS + closing
+    field = settings(objects).get("GATEWAY_TIMEOUT", Settings.model_fields["gateway_timeout"].default)
+    needed = {
+        "ingress": cli.INGRESS_GRACE + closing,
+        "session-consumer": consumer,
+        "conversation-consumer": consumer,
+        "outbound-consumer": consumer + float(field),
+    }
+    for pod in processes(objects):
+        hook = pod.containers[0].get("lifecycle", {}).get("preStop", {}).get("sleep", {}).get("seconds", 0)
+        if pod.spec.get("terminationGracePeriodSeconds", 30) <= needed[pod.role] + hook:
+            yield f"{pod.name} may be killed in the middle of work"
+        if pod.role == "ingress" and hook < 5:
+            yield f"{pod.name} stops while calls still come"
+
+
+def connections_suffice(objects: Objects) -> Iterator[str]:
+    """All pods at their most, one more of each while they are replaced, and the migration fit into PostgreSQL."""
+    pool = int(settings(objects)["DATABASE_POOL"])
+    pods = sum(most_pods(objects, pod) + 1 for pod in processes(objects))
+    allowed = _max_connections(objects)
+    if allowed is not None and pods * pool + 1 + _RESERVED > allowed:
+        yield f"{pods} pods take {pods * pool} of {allowed} connections"
+
+
+RULES: tuple[Rule, ...] = (
+    consumers_scale_to_the_partitions,
+    scalers_look_at_what_exists,
+    there_is_time_to_finish,
+    connections_suffice,
+)
+
+
+def most_pods(objects: Objects, pod: Workload) -> int:
+    """Return how many pods a workload has at most."""
+    for one in of_kind(objects, "ScaledObject", "HorizontalPodAutoscaler"):
+        if one["spec"]["scaleTargetRef"]["name"] == pod.name:
+            return int(one["spec"].get("maxReplicaCount") or one["spec"]["maxReplicas"])
+    return int(pod.object["spec"].get("replicas", 1))
+
+
+def _max_connections(objects: Objects) -> int | None:
+    for one in of_kind(objects, "Cluster"):
+        return int(one["spec"]["postgresql"]["parameters"]["max_connections"])
+    for pod in workloads(objects):
+        for argument in pod.containers[0].get("args", []):
+            if argument.startswith("max_connections="):
+                return int(argument.partition("=")[2])
+    return None

@@ -1,0 +1,169 @@
+"""`whatsapp-qr topology` at a terminal, against a real broker: it declares, compares, and says who may do what."""
+
+import base64
+import json
+import re
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import aio_pika
+import pytest
+
+from service.messaging import management, rights, topology
+from service.messaging.management import Found
+from tests.allowed import ALLOWED
+from tests.operator import operate
+from tests.servers import Broker, free_ports
+from tests.system import System
+from whatsapp_qr_contracts.message import COMMANDS
+
+SESSIONS = "whatsapp-qr.sessions"
+
+
+@pytest.fixture
+async def system(clean_broker: str, sqlite_database: str, tmp_path: Path) -> AsyncIterator[System]:
+    """An empty broker; no process runs."""
+    system = System(clean_broker, sqlite_database, tmp_path, PARTITIONS="2")
+    yield system
+    await system.close()
+
+
+async def test_apply_and_check(system: System) -> None:
+    """Nothing is there: check says what is missing; apply declares it; check is content; both may be repeated."""
+    before = await operate(system, "topology", "check")
+    assert before.status == 1
+    missing = {*(one.name for one in topology.EXCHANGES), *(one.name for one in topology.queues(2))}
+    assert set(re.findall(r"^(?:exchange|queue) (\S+) is missing$", before.out, re.MULTILINE)) == missing
+    assert before.out.count("run whatsapp-qr topology apply") == before.out.count("is missing")
+    for _ in range(2):
+        applied = await operate(system, "topology", "apply")
+        assert (applied.status, applied.error) == (0, "")
+    after = await operate(system, "topology", "check")
+    assert (after.status, after.error) == (0, "")
+    assert "set MANAGEMENT_URL" in after.out
+
+
+async def test_check_makes_nothing(system: System, shared_broker: Broker) -> None:
+    """It looks only, also at what is missing."""
+    await operate(system, "topology", "check")
+    vhost = system.amqp_url.rpartition("/")[2]
+    assert json.loads(await shared_broker.ctl("-q", "list_queues", "-p", vhost, "name", "--formatter=json")) == []
+
+
+async def test_a_queue_with_other_arguments(system: System) -> None:
+    """Apply fails and names it, check names it with what to do; what it holds stays."""
+    async with await aio_pika.connect(system.amqp_url) as connection:
+        channel = await connection.channel()
+        await channel.declare_queue(SESSIONS, durable=True)
+        await channel.declare_exchange(COMMANDS, "topic", durable=True)
+        await channel.default_exchange.publish(aio_pika.Message(b"kept"), SESSIONS)
+        applied = await operate(system, "topology", "apply")
+        assert applied.status == 1
+        assert COMMANDS in applied.error
+        assert "see whatsapp-qr topology check" in applied.error
+        checked = await operate(system, "topology", "check")
+        assert checked.status == 1
+        assert f"exchange {COMMANDS} has other properties: PRECONDITION_FAILED" in checked.out
+        assert f"queue {SESSIONS} has other properties: PRECONDITION_FAILED" in checked.out
+        assert "wait until it is empty, delete it" in checked.out
+        again = await (await connection.channel()).declare_queue(SESSIONS, passive=True)
+        assert again.declaration_result.message_count == 1
+
+
+async def test_who_may_not_declare_is_told_so(system: System, shared_broker: Broker) -> None:
+    """The sentence names what was refused, and where to look; status 1."""
+    vhost = system.amqp_url.rpartition("/")[2]
+    text = json.dumps(rights.definitions({"ai-worker": "word"}, vhost=vhost))
+    encoded = base64.b64encode(text.encode()).decode()
+    await shared_broker.ctl("eval", f'rabbit_definitions:import_raw(base64:decode(<<"{encoded}">>)).')
+    answer = await operate(
+        system, "topology", "apply", AMQP_URL=system.amqp_url.replace("guest:guest", "ai-worker:word")
+    )
+    assert answer.status == 1
+    assert "ACCESS_REFUSED" in answer.error
+    assert "see whatsapp-qr topology permissions" in answer.error
+
+
+@pytest.mark.parametrize("command", ["apply", "check"])
+async def test_without_a_broker(sqlite_database: str, tmp_path: Path, command: str) -> None:
+    """One sentence, no traceback, no password."""
+    system = System("amqp://user:marked-word@127.0.0.1:1/", sqlite_database, tmp_path)
+    answer = await operate(system, "topology", command)
+    assert answer.status == 1
+    assert answer.error.startswith("whatsapp-qr: RabbitMQ is not reachable: ")
+    assert "Traceback" not in answer.error
+    assert "marked-word" not in answer.error
+    wrong = await operate(system, "topology", command, MANAGEMENT_URL="localhost:15672")
+    assert (wrong.status, "MANAGEMENT_URL is" in wrong.error) == (2, True)
+    away = await operate(system, "topology", "check", MANAGEMENT_URL="http://user:marked-word@127.0.0.1:1")
+    assert (away.status, "(MANAGEMENT_URL) does not tell" in away.error) == (1, True)
+    assert "marked-word" not in away.error
+    await system.close()
+
+
+async def test_permissions_and_definitions(system: System, tmp_path: Path) -> None:
+    """Users and rights for people, for scripts, and for RabbitMQ; with the passwords of a folder, as hashes."""
+    shown = await operate(system, "topology", "permissions")
+    assert [line for line in shown.out.splitlines() if not line.startswith(" ")] == list(ALLOWED)
+    rows = (await operate(system, "topology", "permissions", "--json")).objects()
+    assert {row["user"]: row["configure"] for row in rows}["whatsapp-qr-session-consumer"] == "^$"
+    (tmp_path / "ai-worker").write_text("a-marked-word\n")
+    answer = await operate(system, "topology", "definitions", "--passwords", str(tmp_path), "--vhost", "v")
+    assert answer.status == 0
+    assert "a-marked-word" not in answer.out
+    found = json.loads(answer.out)
+    assert [user["name"] for user in found["users"] if user["password_hash"]] == ["ai-worker"]
+    assert {one["vhost"] for one in found["permissions"]} == {"v"}
+
+
+async def test_what_the_management_api_really_lists(clean_broker: str, shared_broker: Broker) -> None:
+    """Its own answers, compared: nothing differs after apply; a lost and a foreign binding and a left-over do."""
+    await topology.declare(clean_broker, 3)
+    port = free_ports(1)[0]
+    await shared_broker.ctl("eval", _ENABLE.replace("PORT", str(port)))
+    try:
+        assert management.differences(await listed(shared_broker, port), 3) == []
+        async with await aio_pika.connect(clean_broker) as connection:
+            channel = await connection.channel()
+            queue = await channel.get_queue(SESSIONS, ensure=False)
+            await queue.unbind(COMMANDS, "chatbot.remove")
+            foreign = await channel.declare_queue("somebody", durable=True)
+            await foreign.bind(COMMANDS, "#")
+            found = management.differences(await listed(shared_broker, port), 2)
+    finally:
+        await shared_broker.ctl("eval", _DISABLE)
+    said = {one.what for one in found}
+    assert f"queue {SESSIONS} is not bound to {COMMANDS} under 'chatbot.remove'" in said
+    assert f"queue somebody is bound to {COMMANDS} under '#', and should not be" in said
+    assert f"queue {SESSIONS}.2 is beyond PARTITIONS" in said
+
+
+_ENABLE = """
+application:load(rabbitmq_management),
+{ok, File} = application:get_env(rabbit, enabled_plugins_file),
+ok = application:set_env(rabbitmq_management, tcp_config, [{port, PORT}, {ip, "127.0.0.1"}]),
+ok = file:write_file(File, "[rabbitmq_management].\\n"),
+{ok, _, _} = rabbit_plugins:ensure(File),
+{ok, _} = application:ensure_all_started(inets), ok.
+"""
+_DISABLE = """
+{ok, File} = application:get_env(rabbit, enabled_plugins_file),
+ok = file:write_file(File, "[].\\n"),
+{ok, _, _} = rabbit_plugins:ensure(File), ok.
+"""
+# Asked from within the node: its port may be one of a container.
+_ASK = """
+{ok, {{_, 200, _}, _, Body}} = httpc:request(get, {"URL", [{"authorization", "Basic Z3Vlc3Q6Z3Vlc3Q="}]}, [],
+    [{body_format, binary}]), base64:encode(Body).
+"""
+
+
+async def listed(broker: Broker, port: int) -> Found:
+    """Return what the API lists of the virtual host in use."""
+    vhost = broker.url.rpartition("/")[2]
+    rows = []
+    for kind in ("exchanges", "queues", "bindings"):
+        url = f"http://127.0.0.1:{port}/api/{kind}/{vhost}"
+        answer = await broker.ctl("eval", _ASK.replace("URL", url))
+        rows.append(json.loads(base64.b64decode("".join(re.findall(r"[A-Za-z0-9+/=]+", answer)))))
+    return Found(*rows)
