@@ -13,9 +13,10 @@ import aio_pika
 from aio_pika.abc import AbstractIncomingMessage
 
 from service.messaging import topology
-from service.messaging.consuming import Consumer, Envelope, Routes
+from service.messaging.consuming import Consumer, Routes
+from service.messaging.envelope import Envelope, Properties
 from service.messaging.holding import Hold
-from service.messaging.publishing import Properties, Publisher
+from service.messaging.publishing import Publisher
 from whatsapp_qr_contracts.commands import SendMessage
 from whatsapp_qr_contracts.message import COMMANDS
 from whatsapp_qr_contracts.partitions import partition_of

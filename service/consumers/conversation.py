@@ -18,7 +18,8 @@ from service.consumers.mending import MessageMender
 from service.consumers.outcomes import rejection
 from service.domain.identities import outgoing_message_id, output_id
 from service.errors import Rejected, Undeliverable
-from service.messaging.consuming import Envelope, Routes
+from service.messaging.consuming import Routes
+from service.messaging.envelope import Envelope
 from service.persistence import conversations
 from service.persistence.conversations import Stored
 from service.persistence.database import Database

@@ -15,7 +15,8 @@ from service.consumers.announcing import Announcer, reached_at
 from service.consumers.outcomes import Outcome, begin, end, publish_outcome
 from service.domain.identities import output_id
 from service.errors import Rejected
-from service.messaging.consuming import Envelope, Routes
+from service.messaging.consuming import Routes
+from service.messaging.envelope import Envelope
 from service.persistence import lanes
 from service.persistence.database import Database
 from service.persistence.reading import current_session

@@ -21,7 +21,8 @@ from service.consumers.announcing import Announcer
 from service.domain.sending import Retry, SendPolicy, TokenBucket, after_failure
 from service.errors import GatewayError, GatewayOutcomeUnknown, GatewayRefused, GatewayUnreachable, Undeliverable
 from service.gateway import Gateway
-from service.messaging.consuming import Envelope, Routes
+from service.messaging.consuming import Routes
+from service.messaging.envelope import Envelope
 from service.messaging.holding import Hold, Stopping
 from service.persistence import lanes
 from service.persistence.database import Database, Work

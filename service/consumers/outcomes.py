@@ -8,7 +8,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from service.domain.identities import output_id
 from service.errors import Rejected
-from service.messaging.consuming import Envelope
+from service.messaging.envelope import Envelope
 from service.messaging.publishing import Publisher
 from service.persistence.database import Database
 from service.persistence.sessions import command_row

@@ -22,7 +22,8 @@ from service.domain.reconciling import NO_QR_CODE
 from service.domain.session import Trigger
 from service.errors import GatewayError, GatewayUnreachable, Rejected, Undeliverable
 from service.gateway import Gateway, GatewaySession
-from service.messaging.consuming import Envelope, Routes
+from service.messaging.consuming import Routes
+from service.messaging.envelope import Envelope
 from service.persistence import sessions
 from service.persistence.database import Database
 from service.persistence.tables import SessionRow

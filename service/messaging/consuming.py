@@ -11,7 +11,6 @@ import asyncio
 import time
 import traceback
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
 from typing import Any
@@ -26,13 +25,13 @@ from service.domain.sending import backoff
 from service.errors import BrokerUnavailable, Unavailable, Undeliverable
 from service.messaging import topology
 from service.messaging.dead_letters import dead_letter
+from service.messaging.envelope import Envelope, Properties, copied_headers, received_attributes
 from service.messaging.holding import Hold, Stopping
 from service.messaging.partitions import Partition
-from service.messaging.publishing import Properties, Publisher, copied_headers
+from service.messaging.publishing import Publisher
 from service.messaging.subscriptions import GRACE_SECONDS, Check, Share, Subscriptions
 from service.messaging.turns import lane_key
 from service.metrics import DEAD_LETTERS, HANDLED, HANDLER_ERRORS, HANDLING_SECONDS, MESSAGE_AGE
-from service.privacy import shown
 from whatsapp_qr_contracts.message import Message, storable
 from whatsapp_qr_contracts.partitions import partition_of
 
@@ -41,29 +40,6 @@ log = structlog.get_logger()
 _TRIES = 3
 _TRACEBACK_CHARACTERS = 8_000
 _UNKNOWN = "unknown"
-
-
-@dataclass(frozen=True, slots=True)
-class Envelope:
-    """What a message's AMQP properties say about it."""
-
-    message_id: str
-    """Empty where the sender gave none, or a blank one."""
-    timestamp: datetime | None
-    """When it was published, to the second."""
-    redelivered: bool
-    """Whether somebody may have begun to handle it before."""
-
-    def id_or_dead_letter(self) -> str:
-        """Return the message's id.
-
-        Raises:
-            Undeliverable: it has none, so doing it twice could not be told from doing it once.
-        """
-        if not self.message_id:
-            message = "a command needs the AMQP property message_id, unique per command"
-            raise Undeliverable(message, code="missing_id")
-        return self.message_id
 
 
 Handler = Callable[[Any, Envelope], Awaitable[None]]
@@ -154,7 +130,7 @@ class Consumer:
         raw, name = delivery.raw_message, _name(delivery)
         if raw.timestamp is not None:
             self._age.observe(max(0.0, (datetime.now(UTC) - raw.timestamp).total_seconds()))
-        attributes = _attributes(self._queue.queue_name(number), number, raw)
+        attributes = received_attributes(self._queue.queue_name(number), number, raw)
         with tracing.root(f"process {self._queue.name}", SpanKind.CONSUMER, attributes, raw.headers) as span:
             tracing.about(correlation_id=raw.correlation_id or raw.message_id, message_id=raw.message_id)
             try:
@@ -236,19 +212,6 @@ class Consumer:
 def _name(delivery: RabbitMessage) -> str:
     raw = delivery.raw_message
     return raw.type or topology.name_of(raw.routing_key or "")
-
-
-def _attributes(queue: str, number: int, raw: Any) -> dict[str, str | int]:
-    return {
-        "messaging.system": "rabbitmq",
-        "messaging.operation.name": "process",
-        "messaging.operation.type": "process",
-        "messaging.destination.name": queue,
-        "messaging.destination.partition.id": str(number),
-        "messaging.message.id": shown(raw.message_id or ""),
-        "messaging.message.conversation_id": shown(raw.correlation_id or ""),
-        "messaging.message.body.size": len(raw.body),
-    }
 
 
 def _read(model: type[Message], body: bytes, headers: Mapping[str, Any]) -> Message:

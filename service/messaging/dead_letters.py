@@ -20,8 +20,9 @@ from uuid_utils.compat import uuid7
 from service.domain.dead_letters import UNROUTABLE, DeadLetter, Original
 from service.errors import Undeliverable
 from service.messaging import topology
+from service.messaging.envelope import Properties, copied_headers
 from service.messaging.lossless import to_json
-from service.messaging.publishing import Properties, Publisher, copied_headers
+from service.messaging.publishing import Publisher
 from service.messaging.topology import DEAD_LETTERS
 from whatsapp_qr_contracts.message import storable
 

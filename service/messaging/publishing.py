@@ -4,7 +4,6 @@ import asyncio
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from contextvars import Context
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
@@ -12,16 +11,14 @@ import structlog
 from aiormq.exceptions import PublishError
 from faststream.rabbit import Channel, RabbitBroker
 from opentelemetry.trace import SpanKind
-from pamqp.encode import encode_table_value
-from pamqp.encode import field_table as encode_table
 
 from service import tracing
 from service.errors import BrokerUnavailable
 from service.messaging import topology
 from service.messaging.connections import BROKER_TROUBLE, close_broker, is_cancelled, with_heartbeat
+from service.messaging.envelope import NO_ID, Properties, published_attributes
 from service.messaging.topology import DEAD_LETTERS, PROBE
 from service.metrics import PUBLISHED
-from service.privacy import shown
 from whatsapp_qr_contracts.events import Event
 from whatsapp_qr_contracts.message import EVENTS, Message
 from whatsapp_qr_contracts.partitions import partition_of
@@ -31,10 +28,6 @@ log = structlog.get_logger()
 APP_ID = "whatsapp-qr"
 _PUBLISH_SECONDS = 4.0
 _CONNECT_SECONDS = 3.0
-# aiormq makes up an id where there is none, and a made-up id would hide that the sender gave none.
-NO_ID = " "
-_MAX_HEADER_BYTES = 65_536
-_OWN_HEADERS = frozenset({"partition-key", "schema-version"})
 
 
 def _names(kind: type[Message]) -> set[str]:
@@ -44,39 +37,6 @@ def _names(kind: type[Message]) -> set[str]:
 
 # Only names that we know may be a label: what is passed on or buried may have any other.
 _KNOWN = frozenset({PROBE, *_names(Event), *_names(Message)})
-
-
-@dataclass(frozen=True, slots=True)
-class Properties:
-    """The envelope of one publish: AMQP properties, never part of the body."""
-
-    message_id: str
-    correlation_id: str
-    type: str
-    headers: Mapping[str, Any]
-
-
-def copied_headers(headers: Mapping[str, Any] | None) -> dict[str, Any]:
-    """Return the headers that a sender gave, without the broker's, as they can be published again.
-
-    Headers must fit into one frame, with room for ours: where they are too large only our own are kept.
-    """
-    copied = {name: publishable(value) for name, value in (headers or {}).items() if not name.startswith("x-")}
-    if len(encode_table(copied)) > _MAX_HEADER_BYTES:
-        return {name: copied[name] for name in _OWN_HEADERS & copied.keys()} | {"headers-cut": True}
-    return copied
-
-
-def publishable(value: Any) -> Any:
-    """Return a header's value as it can be published.
-
-    Not all that other clients send can be sent by ours: a text that is not UTF-8, a double beyond single precision.
-    """
-    try:
-        encode_table_value(value)
-    except (TypeError, ValueError, OverflowError):
-        return repr(value)
-    return value
 
 
 class Publisher:
@@ -139,7 +99,8 @@ class Publisher:
         """Publish bytes as they are; see `publish` for the guarantees and the error."""
         headers, kind = dict(properties.headers), properties.type if properties.type in _KNOWN else "unknown"
         try:
-            with tracing.part(f"publish {exchange}", SpanKind.PRODUCER, _attributes(exchange, routing_key, properties)):
+            attributes = published_attributes(exchange, routing_key, properties)
+            with tracing.part(f"publish {exchange}", SpanKind.PRODUCER, attributes):
                 if exchange != DEAD_LETTERS:  # a dead letter keeps what it came with, to be put back as it was
                     tracing.inject(headers)
                 async with self._connected(min(seconds, _PUBLISH_SECONDS)) as broker:
@@ -247,15 +208,3 @@ class Publisher:
             await asyncio.gather(self._connecting, return_exceptions=True)
         self._replace(self._broker)
         await asyncio.gather(*self._closing)
-
-
-def _attributes(exchange: str, routing_key: str, properties: Properties) -> dict[str, str | int]:
-    return {
-        "messaging.system": "rabbitmq",
-        "messaging.operation.name": "publish",
-        "messaging.operation.type": "send",
-        "messaging.destination.name": exchange,
-        "messaging.rabbitmq.destination.routing_key": routing_key,
-        "messaging.message.id": shown(properties.message_id),
-        "messaging.message.conversation_id": shown(properties.correlation_id),
-    }

@@ -16,8 +16,8 @@ from service.domain.dead_letters import UNROUTABLE, Original
 from service.errors import BrokerUnavailable, Undeliverable
 from service.messaging import topology
 from service.messaging.connections import BROKER_TROUBLE, with_heartbeat
+from service.messaging.envelope import NO_ID, publishable
 from service.messaging.lossless import from_json
-from service.messaging.publishing import NO_ID, publishable
 
 _SECONDS = 5.0
 

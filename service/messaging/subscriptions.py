@@ -22,9 +22,10 @@ from uuid_utils.compat import uuid7
 from service.errors import BrokerUnavailable
 from service.messaging import topology
 from service.messaging.connections import BROKER_TROUBLE, in_words, is_cancelled, with_heartbeat
+from service.messaging.envelope import Properties
 from service.messaging.holding import Hold, Stopping
 from service.messaging.partitions import Partition
-from service.messaging.publishing import Properties, Publisher
+from service.messaging.publishing import Publisher
 from whatsapp_qr_contracts.message import JOBS
 
 log = structlog.get_logger()

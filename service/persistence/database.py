@@ -9,17 +9,18 @@ from typing import Any, Literal, TypeVar
 
 import structlog
 from opentelemetry.trace import SpanKind
-from sqlalchemy import ColumnElement, Connection, event, func, literal, make_url, select, text
+from sqlalchemy import ColumnElement, func, literal, make_url, select, text
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
-from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, create_async_engine
+from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
 from sqlmodel import SQLModel
 
 from service import tracing
 from service.errors import DatabaseUnavailable
 from service.metrics import TRANSACTION_SECONDS
 from service.persistence.columns import UtcDateTime
+from service.persistence.engines import APPLICATION, postgres_engine, sqlite_engine
 from service.persistence.stopped_writers import end_stopped_writer
 
 log = structlog.get_logger()
@@ -27,17 +28,11 @@ log = structlog.get_logger()
 T = TypeVar("T")
 Work = Callable[[AsyncSession], Awaitable[T]]
 
-_BUSY_SECONDS = 5
 _POOL_SIZE = 10
-_APPLICATION = "whatsapp-qr"
-_CONNECT_SECONDS = 3
 _CLOSE_SECONDS = 6.0
-_STATEMENT_SECONDS = 10
 # The driver waits for ever for the end of a statement that it gave up, where the link is silent: what is open for
 # longer is cut off, and the connection with it.
 _TRANSACTION_SECONDS = 12.0
-# A process that hangs in the middle of a transaction loses it, and its locks, before another takes its partitions.
-_IDLE_MILLISECONDS = 10_000
 
 # SQLSTATE classes and codes that pass by themselves or once an operator has acted: connection, resources, operator
 # intervention, system, rollback (deadlock, serialization), password; lock not available, read-only standby, idle for
@@ -60,10 +55,10 @@ class Database:
         self.is_sqlite = url.startswith("sqlite")
         if self.is_sqlite:
             # One writer per process: SQLite has one anyway, and waiting in line here is fairer than its busy loop.
-            self._writer = _sqlite_engine(url, "BEGIN IMMEDIATE", pool_size=1)
-            self._reader = _sqlite_engine(url, "BEGIN", pool_size=4)
+            self._writer = sqlite_engine(url, "BEGIN IMMEDIATE", pool_size=1)
+            self._reader = sqlite_engine(url, "BEGIN", pool_size=4)
         else:
-            self._writer = self._reader = _postgres_engine(url, pool)
+            self._writer = self._reader = postgres_engine(url, pool)
         self._file = make_url(url).database if self.is_sqlite else None
         self._reading: set[asyncio.Task[Any]] = set()
         self._longest = None if self.is_sqlite else _TRANSACTION_SECONDS  # SQLite's driver must never be cut off
@@ -154,7 +149,7 @@ class Database:
             " AND usename = current_user AND application_name = :name AND wait_event = 'ClientRead'"
             " AND xact_start < clock_timestamp() - make_interval(secs => :seconds)"
         )
-        return int((await tx.execute(hanging, {"name": _APPLICATION, "seconds": seconds})).scalar_one())
+        return int((await tx.execute(hanging, {"name": APPLICATION, "seconds": seconds})).scalar_one())
 
     async def ping(self) -> None:
         """Check that the database answers.
@@ -213,55 +208,3 @@ def _passes(error: DBAPIError) -> bool:
         # SQLite: locked, busy, disk full, I/O error; with asyncpg: a connection that is gone.
         return type(error).__name__ in {"OperationalError", "InterfaceError"}
     return state[:2] in _PASSING_CLASSES or state in _PASSING_CODES
-
-
-def _sqlite_engine(url: str, begin: str, *, pool_size: int) -> AsyncEngine:
-    engine = create_async_engine(
-        url,
-        pool_size=pool_size,
-        max_overflow=0,
-        pool_timeout=30,
-        hide_parameters=True,  # an error is logged, and they are what customers wrote
-        connect_args={"timeout": _BUSY_SECONDS},
-    )
-
-    @event.listens_for(engine.sync_engine, "connect")
-    def configure(connection: Any, _record: object) -> None:
-        cursor = connection.cursor()
-        for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON"):
-            cursor.execute(f"PRAGMA {pragma}")
-        cursor.close()
-
-    begin_with(engine, begin)
-    return engine
-
-
-def begin_with(engine: AsyncEngine, statement: str) -> None:
-    """Let SQLite's transactions begin with a statement of ours: its driver begins late, and never before DDL."""
-
-    @event.listens_for(engine.sync_engine, "connect")
-    def leave_it_to_us(connection: Any, _record: object) -> None:
-        connection.isolation_level = None
-
-    @event.listens_for(engine.sync_engine, "begin")
-    def begin(connection: Connection) -> None:
-        connection.exec_driver_sql(statement)
-
-
-def _postgres_engine(url: str, pool: int) -> AsyncEngine:
-    return create_async_engine(
-        url,
-        pool_size=pool,
-        max_overflow=0,
-        pool_timeout=10,
-        pool_pre_ping=True,
-        hide_parameters=True,
-        connect_args={
-            "timeout": _CONNECT_SECONDS,
-            "command_timeout": _STATEMENT_SECONDS,
-            "server_settings": {
-                "application_name": _APPLICATION,
-                "idle_in_transaction_session_timeout": str(_IDLE_MILLISECONDS),
-            },
-        },
-    )

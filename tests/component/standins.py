@@ -10,7 +10,7 @@ from service.consumers.announcing import Announcer
 from service.consumers.session import SessionConsumer
 from service.errors import GatewayError
 from service.gateway import GatewaySession
-from service.messaging.consuming import Envelope
+from service.messaging.envelope import Envelope
 from service.persistence.confirmations import Confirmations
 from service.persistence.database import Database
 from service.persistence.tables import SessionRow

@@ -10,7 +10,7 @@ import pytest
 from service.consumers.conversation import ConversationConsumer
 from service.domain.identities import conversation_id, incoming_message_id, outgoing_message_id, output_id
 from service.errors import BrokerUnavailable, Undeliverable
-from service.messaging.consuming import Envelope
+from service.messaging.envelope import Envelope
 from service.persistence import sessions
 from service.persistence.database import Database
 from service.persistence.tables import MessageRow, ReceiptRow, SessionRow

@@ -17,8 +17,7 @@ from sqlalchemy.exc import DBAPIError, IntegrityError
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from service.errors import DatabaseUnavailable
-from service.persistence import database as database_module
-from service.persistence import migrations, sessions
+from service.persistence import engines, migrations, sessions
 from service.persistence.database import Database
 from service.persistence.tables import ChatbotRow, SessionRow
 from tests.component.rows import a_session, all_of, receive
@@ -248,7 +247,7 @@ async def test_a_locked_sqlite_file_is_unavailable(
     sqlite_database: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Somebody holds the write lock for longer than we wait: try again; reads go on meanwhile."""
-    monkeypatch.setattr(database_module, "_BUSY_SECONDS", 0.05)
+    monkeypatch.setattr(engines, "_BUSY_SECONDS", 0.05)
     await asyncio.to_thread(migrations.upgrade, sqlite_database)
     database = Database(sqlite_database)
     await a_session(database)

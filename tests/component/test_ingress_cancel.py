@@ -10,7 +10,7 @@ import httpx
 import pytest
 
 from service.consumers.conversation import ConversationConsumer
-from service.messaging.consuming import Envelope
+from service.messaging.envelope import Envelope
 from service.persistence.tables import SessionRow
 from tests.component.doors import Ingress, problem
 from tests.component.rows import claimed, enqueue, reread, sent

@@ -10,7 +10,7 @@ from sqlalchemy import update
 
 from service.consumers.conversation import ConversationConsumer
 from service.domain.identities import output_id
-from service.messaging.consuming import Envelope
+from service.messaging.envelope import Envelope
 from service.persistence import lanes, sessions
 from service.persistence.conversations import apply_receipt
 from service.persistence.database import Database

@@ -24,7 +24,7 @@ from service.errors import (
     Undeliverable,
 )
 from service.gateway import GatewaySession
-from service.messaging.consuming import Envelope
+from service.messaging.envelope import Envelope
 from service.messaging.holding import Hold, Stopping
 from service.persistence import conversations, lanes
 from service.persistence.database import Database, Work

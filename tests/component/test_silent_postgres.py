@@ -8,6 +8,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from service.errors import DatabaseUnavailable
 from service.persistence import database as module
+from service.persistence import engines
 from service.persistence.database import Database
 from tests.proxy import Proxy
 from tests.servers import Postgres
@@ -18,7 +19,7 @@ async def silenced(
     shared_postgres: Postgres, postgres_database: str, monkeypatch: pytest.MonkeyPatch
 ) -> AsyncIterator[tuple[Database, Callable[[], None]]]:
     """A database with a connection in its pool, and how to make everything between it and us vanish."""
-    monkeypatch.setattr(module, "_STATEMENT_SECONDS", 0.5)
+    monkeypatch.setattr(engines, "_STATEMENT_SECONDS", 0.5)
     monkeypatch.setattr(module, "_TRANSACTION_SECONDS", 1.5)
     async with Proxy(shared_postgres.url) as proxy:
         name = postgres_database.rpartition("/")[2]

@@ -8,7 +8,7 @@ from functools import partial
 from faststream.rabbit import RabbitMessage
 
 from service.errors import DatabaseUnavailable
-from service.messaging.consuming import Envelope
+from service.messaging.envelope import Envelope
 from service.messaging.partitions import Partition, Process
 from service.messaging.topology import CONVERSATIONS, DEAD_LETTERS
 from tests.amqp import Amqp, Handler, a_chatbot, a_message, consuming, publishing, send, until

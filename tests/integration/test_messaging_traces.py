@@ -9,7 +9,7 @@ from opentelemetry.trace import SpanKind
 
 from service import tracing
 from service.errors import Undeliverable
-from service.messaging.consuming import Envelope
+from service.messaging.envelope import Envelope
 from service.messaging.topology import DEAD_LETTERS
 from tests.amqp import Amqp, Handler, a_chatbot, a_message, consuming, publishing, send, until
 from whatsapp_qr_contracts.commands import SendMessage

@@ -9,7 +9,7 @@ from sqlalchemy.ext.asyncio import create_async_engine
 from sqlmodel import SQLModel
 
 from service.persistence import tables  # noqa: F401  # fills the metadata
-from service.persistence.database import begin_with
+from service.persistence.engines import begin_with
 from service.persistence.migrations import LOCK_KEY, LOCK_SECONDS
 
 

@@ -1,0 +1,100 @@
+"""The envelope of a message, as it comes in and as it goes out: AMQP properties, never part of the body."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from pamqp.encode import encode_table_value
+from pamqp.encode import field_table as encode_table
+
+from service.errors import Undeliverable
+from service.privacy import shown
+
+# aiormq makes up an id where there is none, and a made-up id would hide that the sender gave none.
+NO_ID = " "
+_MAX_HEADER_BYTES = 65_536
+_OWN_HEADERS = frozenset({"partition-key", "schema-version"})
+
+
+@dataclass(frozen=True, slots=True)
+class Envelope:
+    """What a message's AMQP properties say about it."""
+
+    message_id: str
+    """Empty where the sender gave none, or a blank one."""
+    timestamp: datetime | None
+    """When it was published, to the second."""
+    redelivered: bool
+    """Whether somebody may have begun to handle it before."""
+
+    def id_or_dead_letter(self) -> str:
+        """Return the message's id.
+
+        Raises:
+            Undeliverable: it has none, so doing it twice could not be told from doing it once.
+        """
+        if not self.message_id:
+            message = "a command needs the AMQP property message_id, unique per command"
+            raise Undeliverable(message, code="missing_id")
+        return self.message_id
+
+
+@dataclass(frozen=True, slots=True)
+class Properties:
+    """The envelope of one publish: AMQP properties, never part of the body."""
+
+    message_id: str
+    correlation_id: str
+    type: str
+    headers: Mapping[str, Any]
+
+
+def copied_headers(headers: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Return the headers that a sender gave, without the broker's, as they can be published again.
+
+    Headers must fit into one frame, with room for ours: where they are too large only our own are kept.
+    """
+    copied = {name: publishable(value) for name, value in (headers or {}).items() if not name.startswith("x-")}
+    if len(encode_table(copied)) > _MAX_HEADER_BYTES:
+        return {name: copied[name] for name in _OWN_HEADERS & copied.keys()} | {"headers-cut": True}
+    return copied
+
+
+def publishable(value: Any) -> Any:
+    """Return a header's value as it can be published.
+
+    Not all that other clients send can be sent by ours: a text that is not UTF-8, a double beyond single precision.
+    """
+    try:
+        encode_table_value(value)
+    except (TypeError, ValueError, OverflowError):
+        return repr(value)
+    return value
+
+
+def received_attributes(queue: str, number: int, raw: Any) -> dict[str, str | int]:
+    """Return what a span says of a message that was received."""
+    return {
+        "messaging.system": "rabbitmq",
+        "messaging.operation.name": "process",
+        "messaging.operation.type": "process",
+        "messaging.destination.name": queue,
+        "messaging.destination.partition.id": str(number),
+        "messaging.message.id": shown(raw.message_id or ""),
+        "messaging.message.conversation_id": shown(raw.correlation_id or ""),
+        "messaging.message.body.size": len(raw.body),
+    }
+
+
+def published_attributes(exchange: str, routing_key: str, properties: Properties) -> dict[str, str | int]:
+    """Return what a span says of a publish."""
+    return {
+        "messaging.system": "rabbitmq",
+        "messaging.operation.name": "publish",
+        "messaging.operation.type": "send",
+        "messaging.destination.name": exchange,
+        "messaging.rabbitmq.destination.routing_key": routing_key,
+        "messaging.message.id": shown(properties.message_id),
+        "messaging.message.conversation_id": shown(properties.correlation_id),
+    }

@@ -1,0 +1,67 @@
+"""Engines: how a connection to each of the two databases is made and what it is told."""
+
+from typing import Any
+
+from sqlalchemy import Connection, event
+from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
+
+_BUSY_SECONDS = 5
+APPLICATION = "whatsapp-qr"
+_CONNECT_SECONDS = 3
+_STATEMENT_SECONDS = 10
+# A process that hangs in the middle of a transaction loses it, and its locks, before another takes its partitions.
+_IDLE_MILLISECONDS = 10_000
+
+
+def sqlite_engine(url: str, begin: str, *, pool_size: int) -> AsyncEngine:
+    """Return an engine for a SQLite file whose transactions begin with a statement of ours."""
+    engine = create_async_engine(
+        url,
+        pool_size=pool_size,
+        max_overflow=0,
+        pool_timeout=30,
+        hide_parameters=True,  # an error is logged, and they are what customers wrote
+        connect_args={"timeout": _BUSY_SECONDS},
+    )
+
+    @event.listens_for(engine.sync_engine, "connect")
+    def configure(connection: Any, _record: object) -> None:
+        cursor = connection.cursor()
+        for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON"):
+            cursor.execute(f"PRAGMA {pragma}")
+        cursor.close()
+
+    begin_with(engine, begin)
+    return engine
+
+
+def begin_with(engine: AsyncEngine, statement: str) -> None:
+    """Let SQLite's transactions begin with a statement of ours: its driver begins late, and never before DDL."""
+
+    @event.listens_for(engine.sync_engine, "connect")
+    def leave_it_to_us(connection: Any, _record: object) -> None:
+        connection.isolation_level = None
+
+    @event.listens_for(engine.sync_engine, "begin")
+    def begin(connection: Connection) -> None:
+        connection.exec_driver_sql(statement)
+
+
+def postgres_engine(url: str, pool: int) -> AsyncEngine:
+    """Return an engine for PostgreSQL with so many connections, at most."""
+    return create_async_engine(
+        url,
+        pool_size=pool,
+        max_overflow=0,
+        pool_timeout=10,
+        pool_pre_ping=True,
+        hide_parameters=True,
+        connect_args={
+            "timeout": _CONNECT_SECONDS,
+            "command_timeout": _STATEMENT_SECONDS,
+            "server_settings": {
+                "application_name": APPLICATION,
+                "idle_in_transaction_session_timeout": str(_IDLE_MILLISECONDS),
+            },
+        },
+    )
