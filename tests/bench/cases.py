@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from tests.bench.calling import Request, percentiles, post_all
-from tests.bench.measuring import Cost, cost, memory
+from tests.bench.measuring import Cost, cost, cpu_seconds, memory
 from tests.bench.stage import AT_ONCE, Stage
 from tests.servers import REPOSITORY, free_ports
 from tests.system import CONSUMERS, eventually
@@ -20,6 +20,7 @@ _DUTY_RUNS = 20
 _GATEWAY_SECONDS = 0.3
 _ALONE = 50
 _PACED_SESSIONS = 20
+_TURNS = 5
 
 
 @dataclass(frozen=True)
@@ -95,9 +96,9 @@ async def conversations(stage: Stage, size: Size) -> Costs:
     )
     costs = {"conversation, a customer's message": incoming, "conversation, a send": outgoing}
     await stage.stop(name)
-    await post_all(stage.system.api, stage.incoming("one", sessions=1), size.few, AT_ONCE)
+    await post_all(stage.system.api, stage.incoming("one", sessions=1), size.messages, AT_ONCE)
     await stage.start(name)
-    costs["conversation, one session alone"] = await stage.backlog(name, size.few, type="gateway.message")
+    costs["conversation, one session alone"] = await stage.backlog(name, size.messages, type="gateway.message")
     return costs
 
 
@@ -125,13 +126,8 @@ async def sends(stage: Stage, size: Size) -> Costs:
     await stage.stop("conversation-consumer")
     outbound = await stage.start(name, SEND_RATE="1", SEND_BURST="1")
     await stage.handled(name, 2 * sessions, "whatsapp_qr_sends_total", **sent)
-    begun = await outbound.metric(stage.system.http, "whatsapp_qr_sends_total", **sent)
-
-    async def paced() -> None:
-        await stage.handled(name, 8 * sessions, "whatsapp_qr_sends_total", **sent)
-
-    items = int(8 * sessions - begun)
-    costs[f"outbound, a paced send ({sessions} sessions)"] = await stage.meter.during(outbound, paced, items)
+    paced = await stage.meter.counted(outbound, 5 * sessions, "whatsapp_qr_sends_total", **sent)
+    costs[f"outbound, a paced send ({sessions} sessions)"] = paced
     await stage.handled(name, 9 * sessions, "whatsapp_qr_sends_total", **sent)
     await stage.stop(name)
     return costs
@@ -141,13 +137,15 @@ async def facts(stage: Stage, size: Size) -> Costs:
     """Reports that connections were lost and found; the session consumer asks the gateway about each."""
     costs, process = Costs(), stage.running("session-consumer")
     for act, report in (("drop", "disconnected"), ("reconnect", "connected")):
+        kind = {"type": f"gateway.{report}"}
+        begun = await process.metric(stage.system.http, "whatsapp_qr_handled_total", **kind)
 
-        async def reported(act: str = act, report: str = report) -> None:
+        async def reported(act: str = act, begun: float = begun, kind: dict[str, str] = kind) -> None:
             def make(number: int) -> Request:
                 return f"/sessions/{stage.sessions[number]}/{act}", {}
 
             await post_all(stage.system.controls, make, size.sessions, AT_ONCE)
-            await stage.handled("session-consumer", size.sessions, type=f"gateway.{report}")
+            await stage.handled("session-consumer", begun + size.sessions, **kind)
 
         costs[f"session, {report}"] = await stage.meter.during(process, reported, size.sessions)
     return costs
@@ -159,20 +157,16 @@ async def duties(stage: Stage, size: Size) -> Costs:
     for duty, setting in (("reconciler", "RECONCILE_PERIOD"), ("sweeper", "SWEEP_PERIOD")):
         await stage.stop(name)
         process = await stage.start(name, **{setting: "0.1"})
-        runs = {"metric": "whatsapp_qr_duty_runs_total", "duty": duty, "outcome": "done"}
-        await stage.handled(name, 2, **runs)
-        begun = await process.metric(stage.system.http, "whatsapp_qr_duty_runs_total", duty=duty, outcome="done")
-
-        async def run(runs: dict[str, str] = runs, begun: float = begun) -> None:
-            await stage.handled(name, begun + _DUTY_RUNS, **runs)
-
-        costs[f"{duty}, {size.sessions} sessions"] = await stage.meter.during(process, run, _DUTY_RUNS)
+        runs = {"duty": duty, "outcome": "done"}
+        await stage.handled(name, 2, "whatsapp_qr_duty_runs_total", **runs)
+        found = await stage.meter.counted(process, _DUTY_RUNS, "whatsapp_qr_duty_runs_total", **runs)
+        costs[f"{duty}, {size.sessions} sessions"] = found
     return costs
 
 
 @asynccontextmanager
-async def plain(stage: Stage, folder: Path) -> AsyncIterator[str]:
-    """Run the handler that the service is compared with; give its URL."""
+async def plain(stage: Stage, folder: Path) -> AsyncIterator[tuple[str, int]]:
+    """Run the handler that the service is compared with; give its URL and its process."""
     port = free_ports(1)[0]
     command = [str(REPOSITORY / "tests" / "bench" / "plain.py"), str(port), stage.system.database_url]
     path = f"{REPOSITORY}{os.pathsep}{REPOSITORY / 'contracts'}"
@@ -194,25 +188,36 @@ async def plain(stage: Stage, folder: Path) -> AsyncIterator[str]:
 
     try:
         await eventually(answers)
-        yield f"http://127.0.0.1:{port}"
+        yield f"http://127.0.0.1:{port}", process.pid
     finally:
         process.terminate()
         await process.wait()
 
 
-async def compared(stage: Stage, size: Size, folder: Path) -> dict[str, dict[str, float]]:
-    """How long callers of a handler that does everything itself wait, with a gateway that takes 0 s and 0.3 s."""
-    found: dict[str, dict[str, float]] = {}
-    async with plain(stage, folder) as url:
-        for name, seconds, make in (
-            ("a customer's message", 0.0, stage.incoming("plain")),
-            ("a send", 0.0, _plain_send(stage)),
-            (f"a send, gateway {_GATEWAY_SECONDS} s", _GATEWAY_SECONDS, _plain_send(stage)),
+async def compared(stage: Stage, size: Size, folder: Path) -> dict[str, dict[str, dict[str, float]]]:
+    """How long callers wait here and of a handler that does everything itself, in turn, so that both have the same day.
+
+    With a gateway that answers at once, and with one that takes 0.3 s. The plain handler's CPU per call comes with it.
+    """
+    found: dict[str, dict[str, dict[str, float]]] = {}
+    async with plain(stage, folder) as (url, pid):
+        for name, seconds, make, ours in (
+            ("a customer's message", 0.0, stage.incoming("plain"), stage.incoming("ours")),
+            ("a send", 0.0, _plain_send(stage), stage.send()),
+            (f"a send, gateway {_GATEWAY_SECONDS} s", _GATEWAY_SECONDS, _plain_send(stage), stage.send()),
         ):
             await stage.system.faults(receipts=False, latency=seconds)
-            many = await post_all(url, make, size.messages // 2, AT_ONCE)
-            alone = await post_all(url, make, _ALONE, 1)
-            found[name] = percentiles(many, f"of {AT_ONCE} at once") | percentiles(alone, "alone")
+            doors = {"service": (stage.system.api, ours), "plain": (url, make)}
+            found[name] = {door: {} for door in doors}
+            before = cpu_seconds([pid])
+            for label, count, at_once in ((f"of {AT_ONCE} at once", size.messages // 2, AT_ONCE), ("alone", _ALONE, 1)):
+                took: dict[str, list[float]] = {door: [] for door in doors}
+                for door in list(doors) * _TURNS:
+                    took[door] += await post_all(*doors[door], count // _TURNS, at_once)
+                for door in doors:
+                    found[name][door] |= percentiles(took[door], label)
+            calls = sum(count // _TURNS * _TURNS for count in (size.messages // 2, _ALONE))
+            found[name]["plain"]["cpu"] = (cpu_seconds([pid]) - before) * 1000 / calls
     await stage.system.faults(receipts=False)
     return found
 

@@ -15,7 +15,8 @@ from prometheus_client.parser import text_string_to_metric_families
 from tests.servers import Broker, Postgres
 from tests.system import Process, System
 
-_LOOK_SECONDS = 0.5
+LOOK_SECONDS = 0.5
+"""Between two looks at a process: each look is work for it."""
 _FIRST, _LAST = 0.1, 0.95
 """Shares of a backlog between which a process is measured: neither its start nor its idle end."""
 
@@ -69,9 +70,9 @@ class Meter:
 
     async def read(self, text: str = "") -> Reading:
         """Read everything now; `text` is a page of metrics that was fetched already."""
-        cpu = {process.name: _cpu([pid]) for process in self._system.processes if (pid := pid_of(process))}
+        cpu = {process.name: cpu_seconds([pid]) for process in self._system.processes if (pid := pid_of(process))}
         trees = {name: _tree(server) for name, server in self._servers.items() if server is not None}
-        cpu |= {name: _cpu(tree) for name, tree in trees.items()}
+        cpu |= {name: cpu_seconds(tree) for name, tree in trees.items()}
         counts: Counter[str] = Counter()
         counts["broker_bytes"] = _written(trees["rabbitmq"])
         if (postgres := self._servers["postgres"]) is not None:
@@ -93,12 +94,21 @@ class Meter:
         while not seen or seen[-1][0] < items:
             text = await self.page(process)
             seen.append((total(text, name, **labels), await self.read(text)))
-            await asyncio.sleep(_LOOK_SECONDS)
+            await asyncio.sleep(LOOK_SECONDS)
         middle = [one for one in seen if _FIRST * items <= one[0] <= _LAST * items]
         (done, first), (more, last) = (middle or seen)[0], (middle or seen)[-1]
         if more == done:
             raise ValueError(f"{items} items are too few to measure: set MESSAGES and SESSIONS higher")
         return cost(first, last, int(more - done))
+
+    async def counted(self, process: Process, items: int, name: str, **labels: str) -> Cost:
+        """Follow a process until one of its metrics has risen by so many items."""
+        text = await self.page(process)
+        first, begun = await self.read(text), total(text, name, **labels)
+        while (done := total(text, name, **labels) - begun) < items:
+            await asyncio.sleep(LOOK_SECONDS)
+            text = await self.page(process)
+        return cost(first, await self.read(text), int(done))
 
     async def during(self, process: Process, work: Callable[[], Awaitable[Any]], items: int) -> Cost:
         """Return the cost of each of so many items that `work` brings to their end."""
@@ -143,7 +153,8 @@ def _tree(server: Broker | Postgres) -> list[int]:
     return [root.pid, *(child.pid for child in root.children(recursive=True))]
 
 
-def _cpu(pids: list[int]) -> float:
+def cpu_seconds(pids: list[int]) -> float:
+    """Return what processes have used."""
     seconds = 0.0
     for pid in pids:
         with suppress(psutil.NoSuchProcess):

@@ -54,14 +54,18 @@ async def measure(kind: str, size: Size) -> dict[str, Any]:
             await stage.start("session-consumer")
             for case in (cases.facts, cases.duties):
                 add(**await case(stage, size))
-            plain = await cases.compared(stage, size, folder)
+            compared = await cases.compared(stage, size, folder)
             rows = await _sizes(stage) if kind == "postgres" else {}
     return {
         "costs": {name: one.as_json() for name, one in costs.items()},
         "memory": {name: {"idle": round(idle[name]), "busy": round(busy[name])} for name in cases.PROCESSES},
-        "plain": {name: {key: float(f"{ms:.3g}") for key, ms in one.items()} for name, one in plain.items()},
+        "compared": {name: {door: _short(one) for door, one in doors.items()} for name, doors in compared.items()},
         "rows": rows,
     }
+
+
+def _short(milliseconds: dict[str, float]) -> dict[str, float]:
+    return {name: float(f"{value:.3g}") for name, value in milliseconds.items()}
 
 
 async def _sizes(stage: Stage) -> dict[str, float]:

@@ -1,5 +1,6 @@
 """The stage of the benchmark: real servers, real processes, linked sessions, and the calls that are made to them."""
 
+import asyncio
 import os
 import sys
 import time
@@ -11,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.bench.calling import Request, percentiles, post_all
-from tests.bench.measuring import Cost, Meter, total
+from tests.bench.measuring import LOOK_SECONDS, Cost, Meter, total
 from tests.servers import Broker, Postgres
 from tests.system import Process, System, eventually
 
@@ -84,11 +85,9 @@ class Stage:
     async def handled(self, name: str, count: float, metric: str = "whatsapp_qr_handled_total", **labels: str) -> None:
         """Wait until a process has done so much."""
         process = self.running(name)
-
-        async def done() -> float:
-            return total(await self.meter.page(process), metric, **labels)
-
-        await eventually(done, lambda seen: seen >= count, seconds=_MINUTES)
+        async with asyncio.timeout(_MINUTES):
+            while total(await self.meter.page(process), metric, **labels) < count:
+                await asyncio.sleep(LOOK_SECONDS)
 
     async def call(self, make: Any, count: int, at_once: int, label: str) -> dict[str, float]:
         """Make so many calls of the ingress, and return how long its answers took."""

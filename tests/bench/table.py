@@ -64,21 +64,20 @@ def _ms(value: float) -> str:
 
 
 def _waits(found: Mapping[str, Any], kinds: list[str]) -> str:
-    lines = []
-    for kind in kinds:
-        costs, plain = found[kind]["costs"], found[kind]["plain"]
-        for case, theirs in plain.items():
-            ours = costs["ingress, callback" if "customer" in case else "ingress, send"]["latency_ms"]
-            lines.append((f"{_NAMES[kind]}: {case}", *_pair(ours), *_pair(theirs)))
-    return rows(("call", "this service, alone", "32 at once", "plain handler, alone", "32 at once"), lines)
+    lines = [
+        (f"{_NAMES[kind]}: {case}", *_pair(both["service"]), *_pair(both["plain"]), f"{both['plain']['cpu']:.2g}")
+        for kind in kinds
+        for case, both in found[kind]["compared"].items()
+    ]
+    head = ("call", "this service, alone", "32 at once", "plain handler, alone", "32 at once", "its CPU")
+    return rows(head, lines)
 
 
 def _pair(latency: Mapping[str, float]) -> tuple[str, str]:
-    found = {name.partition(" ")[2]: "" for name in latency}
-    for label in found:
-        found[label] = f"{latency[f'p50 {label}']:.3g} / {latency[f'p99 {label}']:.3g}"
-    alone = found.pop("alone")
-    return alone, *found.values()  # type: ignore[return-value]
+    alone, many = (
+        f"{latency[f'p50 {label}']:.3g} / {latency[f'p99 {label}']:.3g}" for label in ("alone", "of 32 at once")
+    )
+    return alone, many
 
 
 def _memory(found: Mapping[str, Any], kinds: list[str]) -> str:
