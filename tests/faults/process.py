@@ -120,8 +120,8 @@ def _install(faults: Faults) -> None:
     step = faults.step
     build_database = Database.__init__
 
-    def build(database: Database, url: str) -> None:
-        build_database(database, url)
+    def build(database: Database, *given: Any) -> None:
+        build_database(database, *given)
         if database.is_sqlite:
             event.listen(database._writer.sync_engine, "begin", faults.limit_pages)
 
