@@ -94,16 +94,16 @@ class Faults:
             with self._steps.open("ab", buffering=0) as steps:
                 steps.write(f"{self._process} {work.handler()} {work.steps} {kind}\n".encode())
         with suppress(FileNotFoundError):
-            if self._is_meant(work):
+            if self._is_meant(work, kind):
                 self._crash.rename(self._taken)  # of several only one succeeds
                 os.kill(os.getpid(), signal.SIGKILL)
 
-    def _is_meant(self, work: Work) -> bool:
+    def _is_meant(self, work: Work, kind: str) -> bool:
         if not self._crash.exists():
             return False
         process, *handler, step = self._crash.read_text().split() or ["-", "-", "0"]
         names = ({"*", self._process}, {"*", work.handler()})
-        return step == str(work.steps) and process in names[0] and " ".join(handler) in names[1]
+        return step in {str(work.steps), kind} and process in names[0] and " ".join(handler) in names[1]
 
     def limit_pages(self, connection: Connection) -> None:
         """Let SQLite's file grow no further than it is, or as far as it likes again."""
