@@ -47,7 +47,7 @@ test: setup ## Run the tests on real RabbitMQ, PostgreSQL and SQLite
 SEEDS ?= 3
 faults: setup ## Break everything, by plan and at random: make faults SEEDS=20 takes an hour
 	@docker version >/dev/null 2>&1 || deploy/local/setup.sh rabbitmq postgresql
-	SEEDS=$(SEEDS) $(BIN)/python -m pytest tests/faults --numprocesses 3 --dist worksteal
+	SEEDS=$(SEEDS) $(BIN)/python -m pytest -m "fault or long" --numprocesses 3 --dist worksteal
 
 bench: setup ## Measure each process and what its work costs the servers; RECORD=1 writes it into docs/capacity.md
 	@docker version >/dev/null 2>&1 || deploy/local/setup.sh rabbitmq postgresql

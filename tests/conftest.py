@@ -17,6 +17,23 @@ hypothesis.settings.register_profile("without a time limit", deadline=None)
 hypothesis.settings.load_profile("without a time limit")
 
 
+# `make check` runs each of these on one database, `make faults` on both.
+_ON_ONE_DATABASE = {
+    "test_killed_at_each_step": "sqlite",
+    "test_a_rolling_restart_of_everything_is_not_noticed": "postgres",
+    "test_seed": "postgres",
+    "test_shares_settle_after_each_start_and_end": "postgres",
+}
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark what takes minutes and runs on the other database too."""
+    for item in items:
+        name, _, parameters = item.name.partition("[")
+        if _ON_ONE_DATABASE.get(name, "") not in parameters:
+            item.add_marker(pytest.mark.long)
+
+
 @pytest.fixture(scope="session")
 async def shared_broker() -> AsyncIterator[Broker]:
     """The RabbitMQ of all tests; none may stop it."""

@@ -30,8 +30,8 @@ CONSUMERS = ("session-consumer", "conversation-consumer", "outbound-consumer")
 ECHO_BOT = REPOSITORY / "contracts" / "examples" / "echo_bot.py"
 
 # Processes are forked from one that has imported what they need: importing is most of the start of each.
-_WARM = multiprocessing.get_context("forkserver")
-_WARM.set_forkserver_preload(["tests.warm"])
+WARM = multiprocessing.get_context("forkserver")
+WARM.set_forkserver_preload(["tests.warm"])
 
 
 def be_a_process(name: str, environment: dict[str, str], log: Path) -> None:
@@ -84,7 +84,7 @@ class Process:
 
     async def start(self) -> None:
         self._log.touch()
-        self._process = _WARM.Process(target=self._entry, args=(self.name, self._environment, self._log), daemon=True)
+        self._process = WARM.Process(target=self._entry, args=(self.name, self._environment, self._log), daemon=True)
         self._process.start()
 
     async def ready(self, http: httpx.AsyncClient) -> bool:

@@ -9,7 +9,9 @@ import service.consumers.session
 import service.ingress.app
 import service.local
 import service.messaging.listening
-import service.operating
+import service.operating.dead_letters
+import service.operating.messages
+import service.operating.topology
 import service.persistence.migrations
 import service.simulator.app
 import service.upkeep.reconciler

@@ -1,11 +1,14 @@
 """Fixtures of the fault suite, and the table at its end."""
 
 import os
+from pathlib import Path
 
 import pytest
 
 from tests.faults.table import RUN, Line, publish, table
 from tests.servers import REPOSITORY, Postgres
+
+FOLDER = Path(__file__).parent
 
 
 @pytest.fixture(params=["sqlite", "postgres"])
@@ -17,20 +20,11 @@ def postgres(request: pytest.FixtureRequest) -> Postgres | None:
     return found
 
 
-# `make check` runs each of these on one database, `make faults` on both.
-_ON_ONE_DATABASE = {
-    "test_killed_at_each_step": "sqlite",
-    "test_a_rolling_restart_of_everything_is_not_noticed": "postgres",
-    "test_seed": "postgres",
-}
-
-
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark what takes minutes and runs on the other database too."""
+    """Mark what is in this folder."""
     for item in items:
-        name, _, parameters = item.name.partition("[")
-        if _ON_ONE_DATABASE.get(name, "") not in parameters:
-            item.add_marker(pytest.mark.long)
+        if item.path.is_relative_to(FOLDER):
+            item.add_marker(pytest.mark.fault)
 
 
 @pytest.hookimpl

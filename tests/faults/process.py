@@ -3,7 +3,8 @@
 A step is what the outside world may notice of a handler: a commit, a publish and its confirmation, a call of the
 gateway and its answer, an acknowledgement. What a test asks for lies in the folder FAULTS_FOLDER:
 
-crash     one line `<process> <handler> <step>`, where `*` stands for any process or handler: who comes to that step
+crash     one line `<process> <handler> <step>`, where `*` stands for any process or handler, and a step is its number
+          or its kind: who comes to that step
           first renames the file to `crash.taken` and kills itself before it does what the step does
 full      while it exists SQLite's disk is full
 record    while it exists each step is appended to `steps.log`: `<process> <handler> <step> <kind>`

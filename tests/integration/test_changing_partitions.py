@@ -96,7 +96,7 @@ async def everything_came_in_order(system: System, linked: Linked, count: int) -
     assert await listed(system) == []
 
 
-@pytest.mark.parametrize("partitions", [6, 2])
+@pytest.mark.parametrize("partitions", [6, pytest.param(2, marks=pytest.mark.long)])
 async def test_drained_and_changed(shared_broker: Broker, tmp_path: Path, partitions: int) -> None:
     """More or fewer: the ingress is stopped, the queues run empty, everything starts with the new number."""
     async with a_service(shared_broker, tmp_path) as (system, linked):
@@ -119,6 +119,7 @@ async def test_drained_and_changed(shared_broker: Broker, tmp_path: Path, partit
                 assert await process.metric(system.http, "whatsapp_qr_handled_total", outcome="passed_on") == 0
 
 
+@pytest.mark.long
 async def test_grown_while_the_door_is_open(shared_broker: Broker, tmp_path: Path) -> None:
     """More: the ingress takes everything meanwhile; what waits under the old number is passed on in order."""
     async with a_service(shared_broker, tmp_path) as (system, linked):
