@@ -19,10 +19,16 @@ The body is plain JSON in camelCase. Everything about its transport is an AMQP p
 | property | meaning |
 |---|---|
 | `message_id` | stable: the same message published again has the same id; a command without one is a dead letter |
-| `correlation_id` | the `message_id` of the command that caused it |
+| `correlation_id` | the `message_id` of the command that it answers (see below) |
+| `app_id` | who published it; `whatsapp-qr` for the service |
 | `type` | the message's name; where it is missing, the routing key without the partition says it |
 | `timestamp` | when it was published |
 | `delivery_mode` | 2, persistent |
+
+`message.sent`, `.delivered`, `.read` and `.failed` always have the `message.send`'s `message_id` as `correlation_id`;
+`message.queued`, `message.cancelled` and `command.rejected` that of the command they answer. What the gateway reported
+(`session.qr_ready`, `session.connected`, `message.received`, jobs) has an id of the service's own there: know it by
+`chatbotId`.
 
 Unknown fields are ignored. Everything may come more than once, with the same `message_id`, so keep what you have done.
 Everything about one chatbot is done in the order in which it was asked, `session.*` and `chatbot.*` among themselves

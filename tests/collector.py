@@ -106,7 +106,7 @@ def tree(spans: Iterable[Seen]) -> str:
     def draw(span: Seen, depth: int) -> None:
         begin, end = ((at - first) / 1_000_000 for at in (span.start, span.end))
         head = f"{'  ' * depth}{span.name}"
-        lines.append(f"{head:<58}{span.service.removeprefix('whatsapp-qr-'):<22}{begin:>7.0f} to {end:.0f} ms")
+        lines.append(f"{head:<60}{span.service.removeprefix('whatsapp-qr-'):<22}{begin:>7.0f} to {end:.0f} ms")
         for part in found:
             if part.parent_id == span.span_id:
                 draw(part, depth + 1)

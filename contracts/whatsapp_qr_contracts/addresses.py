@@ -7,6 +7,10 @@ from pydantic import AfterValidator
 
 from whatsapp_qr_contracts.message import Text
 
+ADDRESS_PATTERN = (
+    r"^\s*(\+?([ -]*[0-9]){7,15}[ -]*|[0-9A-Za-z._-]{1,64}(:[0-9]{1,5})?@(s\.whatsapp\.net|c\.us|lid|g\.us))\s*$"
+)
+"""What an address looks like, for JSON Schemas; `normalize_address` decides."""
 _NUMBER = re.compile(r"[0-9]{7,15}")
 _JID = re.compile(r"(?P<user>[0-9A-Za-z._-]{1,64})(?::[0-9]{1,5})?@(?P<server>s\.whatsapp\.net|c\.us|lid|g\.us)")
 _PERSONAL = frozenset({"s.whatsapp.net", "c.us"})

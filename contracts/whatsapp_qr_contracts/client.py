@@ -1,6 +1,7 @@
 """Send commands, take jobs and follow events: `pip install whatsapp-qr-contracts[client]` brings aio-pika for it.
 
-    async with connect("amqp://user:password@broker/") as client:
+    async with connect("amqp://user:password@broker") as client:
+        await client.bind("billing", MessageDelivered, MessageFailed)
         await client.send(SendMessage(chatbot_id=chatbot, to="5491112345678", message="Hello"), "order-1234-shipped")
         async for event in client.events("billing", MessageDelivered, MessageFailed):
             print(event.body, event.caused_by)
@@ -8,7 +9,7 @@
 A lost connection ends `connect` with an error: begin afresh, and send again, under the same id, what was not confirmed.
 """
 
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -109,6 +110,16 @@ class Client:
             return command.name
         return command.routing_key.format(partition=partition_of(command.partition_key, self._partitions))
 
+    async def bind(self, queue: str, *kinds: type[Event]) -> None:
+        """Make the queue that `events` follows: from now on it keeps these events. Do it before you send.
+
+        Args:
+            queue: see `events`.
+            kinds: see `events`.
+        """
+        async with self._connection.channel() as channel:
+            await _bound(channel, queue, kinds)
+
     async def events(self, queue: str, *kinds: type[E]) -> AsyncGenerator[Received[E], None]:
         """Follow events on a durable queue of your own, which keeps them while you are away. It never ends by itself.
 
@@ -126,9 +137,7 @@ class Client:
         """
         async with self._connection.channel() as channel:
             await channel.set_qos(prefetch_count=_PREFETCH)
-            own = await channel.declare_queue(queue, durable=True, arguments=_QUEUE)
-            for kind in kinds:
-                await own.bind(EVENTS, kind.routing_key)
+            own = await _bound(channel, queue, kinds)
             async for received in _received(own, kinds):
                 yield received
 
@@ -144,6 +153,13 @@ class Client:
             queue = await channel.get_queue(IncomingJob.name)  # the service declares it
             async for received in _received(queue, (IncomingJob,)):
                 yield received
+
+
+async def _bound(channel: AbstractChannel, queue: str, kinds: Sequence[type[Event]]) -> AbstractQueue:
+    own = await channel.declare_queue(queue, durable=True, arguments=_QUEUE)
+    for kind in kinds:
+        await own.bind(EVENTS, kind.routing_key)
+    return own
 
 
 async def _received(queue: AbstractQueue, kinds: tuple[type[M], ...]) -> AsyncIterator[Received[M]]:

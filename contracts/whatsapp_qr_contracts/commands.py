@@ -75,8 +75,8 @@ class CommandHeaders(Headers):
         description="The chatbot's id as lower-case text. The body decides: this only says it without reading that",
         examples=["6f9619ff-8b86-4011-b42d-00c04fc964ff"],
     )
-    schema_version: int | SkipJsonSchema[None] = Field(
-        default=None, ge=1, description="The newest where it is left out", examples=[1]
+    schema_version: Annotated[int, Field(ge=1)] | SkipJsonSchema[None] = Field(
+        default=None, description="The newest where it is left out", examples=[1]
     )
     traceparent: Traceparent = ""
 

@@ -5,7 +5,7 @@ from uuid import UUID
 
 from pydantic import Field
 
-from whatsapp_qr_contracts.addresses import Address
+from whatsapp_qr_contracts.addresses import ADDRESS_PATTERN, Address
 from whatsapp_qr_contracts.message import Identifier, Instant
 
 A_CHATBOT = "6f9619ff-8b86-4011-b42d-00c04fc964ff"
@@ -67,8 +67,9 @@ Recipient = Annotated[
     Address,
     Field(
         description="The customer: a phone number of 7 to 15 digits with country code (a leading plus, spaces and "
-        "dashes are removed), or a WhatsApp JID",
+        "dashes are removed), or a WhatsApp JID, of a group too",
         examples=[A_CUSTOMER],
+        json_schema_extra={"pattern": ADDRESS_PATTERN},
     ),
 ]
 Channel = Annotated[Literal["WHATSAPP_QR"], Field(description="How they talk; there may be others one day")]

@@ -103,5 +103,5 @@ def pointed_at(programs: list[Program], settings: Settings) -> Settings:
     if "simulator" in urls:
         local["whatsapp_qr_service_url"] = urls["simulator"]
     if "rabbitmq" in urls:
-        local["amqp_url"] = urls["rabbitmq"].replace("http://", "amqp://guest:guest@") + "/"
+        local["amqp_url"] = urls["rabbitmq"].replace("http://", "amqp://guest:guest@")
     return settings.model_copy(update=local)

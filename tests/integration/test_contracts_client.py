@@ -79,6 +79,16 @@ async def until_declared(amqp: Amqp) -> None:
     await asyncio.sleep(0.5)
 
 
+async def test_what_happens_between_binding_and_following_is_kept(clean_broker: str) -> None:
+    """So that a command can be sent before its events are read."""
+    async with publishing(clean_broker) as publisher, connect(clean_broker) as client:
+        await client.bind(QUEUE, MessageDelivered)
+        await publish(publisher, MessageDelivered, "1")
+        async for event in client.events(QUEUE, MessageDelivered):
+            assert event.id == "1"
+            break
+
+
 async def test_jobs_come_with_their_headers(clean_broker: str) -> None:
     """One at a time."""
     async with publishing(clean_broker) as publisher, connect(clean_broker) as client:

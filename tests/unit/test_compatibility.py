@@ -71,8 +71,8 @@ BREAKS: dict[str, tuple[str, Change]] = {
         "command field that may not be null any more",
         lambda d: _fields(d, SEND)["messageId"]["anyOf"].pop(),
     ),
-    'message.send: to was {"type": "string"} and is {"type": "string", "pattern"': (
-        "command field with a new pattern",
+    'message.send: to was {"pattern": "^': (
+        "command field with another pattern",
         lambda d: _fields(d, SEND)["to"].update(pattern="^[0-9]+$"),
     ),
     "message.send: expiresAt has another default": (

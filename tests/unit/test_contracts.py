@@ -1,6 +1,7 @@
 """What may stand in a message, and how it looks on the wire."""
 
 import json
+import re
 from datetime import UTC, datetime
 from typing import Any
 from uuid import UUID
@@ -10,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import TypeAdapter, ValidationError
 
-from whatsapp_qr_contracts.addresses import normalize_address
+from whatsapp_qr_contracts.addresses import ADDRESS_PATTERN, normalize_address
 from whatsapp_qr_contracts.commands import MAX_MESSAGE_CHARACTERS, MAX_METADATA_BYTES, InitializeSession, SendMessage
 from whatsapp_qr_contracts.gateway import (
     GatewayConnected,
@@ -74,6 +75,7 @@ def nested(depth: int) -> dict[str, Any]:
 def test_an_address_has_one_form(given_as: str, kept_as: str) -> None:
     """However a caller writes an address, it is stored and compared in one form."""
     assert normalize_address(given_as) == kept_as
+    assert re.search(ADDRESS_PATTERN, given_as)
 
 
 @pytest.mark.parametrize(
@@ -98,6 +100,7 @@ def test_a_normal_form_is_its_own_normal_form(text: str) -> None:
     except ValueError:
         return
     assert normalize_address(once) == once
+    assert re.search(ADDRESS_PATTERN, text)  # the schemas refuse nothing that the service takes
 
 
 # Texts and metadata
