@@ -23,6 +23,8 @@ _ON_ONE_DATABASE = {
     "test_a_rolling_restart_of_everything_is_not_noticed": "postgres",
     "test_seed": "postgres",
     "test_shares_settle_after_each_start_and_end": "postgres",
+    "test_slow_sessions_do_not_wait_for_each_other": "postgres",
+    "test_a_killed_store_loses_and_doubles_nothing": "postgres",
 }
 
 

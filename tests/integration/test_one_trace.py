@@ -118,7 +118,7 @@ async def test_what_waits_in_a_lane_goes_on_with_its_own_trace(new_system: NewSy
 
 
 async def read(system: System, message_id: str) -> bool:
-    return (await system.message(message_id))["deliveryStatus"] == "READ"
+    return (await system.message(message_id)).get("deliveryStatus") == "READ"
 
 
 async def test_without_a_collector_the_context_is_passed_on(new_system: NewSystem) -> None:

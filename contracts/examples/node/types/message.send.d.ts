@@ -15,7 +15,7 @@ export interface SendMessage {
    */
   chatbotId: string;
   /**
-   * The customer: a phone number of 7 to 15 digits with country code (a leading plus, spaces and dashes are removed), or a WhatsApp JID
+   * The customer: a phone number of 7 to 15 digits with country code (a leading plus, spaces and dashes are removed), or a WhatsApp JID, of a group too
    */
   to: string;
   /**
