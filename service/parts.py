@@ -1,4 +1,4 @@
-"""What every consumer process is made of, and the ASGI app around it: health, readiness, metrics."""
+"""What every consumer process is made of, and the ASGI app around it."""
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -6,16 +6,12 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
 from starlette.applications import Starlette
-from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
-from starlette.routing import Route
 from uuid_utils.compat import uuid7
 
-from service import metrics
 from service.consumers.announcing import Announcer
 from service.consumers.sharing import Sharing
-from service.errors import DatabaseUnavailable
 from service.gateway import Gateway, Timeouts
+from service.health import Health
 from service.messaging import topology
 from service.messaging.consuming import Consumer, Routes
 from service.messaging.holding import Hold
@@ -112,7 +108,6 @@ def consumer_app(
         alive: whether what it does besides is still done.
     """
     sharing = parts.sharing(queue, consumer)
-    schema = Schema(parts.database)
 
     @asynccontextmanager
     async def lifespan(_app: Starlette) -> AsyncIterator[None]:
@@ -124,32 +119,13 @@ def consumer_app(
         await asyncio.gather(sharing.stop(), stop())
         await parts.close()
 
-    async def livez(_request: Request) -> JSONResponse:
-        # Never the broker or the database: an outage must not restart every process.
-        tasks = {
+    def living() -> dict[str, bool]:
+        return {
             "consumer": consumer.alive,
             "sharing": sharing.alive,
             "confirmations": parts.confirmations.alive,
             "besides": alive(),
         }
-        living = all(tasks.values())
-        return JSONResponse({"success": living, "checks": tasks}, 200 if living else 503)
 
-    async def readyz(_request: Request) -> JSONResponse:
-        checks = {"consuming": consumer.ready, "broker": await parts.publisher.ping(), "database": True}
-        try:
-            await parts.database.ping()
-        except DatabaseUnavailable:
-            checks["database"] = False
-        fault = await schema.fault()
-        checks["schema"] = not fault
-        ready = all(checks.values())
-        answer = {"success": ready, "checks": checks} | ({"detail": fault} if fault else {})
-        return JSONResponse(answer, 200 if ready else 503)
-
-    async def metrics_(_request: Request) -> Response:
-        await observe()
-        return Response(metrics.exposition(), media_type=metrics.CONTENT_TYPE)
-
-    routes = [Route("/livez", livez), Route("/readyz", readyz), Route("/metrics", metrics_)]
-    return Starlette(routes=routes, lifespan=lifespan)
+    health = Health(living, lambda: consumer.ready, observe, parts.publisher, parts.database, Schema(parts.database))
+    return Starlette(routes=health.routes(), lifespan=lifespan)

@@ -5,6 +5,7 @@ Looking changes nothing. `management` tells more, where RabbitMQ's management AP
 
 import asyncio
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
 import aio_pika
@@ -48,34 +49,35 @@ async def compare(url: str, partitions: int) -> list[Difference]:
     """
     try:
         async with asyncio.timeout(_SECONDS), await aio_pika.connect(url) as connection:
-            return [found async for found in _compared(connection, partitions)]
+            return await _compared(connection, partitions)
     except BROKER_TROUBLE as error:
         raise BrokerUnavailable(in_words(error)) from error
 
 
-async def _compared(connection: AbstractConnection, partitions: int) -> AsyncIterator[Difference]:
+async def _compared(connection: AbstractConnection, partitions: int) -> list[Difference]:
+    found: list[Difference] = []
     for exchange in topology.EXCHANGES:
-        async with _asking(connection) as channel:
-            try:
-                await channel.declare_exchange(exchange.name, passive=True)
-                await topology.declare_exchange(channel, exchange)
-            except ChannelNotFoundEntity:
-                yield Difference(f"exchange {exchange.name} is missing", APPLY)
-            except ChannelPreconditionFailed as error:
-                yield _otherwise("exchange", exchange.name, str(error))
+        async with _asking(connection, "exchange", exchange.name, found) as channel:
+            await channel.declare_exchange(exchange.name, passive=True)
+            await topology.declare_exchange(channel, exchange)
     for queue in topology.queues(partitions):
-        async with _asking(connection) as channel:
-            try:
-                await channel.declare_queue(queue.name, passive=True)
-                await topology.declare_queue(channel, queue)
-            except ChannelNotFoundEntity:
-                yield Difference(f"queue {queue.name} is missing", APPLY)
-            except ChannelPreconditionFailed as error:
-                yield _otherwise("queue", queue.name, str(error))
+        async with _asking(connection, "queue", queue.name, found) as channel:
+            await channel.declare_queue(queue.name, passive=True)
+            await topology.declare_queue(channel, queue)
+    return found
 
 
-def _asking(connection: AbstractConnection) -> AbstractChannel:
-    return connection.channel()  # one for each question: an error closes it
+@asynccontextmanager
+async def _asking(
+    connection: AbstractConnection, kind: str, name: str, found: list[Difference]
+) -> AsyncIterator[AbstractChannel]:
+    async with connection.channel() as channel:  # one for each question: an error closes it
+        try:
+            yield channel
+        except ChannelNotFoundEntity:
+            found.append(Difference(f"{kind} {name} is missing", APPLY))
+        except ChannelPreconditionFailed as error:
+            found.append(_otherwise(kind, name, str(error)))
 
 
 def _otherwise(kind: str, name: str, reason: str) -> Difference:
