@@ -8,13 +8,12 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
-import aio_pika
 from aio_pika.abc import AbstractChannel, AbstractConnection
 from aio_pika.exceptions import ChannelNotFoundEntity, ChannelPreconditionFailed
 
 from service.errors import BrokerUnavailable
 from service.messaging import topology
-from service.messaging.connections import BROKER_TROUBLE, in_words
+from service.messaging.connections import BROKER_TROUBLE, connect, in_words
 
 APPLY = "run whatsapp-qr topology apply"
 _SECONDS = 30.0
@@ -48,7 +47,7 @@ async def compare(url: str, partitions: int) -> list[Difference]:
         BrokerUnavailable: the broker does not tell.
     """
     try:
-        async with asyncio.timeout(_SECONDS), await aio_pika.connect(url) as connection:
+        async with asyncio.timeout(_SECONDS), await connect(url) as connection:
             return await _compared(connection, partitions)
     except BROKER_TROUBLE as error:
         raise BrokerUnavailable(in_words(error)) from error

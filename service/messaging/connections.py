@@ -1,10 +1,14 @@
 """What every connection to RabbitMQ has in common: heartbeats, the errors of a lost one, and how it is closed."""
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
+from traceback import clear_frames
 from typing import Any
 
+import aio_pika
 import structlog
+from aio_pika.abc import AbstractConnection
 from aio_pika.exceptions import AMQPError, ChannelNotFoundEntity, ChannelPreconditionFailed
 from aiormq.exceptions import ChannelAccessRefused
 from faststream.rabbit import RabbitBroker
@@ -41,6 +45,30 @@ def is_cancelled() -> bool:
     """Say whether the running task was cancelled; aiormq raises CancelledError also where a connection was stuck."""
     task = asyncio.current_task()
     return task is not None and task.cancelling() > 0
+
+
+@contextmanager
+def opening() -> Iterator[None]:
+    """Let go of a connection at once that could not be opened.
+
+    Its future, its error and the frames of that error hold each other until the garbage collector comes, and the
+    connection closes itself when it goes: in whichever thread collects, where no loop is there to close it.
+    """
+    try:
+        yield
+    except BaseException as error:
+        clear_frames(error.__traceback__)
+        raise
+
+
+async def connect(url: str, seconds: float = 5.0) -> AbstractConnection:
+    """Open a connection that is not made again when it is lost.
+
+    Raises:
+        aio_pika.exceptions.AMQPException, OSError, TimeoutError: the broker is away, or does not let us in.
+    """
+    with opening():
+        return await aio_pika.connect(url, timeout=seconds)
 
 
 async def close_all(*closes: Callable[[], Awaitable[Any]]) -> None:

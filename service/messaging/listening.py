@@ -12,7 +12,14 @@ from uuid_utils.compat import uuid7
 
 from service.domain.sending import backoff
 from service.messaging import topology
-from service.messaging.connections import BROKER_TROUBLE, close_broker, in_words, is_cancelled, with_heartbeat
+from service.messaging.connections import (
+    BROKER_TROUBLE,
+    close_broker,
+    in_words,
+    is_cancelled,
+    opening,
+    with_heartbeat,
+)
 from whatsapp_qr_contracts.message import EVENTS
 
 log = structlog.get_logger()
@@ -81,7 +88,8 @@ class Listener:
             partial(_tell, self._hear)
         )
         try:
-            await broker.start()
+            with opening():
+                await broker.start()
             declared = await broker.declare_queue(queue)
             for key in _KEYS:
                 await declared.bind(EVENTS, key)

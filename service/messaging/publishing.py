@@ -15,7 +15,7 @@ from opentelemetry.trace import SpanKind
 from service import tracing
 from service.errors import BrokerUnavailable
 from service.messaging import topology
-from service.messaging.connections import BROKER_TROUBLE, close_broker, is_cancelled, with_heartbeat
+from service.messaging.connections import BROKER_TROUBLE, close_broker, is_cancelled, opening, with_heartbeat
 from service.messaging.envelope import NO_ID, Properties, published_attributes
 from service.messaging.topology import DEAD_LETTERS, PROBE
 from service.metrics import PUBLISHED
@@ -169,7 +169,8 @@ class Publisher:
             apply_types=False,
         )
         try:
-            await broker.connect()
+            with opening():
+                await broker.connect()
             self._broker = broker
         finally:
             self._connecting = None

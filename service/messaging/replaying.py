@@ -15,7 +15,7 @@ from aiormq.exceptions import ChannelAccessRefused, PublishError
 from service.domain.dead_letters import UNROUTABLE, Original
 from service.errors import BrokerUnavailable, Undeliverable
 from service.messaging import topology
-from service.messaging.connections import BROKER_TROUBLE, with_heartbeat
+from service.messaging.connections import BROKER_TROUBLE, connect, with_heartbeat
 from service.messaging.envelope import NO_ID, publishable
 from service.messaging.lossless import from_json
 
@@ -87,7 +87,7 @@ class Replayer:
 
     async def _open(self) -> AbstractChannel:
         if self._connection is None:
-            self._connection = await aio_pika.connect(self._url, timeout=_SECONDS)
+            self._connection = await connect(self._url)
         if self._channel is None or self._channel.is_closed:
             self._channel = await self._connection.channel(on_return_raises=True)
         return self._channel

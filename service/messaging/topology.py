@@ -4,10 +4,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-import aio_pika
 from aio_pika.abc import AbstractChannel, AbstractQueue
 from faststream.rabbit import ExchangeType, RabbitExchange, RabbitQueue
 
+from service.messaging.connections import connect
 from whatsapp_qr_contracts.commands import (
     CancelMessage,
     DisconnectSession,
@@ -179,7 +179,7 @@ async def declare(url: str, partitions: int) -> None:
     Raises:
         aio_pika.exceptions.AMQPException, OSError: the broker is away, or a queue exists with other arguments.
     """
-    async with await aio_pika.connect(url, timeout=5) as connection:
+    async with await connect(url) as connection:
         channel = await connection.channel()
         for wanted_exchange in EXCHANGES:
             await declare_exchange(channel, wanted_exchange)
@@ -206,7 +206,7 @@ async def require(url: str, *names: str) -> None:
     Raises:
         aio_pika.exceptions.AMQPException, OSError: the broker is away, or one is missing.
     """
-    async with await aio_pika.connect(url, timeout=5) as connection:
+    async with await connect(url) as connection:
         channel = await connection.channel()
         for wanted in EXCHANGES:
             await channel.declare_exchange(wanted.name, passive=True)
@@ -220,7 +220,7 @@ async def waiting(url: str, queue: PartitionedQueue, partitions: int) -> list[in
     Raises:
         aio_pika.exceptions.AMQPException, OSError: the broker is away, or the queue is not declared.
     """
-    async with await aio_pika.connect(url, timeout=5) as connection:
+    async with await connect(url) as connection:
         channel = await connection.channel()
         declared = [
             await channel.declare_queue(queue.queue_name(partition), passive=True) for partition in range(partitions)

@@ -71,8 +71,9 @@ async def behind(migrated_sqlite: str) -> Settings:
 @pytest.mark.parametrize("name", CONSUMERS)
 async def test_readiness_tells(behind: Settings, name: str) -> None:
     """A pod on a database without its tables takes no work, lives, and says what to run."""
-    transport = httpx.ASGITransport(getattr(apps, name)(behind))
-    async with httpx.AsyncClient(transport=transport, base_url="http://x") as http:
+    app = getattr(apps, name)(behind)
+    client = httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://x")
+    async with app.router.lifespan_context(app), client as http:
         answer = (await http.get("/readyz")).json()
         assert (answer["checks"]["database"], answer["checks"]["schema"]) == (True, False)
         assert "run whatsapp-qr migrate" in answer["detail"]

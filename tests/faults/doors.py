@@ -9,6 +9,8 @@ import httpx
 from aio_pika.abc import AbstractChannel, AbstractConnection
 from aio_pika.exceptions import AMQPError
 
+from service.messaging.connections import connect
+
 _PAUSE = 0.2
 _CONFIRM_SECONDS = 6.0
 
@@ -81,7 +83,7 @@ class AmqpDoor:
     async def _open(self) -> AbstractChannel:
         async with self._connecting:
             if self._channel is None:
-                self._connection = await aio_pika.connect(self._url, timeout=3)
+                self._connection = await connect(self._url, 3)
                 self._channel = await self._connection.channel(on_return_raises=True)
             return self._channel
 

@@ -1,0 +1,71 @@
+"""A connection that could not be opened leaves nothing behind that has to be closed later, in whatever thread."""
+
+import asyncio
+import contextlib
+import gc
+from collections.abc import Awaitable, Callable, Iterator
+
+import pytest
+from aio_pika import Connection
+from faststream.rabbit import RabbitMessage
+
+from service.messaging import comparing, topology
+from service.messaging.connections import connect
+from service.messaging.listening import Listener
+from service.messaging.partitions import Partition
+from service.messaging.publishing import Publisher
+
+
+async def _publisher(url: str) -> None:
+    publisher = Publisher(url, partitions=2)
+    assert not await publisher.ping()
+    await publisher.close()
+
+
+async def _partition(url: str) -> None:
+    async def handle(_delivery: RabbitMessage) -> bool:
+        return True
+
+    await Partition(url, topology.dead_letter_queue(), handle, prefetch=1, ordered=False).start()
+
+
+async def _listener(url: str) -> None:
+    listener = Listener(url, 2, lambda _id: None, declares=False)
+    await listener._listen()  # one attempt of those that it goes on making
+
+
+OPENS: dict[str, Callable[[str], Awaitable[object]]] = {
+    "a connection": connect,
+    "the topology": lambda url: topology.declare(url, 2),
+    "a comparison": lambda url: comparing.compare(url, 2),
+    "a publisher": _publisher,
+    "a partition": _partition,
+    "a listener": _listener,
+}
+
+
+@pytest.fixture
+def _without_collector() -> Iterator[None]:
+    gc.collect()
+    gc.disable()
+    yield
+    gc.enable()
+
+
+async def _refused(_reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    writer.close()
+
+
+@pytest.mark.parametrize("away", ["nobody listens", "hangs up"])
+@pytest.mark.parametrize("what", OPENS)
+@pytest.mark.usefixtures("_without_collector")
+async def test_what_could_not_be_opened_is_let_go_of_at_once(what: str, away: str) -> None:
+    """The garbage collector, in a thread of the database's driver, would find it and close it where no loop is."""
+    async with await asyncio.start_server(_refused, "127.0.0.1") as server:
+        port = server.sockets[0].getsockname()[1]
+        if away == "nobody listens":
+            server.close()
+        with contextlib.suppress(Exception):
+            await OPENS[what](f"amqp://guest:guest@127.0.0.1:{port}/")
+        await asyncio.sleep(0)  # the connection closes itself in the loop's next turn
+        assert [known for known in gc.get_objects() if isinstance(known, Connection)] == []
