@@ -38,9 +38,19 @@ class DatabaseUnavailable(Unavailable):
 
 
 class BrokerUnavailable(Unavailable):
-    """RabbitMQ did not confirm a publish."""
+    """RabbitMQ did not confirm a publish, or was of no use otherwise.
+
+    Args:
+        detail: a sentence that says what to do.
+        code: a more precise one.
+        refused: it is there and says no: waiting alone does not end that.
+    """
 
     code = "broker_unavailable"
+
+    def __init__(self, detail: str, *, code: str | None = None, refused: bool = False) -> None:
+        super().__init__(detail, code=code)
+        self.refused = refused
 
 
 class GatewayError(ServiceError):

@@ -101,12 +101,18 @@ def _quieten_libraries() -> None:
     logging.getLogger("aiormq.connection").addFilter(once)
     logging.getLogger("aio_pika.robust_connection").addFilter(once)
     logging.getLogger("aio_pika.robust_connection").setLevel(logging.DEBUG)  # it tells there that it is back
+    logging.getLogger("aio_pika.tools").addFilter(_no_end_of_a_lost_channel)
 
 
 def _only_the_first_line(record: logging.LogRecord) -> bool:
     # Those that follow describe the task and its error, with its text.
     record.msg, record.args = record.getMessage().partition("\n")[0], ()
     return True
+
+
+def _no_end_of_a_lost_channel(record: logging.LogRecord) -> bool:
+    # So ends each channel of a connection that is lost; all are made again with it.
+    return "ChannelInvalidStateError" not in record.getMessage()
 
 
 class _OncePerOutage(logging.Filter):

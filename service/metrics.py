@@ -115,7 +115,9 @@ TRANSACTION_SECONDS = Histogram(
 BUILD_INFO = Gauge("whatsapp_qr_build_info", "Always 1: what runs here.", ["version", "role"])
 SESSIONS = Gauge("whatsapp_qr_sessions", "Sessions by status (from the database).", ["status"])
 OLDEST_PENDING = Gauge(
-    "whatsapp_qr_oldest_pending_seconds", "Age of the oldest message that waits to be sent (from the database)."
+    "whatsapp_qr_oldest_pending_seconds",
+    "Age of the oldest message that waits to be sent, by whether its session is connected or away (from the database).",
+    ["session"],
 )
 OLDEST_UNHANDLED = Gauge(
     "whatsapp_qr_oldest_unhandled_seconds",
@@ -126,7 +128,6 @@ STORED_DEAD_LETTERS = Gauge(
 )
 
 # A process that does not ask the database has nothing to say.
-OLDEST_PENDING.set(math.nan)
 OLDEST_UNHANDLED.set(math.nan)
 
 CONTENT_TYPE = CONTENT_TYPE_LATEST

@@ -128,13 +128,14 @@ class Settings(BaseSettings):
     )
     api_keys: Keys = Field(
         default=(),
-        description="Keys of the callers, separated by commas: each /whatsapp-qr call brings one, as `Authorization: "
-        "Bearer …` or `X-API-Key`; where unset, only this machine is let in and `HTTP_HOST` must be loopback",
+        description="Keys of the callers, at least 16 characters each, separated by commas: each /whatsapp-qr call "
+        "brings one, as `Authorization: Bearer …` or `X-API-Key`; where unset, only this machine is let in and "
+        "`HTTP_HOST` must be loopback",
     )
     webhook_token: Key | None = Field(
         default=None,
-        description="The gateway brings it to /webhook and /incoming, as `Authorization: Bearer …`, also from this "
-        "machine; where neither it nor `WEBHOOK_SECRET` is set, only this machine is let in",
+        description="The gateway brings it, at least 16 characters, to /webhook and /incoming, as `Authorization: "
+        "Bearer …`, also from this machine; where neither it nor `WEBHOOK_SECRET` is set, only this machine is let in",
     )
     webhook_secret: SigningSecret | None = Field(
         default=None,
@@ -215,8 +216,8 @@ class Settings(BaseSettings):
     log_hash_key: SecretStr | None = Field(
         default=None,
         min_length=16,
-        description="Key of the hashes that stand for phone numbers in logs; the same in all processes, so that theirs "
-        "can be compared; where unset, each process has a random one",
+        description="Key of the hashes that stand for phone numbers in logs, at least 16 characters; the same in all "
+        "processes, so that theirs can be compared; where unset, each process has a random one",
     )
     otel_exporter_otlp_endpoint: CollectorUrl | None = Field(
         default=None,

@@ -3,13 +3,15 @@
 python3 deploy/compose/prepare.py     (the standard library suffices; what exists is kept)
 
 A secret is made anew by deleting its file and running this again; then `docker compose up --detach --force-recreate`.
-Only the password of PostgreSQL is kept in its data as well: change it there first.
+PostgreSQL keeps passwords in its data: README.md says how it is told new ones.
 """
 
 import base64
 import copy
 import hashlib
 import json
+import os
+import re
 import secrets
 import sys
 from pathlib import Path
@@ -19,6 +21,7 @@ FOLDER = Path(__file__).parent
 RIGHTS = FOLDER.parent / "broker" / "definitions.json"
 ADMINISTRATOR = "administrator"  # for the management pages; no process uses it
 AMQP_URL = "amqp_url_"
+DATABASE_URLS = {"whatsapp_qr": "database_url", "whatsapp_qr_owner": "database_url_owner"}
 
 
 def main() -> int:
@@ -43,10 +46,12 @@ def prepare(folder: Path, rights: dict[str, Any]) -> None:
     if not settings.exists():
         settings.write_bytes((folder / ".env.example").read_bytes())
 
-    if not (kept / "postgres_password").exists():
-        (kept / "database_url").unlink(missing_ok=True)  # it has a password that is gone
-    password = _keep(kept / "postgres_password", _password())
-    _keep(kept / "database_url", f"postgresql://whatsapp_qr:{password}@postgres:5432/whatsapp_qr")
+    roles = {"postgres": _keep(kept / "postgres_password", _password())}
+    for role, name in DATABASE_URLS.items():
+        url = _keep(kept / name, f"postgresql://{role}:{_password()}@postgres:5432/whatsapp_qr")
+        roles[role] = _password_in(url)
+    statements = (f"ALTER ROLE {role} PASSWORD '{password}';\n" for role, password in roles.items())
+    _write(kept / "postgres_passwords", "".join(statements))
     _keep(kept / "api_keys", _password())
     _keep(kept / "webhook_secret", f"whsec_{base64.b64encode(secrets.token_bytes(32)).decode()}")
     _keep(kept / "log_hash_key", _password())
@@ -56,7 +61,10 @@ def prepare(folder: Path, rights: dict[str, Any]) -> None:
         # A process is in a container, a client on this machine.
         host = "rabbitmq" if user.startswith("whatsapp-qr-") else "127.0.0.1"
         url = _keep(kept / file_of(user), f"amqp://{user}:{_password()}@{host}:5672/")
-        passwords[user] = url.partition("@")[0].rpartition(":")[2]
+        there = re.sub(r"@127\.0\.0\.1:\d+/", f"@127.0.0.1:{_amqp_port(settings)}/", url)
+        if there != url:
+            _write(kept / file_of(user), there)
+        passwords[user] = _password_in(url)
     _write(kept / "broker_definitions", json.dumps(definitions(rights, passwords), indent=2))
 
 
@@ -76,6 +84,16 @@ def definitions(rights: dict[str, Any], passwords: dict[str, str]) -> dict[str, 
         user["hashing_algorithm"] = "rabbit_password_hashing_sha256"
         user["password_hash"] = _hash(passwords[user["name"]])
     return filled
+
+
+def _amqp_port(settings: Path) -> str:
+    """Return the broker's port on this machine as docker compose takes it: a variable wins over .env."""
+    written = re.findall(r"^AMQP_PORT=[\"']?(\d*)", settings.read_text(encoding="utf-8"), re.MULTILINE)
+    return os.environ.get("AMQP_PORT", written[-1] if written else "") or "5672"
+
+
+def _password_in(url: str) -> str:
+    return url.partition("@")[0].rpartition(":")[2]
 
 
 def _hash(password: str) -> str:

@@ -20,6 +20,7 @@ from service.errors import DatabaseUnavailable, Unavailable
 from service.messaging.subscriptions import Subscriptions
 from service.metrics import PARTITIONS_OWNED
 from service.persistence.heartbeats import Heartbeats
+from service.tasks import end
 
 log = structlog.get_logger()
 
@@ -133,7 +134,6 @@ class Sharing:
     async def stop(self) -> None:
         """Stop sharing and delete the row, so that the others need not wait for it to grow old."""
         if self._looping is not None:
-            self._looping.cancel()
-            await asyncio.gather(self._looping, return_exceptions=True)
+            await end([self._looping])
         with suppress(DatabaseUnavailable):
             await self._heartbeats.remove()

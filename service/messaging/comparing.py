@@ -4,16 +4,19 @@ Looking changes nothing. `management` tells more, where RabbitMQ's management AP
 """
 
 import asyncio
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+import time
 from dataclasses import dataclass
 
+import structlog
 from aio_pika.abc import AbstractChannel, AbstractConnection
 from aio_pika.exceptions import ChannelNotFoundEntity, ChannelPreconditionFailed
+from aiormq.exceptions import ChannelAccessRefused
 
-from service.errors import BrokerUnavailable
+from service.domain.sending import backoff
 from service.messaging import topology
-from service.messaging.connections import BROKER_TROUBLE, connect, in_words
+from service.messaging.connections import BROKER_TROUBLE, connect, unavailable
+
+log = structlog.get_logger()
 
 APPLY = "run whatsapp-qr topology apply"
 _SECONDS = 30.0
@@ -27,21 +30,40 @@ class Difference:
     remedy: str
 
 
-async def apply(url: str, partitions: int) -> None:
-    """Declare everything.
+async def apply(url: str, partitions: int, *, wait: float = 0.0) -> None:
+    """Declare everything; where that is not possible yet, try again for so many seconds.
 
     Raises:
         BrokerUnavailable: the broker is away, or does not let it be done; what was declared before that stays.
     """
-    try:
-        async with asyncio.timeout(_SECONDS):
-            await topology.declare(url, partitions)
-    except BROKER_TROUBLE as error:
-        raise BrokerUnavailable(in_words(error)) from error
+    deadline = time.monotonic() + wait
+    failures = 0
+    while True:
+        try:
+            async with asyncio.timeout(_SECONDS):
+                await topology.declare(url, partitions)
+        except BROKER_TROUBLE as error:
+            trouble = unavailable(error)
+            if time.monotonic() >= deadline or isinstance(error, ChannelPreconditionFailed):
+                raise trouble from error
+            log.info("not_declared_yet", reason=trouble.detail)
+        else:
+            return
+        failures += 1
+        await asyncio.sleep(backoff(failures))
 
 
-async def compare(url: str, partitions: int) -> list[Difference]:
-    """Return what is missing or has other arguments, as far as AMQP tells. The user must be allowed to declare.
+@dataclass(frozen=True)
+class Comparison:
+    """What AMQP tells of all exchanges and queues."""
+
+    differences: list[Difference]
+    complete: bool
+    """Else only that they exist is known: RabbitMQ compares properties for a user who may declare."""
+
+
+async def compare(url: str, partitions: int) -> Comparison:
+    """Return what is missing or has other properties, as far as AMQP tells.
 
     Raises:
         BrokerUnavailable: the broker does not tell.
@@ -50,38 +72,38 @@ async def compare(url: str, partitions: int) -> list[Difference]:
         async with asyncio.timeout(_SECONDS), await connect(url) as connection:
             return await _compared(connection, partitions)
     except BROKER_TROUBLE as error:
-        raise BrokerUnavailable(in_words(error)) from error
+        raise unavailable(error) from error
 
 
-async def _compared(connection: AbstractConnection, partitions: int) -> list[Difference]:
+async def _compared(connection: AbstractConnection, partitions: int) -> Comparison:
     found: list[Difference] = []
-    for exchange in topology.EXCHANGES:
-        async with _asking(connection, "exchange", exchange.name, found) as channel:
-            await channel.declare_exchange(exchange.name, passive=True)
-            await topology.declare_exchange(channel, exchange)
-    for queue in topology.queues(partitions):
-        async with _asking(connection, "queue", queue.name, found) as channel:
-            await channel.declare_queue(queue.name, passive=True)
-            await topology.declare_queue(channel, queue)
-    return found
+    complete = True
+    everything: list[topology.Exchange | topology.Queue] = [*topology.EXCHANGES, *topology.queues(partitions)]
+    for wanted in everything:
+        async with connection.channel() as channel:  # one for each question: an error closes it
+            try:
+                await _look_at(channel, wanted)
+            except ChannelAccessRefused:
+                complete = False
+            except (ChannelNotFoundEntity, ChannelPreconditionFailed) as error:
+                found.append(_difference(wanted, error))
+    return Comparison(found, complete)
 
 
-@asynccontextmanager
-async def _asking(
-    connection: AbstractConnection, kind: str, name: str, found: list[Difference]
-) -> AsyncIterator[AbstractChannel]:
-    async with connection.channel() as channel:  # one for each question: an error closes it
-        try:
-            yield channel
-        except ChannelNotFoundEntity:
-            found.append(Difference(f"{kind} {name} is missing", APPLY))
-        except ChannelPreconditionFailed as error:
-            found.append(_otherwise(kind, name, str(error)))
+async def _look_at(channel: AbstractChannel, wanted: topology.Exchange | topology.Queue) -> None:
+    """Ask whether it is there, then whether it is as we would make it: now that makes nothing."""
+    if isinstance(wanted, topology.Exchange):
+        await channel.declare_exchange(wanted.name, passive=True)
+        await topology.declare_exchange(channel, wanted)
+    else:
+        await channel.declare_queue(wanted.name, passive=True)
+        await topology.declare_queue(channel, wanted)
 
 
-def _otherwise(kind: str, name: str, reason: str) -> Difference:
-    remedy = {
-        "exchange": f"stop what publishes, delete it, {APPLY}, start again",
-        "queue": f"stop what publishes to it, wait until it is empty, delete it, {APPLY}, start again",
-    }
-    return Difference(f"{kind} {name} has other properties: {reason}", remedy[kind])
+def _difference(wanted: topology.Exchange | topology.Queue, error: Exception) -> Difference:
+    is_queue = isinstance(wanted, topology.Queue)
+    kind, first = "queue" if is_queue else "exchange", " to it, wait until it is empty" if is_queue else ""
+    if isinstance(error, ChannelNotFoundEntity):
+        return Difference(f"{kind} {wanted.name} is missing", APPLY)
+    remedy = f"stop what publishes{first}, delete it, {APPLY}, start again"
+    return Difference(f"{kind} {wanted.name} has other properties: {error}", remedy)

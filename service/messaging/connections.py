@@ -2,16 +2,25 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from contextvars import Context
 from traceback import clear_frames
 from typing import Any
 
 import aio_pika
 import structlog
 from aio_pika.abc import AbstractConnection
-from aio_pika.exceptions import AMQPError, ChannelNotFoundEntity, ChannelPreconditionFailed
-from aiormq.exceptions import ChannelAccessRefused
+from aio_pika.exceptions import (
+    AMQPError,
+    ChannelNotFoundEntity,
+    ChannelPreconditionFailed,
+    ProbableAuthenticationError,
+)
+from aiormq.exceptions import ChannelAccessRefused, InvalidFrameError
 from faststream.rabbit import RabbitBroker
+
+from service.errors import BrokerUnavailable
+from service.tasks import is_cancelled
 
 log = structlog.get_logger()
 
@@ -23,17 +32,22 @@ BROKER_TROUBLE = (AMQPError, OSError, RuntimeError, TimeoutError, StopAsyncItera
 _CLOSE_SECONDS = 4.0 * HEARTBEAT
 
 
-def in_words(error: BaseException) -> str:
-    """Say what the trouble with the broker is, and what ends it where waiting does not."""
+def unavailable(error: BaseException) -> BrokerUnavailable:
+    """Return what the trouble with the broker is, and what ends it where waiting does not."""
     match error:
         case ChannelNotFoundEntity():
-            return f"RabbitMQ lacks what is needed here ({error}): run whatsapp-qr topology apply"
+            why = f"RabbitMQ lacks what is needed here ({error}): run whatsapp-qr topology apply"
         case ChannelPreconditionFailed():
-            return f"RabbitMQ has something else under a name of ours ({error}): see whatsapp-qr topology check"
+            why = f"RabbitMQ has something else under a name of ours ({error}): see whatsapp-qr topology check"
         case ChannelAccessRefused():
-            return f"RabbitMQ does not let this user do that ({error}): see whatsapp-qr topology permissions"
+            why = f"RabbitMQ does not let this user do that ({error}): see whatsapp-qr topology permissions"
+        case ProbableAuthenticationError():
+            why = "RabbitMQ refuses the user or the password of AMQP_URL"
+        case InvalidFrameError():  # the client library expects no refusal at that point
+            why = "RabbitMQ does not let the user of AMQP_URL into its virtual host, or there is none"
         case _:
-            return f"RabbitMQ is not reachable: {type(error).__name__}"
+            return BrokerUnavailable(f"RabbitMQ is not reachable: {type(error).__name__}")
+    return BrokerUnavailable(why, refused=True)
 
 
 def with_heartbeat(url: str) -> str:
@@ -41,14 +55,8 @@ def with_heartbeat(url: str) -> str:
     return url if "heartbeat=" in url else f"{url}{'&' if '?' in url else '?'}heartbeat={HEARTBEAT}"
 
 
-def is_cancelled() -> bool:
-    """Say whether the running task was cancelled; aiormq raises CancelledError also where a connection was stuck."""
-    task = asyncio.current_task()
-    return task is not None and task.cancelling() > 0
-
-
 @contextmanager
-def opening() -> Iterator[None]:
+def _opening() -> Iterator[None]:
     """Let go of a connection at once that could not be opened.
 
     Its future, its error and the frames of that error hold each other until the garbage collector comes, and the
@@ -67,8 +75,30 @@ async def connect(url: str, seconds: float = 5.0) -> AbstractConnection:
     Raises:
         aio_pika.exceptions.AMQPException, OSError, TimeoutError: the broker is away, or does not let us in.
     """
-    with opening():
+    with _opening():
         return await aio_pika.connect(url, timeout=seconds)
+
+
+async def open_broker(broker: RabbitBroker) -> None:
+    """Connect a broker: it then makes its connection again whenever that is lost, until it is closed.
+
+    Whoever is cancelled meanwhile waits until it has succeeded or failed, 3 s or some heartbeats. Cancelled in the
+    middle of its first attempt the connection would go on behind our back, and not even let the process end.
+
+    Raises:
+        aio_pika.exceptions.AMQPException, OSError, TimeoutError: the broker is away, or does not let us in.
+    """
+    # Not in the present context: a connection outlives the message that is being handled.
+    connecting = asyncio.create_task(broker.connect(), context=Context())
+    with _opening():
+        try:
+            await asyncio.shield(connecting)
+        except asyncio.CancelledError:
+            while not connecting.done():
+                with suppress(asyncio.CancelledError):
+                    await asyncio.wait([connecting])
+            await asyncio.gather(connecting, return_exceptions=True)  # told to nobody
+            raise
 
 
 async def close_all(*closes: Callable[[], Awaitable[Any]]) -> None:

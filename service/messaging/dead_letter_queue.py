@@ -8,12 +8,12 @@ import structlog
 from faststream.rabbit import RabbitMessage
 
 from service.domain.dead_letters import DeadLetter
-from service.errors import BrokerUnavailable
 from service.messaging import topology
-from service.messaging.connections import BROKER_TROUBLE, in_words, is_cancelled, with_heartbeat
+from service.messaging.connections import BROKER_TROUBLE, unavailable, with_heartbeat
 from service.messaging.dead_letters import read_dead_letter
 from service.messaging.holding import Hold, Stopping
 from service.messaging.partitions import Partition
+from service.tasks import is_cancelled
 
 log = structlog.get_logger()
 
@@ -61,7 +61,7 @@ class DeadLetterQueue:
         except (*BROKER_TROUBLE, asyncio.CancelledError) as error:
             if isinstance(error, asyncio.CancelledError) and is_cancelled():
                 raise
-            raise BrokerUnavailable(in_words(error)) from error
+            raise unavailable(error) from error
 
 
 async def _live(hold: Hold, keep: Keep, delivery: RabbitMessage) -> bool:

@@ -15,11 +15,11 @@ from service.messaging import topology
 from service.messaging.connections import (
     BROKER_TROUBLE,
     close_broker,
-    in_words,
-    is_cancelled,
-    opening,
+    open_broker,
+    unavailable,
     with_heartbeat,
 )
+from service.tasks import end, is_cancelled
 from whatsapp_qr_contracts.message import EVENTS
 
 log = structlog.get_logger()
@@ -69,7 +69,7 @@ class Listener:
                 if isinstance(error, asyncio.CancelledError) and is_cancelled():
                     raise
                 failures += 1
-                if told != (told := in_words(error)):
+                if told != (told := unavailable(error).detail):
                     log.warning("not_listening_yet", reason=told)
                 await asyncio.sleep(backoff(failures))
 
@@ -88,8 +88,8 @@ class Listener:
             partial(_tell, self._hear)
         )
         try:
-            with opening():
-                await broker.start()
+            await open_broker(broker)
+            await broker.start()
             declared = await broker.declare_queue(queue)
             for key in _KEYS:
                 await declared.bind(EVENTS, key)
@@ -101,8 +101,7 @@ class Listener:
     async def stop(self) -> None:
         """Stop listening."""
         if self._starting is not None:
-            self._starting.cancel()
-            await asyncio.gather(self._starting, return_exceptions=True)
+            await end([self._starting])
         if self._broker is not None:
             await close_broker(self._broker)
 

@@ -20,7 +20,7 @@ import structlog
 from faststream import AckPolicy
 from faststream.rabbit import Channel, RabbitBroker, RabbitMessage, RabbitQueue
 
-from service.messaging.connections import BROKER_TROUBLE, close_all, close_broker, opening, with_heartbeat
+from service.messaging.connections import BROKER_TROUBLE, close_all, close_broker, open_broker, with_heartbeat
 from service.messaging.tolerance import tolerate_foreign_properties
 from service.messaging.topology import PROBE
 from service.messaging.turns import Gate, Turn
@@ -86,8 +86,8 @@ class Partition:
         )
         self._subscriber(self._handle)
         try:
-            with opening():
-                await broker.start()
+            await open_broker(broker)
+            await broker.start()
         except BaseException:
             await close_broker(broker)
             raise

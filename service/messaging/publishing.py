@@ -15,10 +15,11 @@ from opentelemetry.trace import SpanKind
 from service import tracing
 from service.errors import BrokerUnavailable
 from service.messaging import topology
-from service.messaging.connections import BROKER_TROUBLE, close_broker, is_cancelled, opening, with_heartbeat
+from service.messaging.connections import BROKER_TROUBLE, close_broker, open_broker, unavailable, with_heartbeat
 from service.messaging.envelope import NO_ID, Properties, published_attributes
 from service.messaging.topology import DEAD_LETTERS, PROBE
 from service.metrics import PUBLISHED
+from service.tasks import is_cancelled
 from whatsapp_qr_contracts.events import Event
 from whatsapp_qr_contracts.message import EVENTS, Message
 from whatsapp_qr_contracts.partitions import partition_of
@@ -141,8 +142,7 @@ class Publisher:
             message = f"RabbitMQ did not confirm within {seconds:.1f} s"
             raise BrokerUnavailable(message) from error
         except BROKER_TROUBLE as error:
-            message = f"RabbitMQ is not reachable: {type(error).__name__}"
-            raise BrokerUnavailable(message) from error
+            raise unavailable(error) from error
         except Exception as error:
             # A connection that the end of another publish has replaced fails what is in flight with a bare Exception.
             if broker is self._broker:
@@ -153,9 +153,8 @@ class Publisher:
     async def _connection(self) -> RabbitBroker:
         while self._broker is None:
             if self._connecting is None:
-                # Not in the present context: a connection outlives the message that is being handled.
-                self._connecting = asyncio.create_task(self._connect(), context=Context())
-            # Cancelled with whoever waits for it, aio-pika would go on connecting behind our back, for ever.
+                self._connecting = asyncio.create_task(self._connect())
+            # Others wait for it too.
             await asyncio.shield(self._connecting)
         return self._broker
 
@@ -169,8 +168,7 @@ class Publisher:
             apply_types=False,
         )
         try:
-            with opening():
-                await broker.connect()
+            await open_broker(broker)
             self._broker = broker
         finally:
             self._connecting = None
@@ -192,8 +190,7 @@ class Publisher:
             async with asyncio.timeout(_PUBLISH_SECONDS):
                 return await topology.waiting(self._url, queue, self._partitions)
         except BROKER_TROUBLE as error:
-            message = f"RabbitMQ is not reachable: {type(error).__name__}"
-            raise BrokerUnavailable(message) from error
+            raise unavailable(error) from error
 
     async def ping(self) -> bool:
         """Say whether the broker answers."""

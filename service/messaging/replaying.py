@@ -15,7 +15,7 @@ from aiormq.exceptions import ChannelAccessRefused, PublishError
 from service.domain.dead_letters import UNROUTABLE, Original
 from service.errors import BrokerUnavailable, Undeliverable
 from service.messaging import topology
-from service.messaging.connections import BROKER_TROUBLE, connect, with_heartbeat
+from service.messaging.connections import BROKER_TROUBLE, connect, unavailable, with_heartbeat
 from service.messaging.envelope import NO_ID, publishable
 from service.messaging.lossless import from_json
 
@@ -76,7 +76,7 @@ class Replayer:
         except (ValueError, TypeError) as error:  # such a name cannot be sent
             raise Undeliverable(_no_queue(original), code=UNROUTABLE) from error
         except BROKER_TROUBLE as error:
-            raise BrokerUnavailable(f"RabbitMQ is not reachable: {type(error).__name__}") from error
+            raise unavailable(error) from error
 
     def _check(self, original: Original) -> None:
         if not original.exchange and not original.routing_key:

@@ -39,8 +39,6 @@ class Rights:
     write: str = NOTHING
     read: str = NOTHING
     tags: tuple[str, ...] = ()
-    is_client: bool = False
-    """Whether it is somebody else's: an example, to be copied under other names."""
 
     @property
     def permission(self) -> dict[str, str]:
@@ -109,7 +107,6 @@ def _clients() -> Iterator[Rights]:
         "takes customers' messages and answers them",
         write=_any(COMMANDS),
         read=_any(IncomingJob.name),
-        is_client=True,
     )
     yield event_subscriber("event-subscriber")
 
@@ -123,7 +120,6 @@ def event_subscriber(name: str) -> Rights:
         configure=_any(own),
         write=_any(own),
         read=_any(EVENTS, own),
-        is_client=True,
     )
 
 

@@ -21,11 +21,12 @@ from uuid_utils.compat import uuid7
 
 from service.errors import BrokerUnavailable
 from service.messaging import topology
-from service.messaging.connections import BROKER_TROUBLE, in_words, is_cancelled, with_heartbeat
+from service.messaging.connections import BROKER_TROUBLE, unavailable, with_heartbeat
 from service.messaging.envelope import Properties
 from service.messaging.holding import Hold, Stopping
 from service.messaging.partitions import Partition
 from service.messaging.publishing import Publisher
+from service.tasks import end, is_cancelled
 from whatsapp_qr_contracts.message import JOBS
 
 log = structlog.get_logger()
@@ -224,8 +225,7 @@ class Subscriptions:
 
 async def _ended(tasks: list[asyncio.Task[None]]) -> None:
     if tasks and (await asyncio.wait(tasks, timeout=_END_SECONDS))[1]:
-        tasks[0].cancel()  # it waits for a link that is dead
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await end(tasks)  # it waits for a link that is dead
 
 
 async def _reaching_broker(operation: Callable[[], Awaitable[None]]) -> None:
@@ -233,4 +233,4 @@ async def _reaching_broker(operation: Callable[[], Awaitable[None]]) -> None:
         async with asyncio.timeout(_REACH_SECONDS):
             await operation()
     except BROKER_TROUBLE as error:
-        raise BrokerUnavailable(in_words(error)) from error
+        raise unavailable(error) from error

@@ -200,7 +200,7 @@ def run(work: Awaitable[T]) -> T:
     except DatabaseUnavailable as error:
         fail(f"{error.detail}. Is DATABASE_URL right, the database running and migrated (whatsapp-qr migrate)?")
     except BrokerUnavailable as error:
-        fail(f"{error.detail}. Is AMQP_URL right and RabbitMQ running?")
+        fail(error.detail if error.refused else f"{error.detail}. Is AMQP_URL right and RabbitMQ running?")
 
 
 def fail(sentence: str) -> NoReturn:

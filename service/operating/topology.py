@@ -22,6 +22,10 @@ Passwords = Annotated[
         exists=True, file_okay=False, help="Folder with a file per user, its password: their hashes are put in"
     ),
 ]
+Wait = Annotated[
+    float,
+    typer.Option(min=0, help="Seconds: where RabbitMQ or its user is not there yet, try again for so long"),
+]
 
 
 def topology(read_settings: ReadSettings) -> typer.Typer:
@@ -29,22 +33,21 @@ def topology(read_settings: ReadSettings) -> typer.Typer:
     app = typer.Typer(help="What must exist on the broker, and who may use it.", no_args_is_help=True)
 
     @app.command()
-    def apply() -> None:
+    def apply(*, wait: Wait = 0.0) -> None:
         """Declare all exchanges, queues and bindings. Doing it again changes nothing; nothing is ever deleted."""
         settings = read_settings()
-        run(_declare(settings))
+        run(_declare(settings, wait))
         print_lines([f"everything is declared, for PARTITIONS={settings.partitions}"])
 
     @app.command()
     def check() -> None:
         """Say what is not as it should be; with MANAGEMENT_URL bindings and left-overs too. Changes nothing."""
         settings = read_settings()
-        found = run(_differences(settings))
+        found, well = run(_looked_at(settings))
         print_lines([f"{one.what}\n  {one.remedy}" for one in found])
         if found:
             fail(f"{len(found)} of exchanges, queues and bindings are not as they should be")
-        more = "" if settings.management_url else "; bindings and left-overs were not compared: set MANAGEMENT_URL"
-        print_lines([f"exchanges and queues are as they should be, for PARTITIONS={settings.partitions}{more}"])
+        print_lines([f"for PARTITIONS={settings.partitions} all exchanges and queues are {well}"])
 
     @app.command()
     def permissions(*, as_json: Json = False) -> None:
@@ -66,20 +69,26 @@ def topology(read_settings: ReadSettings) -> typer.Typer:
     return app
 
 
-async def _declare(settings: "Settings") -> None:
+async def _declare(settings: "Settings", wait: float) -> None:
     from service.messaging.comparing import apply
 
-    await apply(settings.amqp_url, settings.partitions)
+    await apply(settings.amqp_url, settings.partitions, wait=wait)
 
 
-async def _differences(settings: "Settings") -> "list[Difference]":
+async def _looked_at(settings: "Settings") -> "tuple[list[Difference], str]":
+    """Return what differs, and what is known where nothing does."""
     from service.messaging.comparing import compare
-
-    if settings.management_url is None:
-        return await compare(settings.amqp_url, settings.partitions)
     from service.messaging.management import differences, look
 
-    return differences(await look(settings.management_url, settings.amqp_url), settings.partitions)
+    if settings.management_url is not None:
+        found = await look(settings.management_url, settings.amqp_url)
+        return differences(found, settings.partitions), "as they should be, with all their bindings"
+    compared = await compare(settings.amqp_url, settings.partitions)
+    if compared.complete:
+        well = "as they should be; bindings and left-overs were not compared: set MANAGEMENT_URL"
+    else:
+        well = "there; how they are made was not compared: this user may not declare them"
+    return compared.differences, well
 
 
 def _read(folder: Path | None) -> Mapping[str, str]:

@@ -16,6 +16,7 @@ from service.domain.sending import backoff
 from service.errors import DatabaseUnavailable
 from service.persistence.database import Database
 from service.persistence.tables import ConversationRow, MessageRow
+from service.tasks import end
 from whatsapp_qr_contracts.message import DeliveryStatus
 
 log = structlog.get_logger()
@@ -130,7 +131,6 @@ class Confirmations:
     async def close(self) -> None:
         """Write what is left."""
         if self._writing is not None:
-            self._writing.cancel()
-            await asyncio.gather(self._writing, return_exceptions=True)
+            await end([self._writing])
         if self._messages or self._conversations:
             await self._write()

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
 
-from sqlalchemy import func, text
+from sqlalchemy import ColumnElement, exists, func, literal_column, text
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlmodel import col, select
 
@@ -21,6 +21,9 @@ class Observed:
 
     sessions: Mapping[SessionStatus, int]
     oldest_pending: float
+    """Of those that a consumer may send at present: their session is CONNECTED."""
+    oldest_pending_away: float
+    """Of those that wait for their session."""
     oldest_unhandled: float
     dead_letters: Mapping[str, int]
 
@@ -37,7 +40,8 @@ async def observe(database: Database) -> Observed:
         unannounced = "announced = 0" if database.is_sqlite else "NOT announced"
         return Observed(
             sessions=await _sessions(tx),
-            oldest_pending=await _age(tx, at, text("delivery_status = 'PENDING'")),
+            oldest_pending=await _age(tx, at, *_pending(connected=True)),
+            oldest_pending_away=await _age(tx, at, *_pending(connected=False)),
             oldest_unhandled=await _age(tx, at, text(unannounced), col(MessageRow.role) == Role.USER),
             dead_letters=await _dead_letters(tx),
         )
@@ -54,6 +58,12 @@ async def _sessions(tx: AsyncSession) -> dict[SessionStatus, int]:
     )
     counted = {label: count for label, count in await tx.execute(query)}  # noqa: C416  # dict() takes no rows
     return {status: counted.get(status, 0) for status in SessionStatus}
+
+
+def _pending(*, connected: bool) -> tuple[ColumnElement[bool], ...]:
+    is_connected = col(SessionRow.status) == SessionStatus.CONNECTED
+    of_session = exists().where(col(SessionRow.session_id) == col(MessageRow.session_id), is_connected)
+    return literal_column("delivery_status = 'PENDING'"), of_session if connected else ~of_session
 
 
 async def _age(tx: AsyncSession, at: datetime, *where: object) -> float:

@@ -9,6 +9,7 @@ import structlog
 
 from service.simulator.signing import Credentials
 from service.simulator.store import Callback, Store
+from service.tasks import end
 
 ATTEMPT_SECONDS = 5.0
 _FIRST_PAUSE = 0.2
@@ -45,9 +46,7 @@ class CallbackLanes:
 
     async def stop(self) -> None:
         """Stop posting; what was not accepted stays stored."""
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await end(self._tasks)
 
     def wake(self, session_id: str) -> None:
         """Tell that a callback of the session was stored."""

@@ -18,6 +18,7 @@ from service.simulator.phones import PairingPace, Phones
 from service.simulator.reporting import Reports
 from service.simulator.signing import Credentials
 from service.simulator.store import Store
+from service.tasks import end
 from whatsapp_qr_contracts.message import SessionStatus
 
 _log = structlog.get_logger(__name__)
@@ -69,9 +70,7 @@ async def running_simulator(options: SimulatorOptions) -> AsyncIterator[Simulato
                 faults=Faults(),
             )
         finally:
-            pairing.cancel()
-            with suppress(asyncio.CancelledError):
-                await pairing
+            await end([pairing])
             await lanes.stop()
             store.close()
 

@@ -43,12 +43,13 @@ def _show(observed: Observed) -> None:
         metrics.STORED_DEAD_LETTERS.labels(metrics.dead_letter_reason(reason)).inc(count)
     for status, count in observed.sessions.items():
         metrics.SESSIONS.labels(status).set(count)
-    metrics.OLDEST_PENDING.set(observed.oldest_pending)
+    metrics.OLDEST_PENDING.labels("connected").set(observed.oldest_pending)
+    metrics.OLDEST_PENDING.labels("away").set(observed.oldest_pending_away)
     metrics.OLDEST_UNHANDLED.set(observed.oldest_unhandled)
 
 
 def _clear() -> None:
     metrics.STORED_DEAD_LETTERS.clear()
     metrics.SESSIONS.clear()
-    metrics.OLDEST_PENDING.set(math.nan)
+    metrics.OLDEST_PENDING.clear()
     metrics.OLDEST_UNHANDLED.set(math.nan)

@@ -13,10 +13,10 @@ import structlog
 
 from service import metrics
 from service.errors import DatabaseUnavailable, GatewayError, ServiceError
-from service.messaging.connections import is_cancelled
 from service.persistence import leases
 from service.persistence.database import Database
 from service.privacy import shown_code
+from service.tasks import end, is_cancelled
 
 log = structlog.get_logger()
 
@@ -70,9 +70,7 @@ class Upkeep:
 
     async def stop(self) -> None:
         """End every run and give the leases back, so that another process can go on at once."""
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await end(self._tasks)
         for duty in self._duties:
             await self._release(duty)
 
@@ -107,8 +105,7 @@ class Upkeep:
                 elif answer is False or time.monotonic() + self._seconds / _RENEWALS >= until:
                     return
         finally:
-            doing.cancel()
-            await asyncio.gather(doing, return_exceptions=True)
+            await end([doing])
 
     async def _take(self, duty: Duty) -> bool | None:
         take = partial(leases.take, self._database, duty=duty.name, holder=self._holder, seconds=self._seconds)

@@ -14,6 +14,8 @@ from service.messaging.connections import connect
 from service.messaging.listening import Listener
 from service.messaging.partitions import Partition
 from service.messaging.publishing import Publisher
+from service.tasks import end
+from tests.system import eventually
 
 
 async def _publisher(url: str) -> None:
@@ -69,3 +71,26 @@ async def test_what_could_not_be_opened_is_let_go_of_at_once(what: str, away: st
             await OPENS[what](f"amqp://guest:guest@127.0.0.1:{port}/")
         await asyncio.sleep(0)  # the connection closes itself in the loop's next turn
         assert [known for known in gc.get_objects() if isinstance(known, Connection)] == []
+
+
+@pytest.mark.parametrize("what", ["a publisher", "a partition", "a listener"])
+async def test_what_is_cancelled_while_it_connects_leaves_no_task(what: str) -> None:
+    """A connection that goes on connecting behind our back takes no cancellation: the process would never end."""
+    accepted = asyncio.Event()
+
+    async def silent(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        accepted.set()
+        await reader.read()
+        writer.close()
+
+    async with await asyncio.start_server(silent, "127.0.0.1") as server:
+        before = asyncio.all_tasks()
+
+        async def left() -> set[asyncio.Task[object]]:
+            return asyncio.all_tasks() - before
+
+        url = f"amqp://guest:guest@127.0.0.1:{server.sockets[0].getsockname()[1]}/"
+        opening = asyncio.ensure_future(OPENS[what](url))
+        await accepted.wait()
+        await end([opening])
+        await eventually(left, lambda tasks: not tasks)

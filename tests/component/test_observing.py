@@ -18,6 +18,8 @@ from service.upkeep.gauges import Gauges
 from tests.component.rows import a_session, change, enqueue, receive
 from whatsapp_qr_contracts.message import SessionStatus
 
+WAITS = ("connected", "away")
+
 
 def shown(name: str, **labels: str) -> float | None:
     return REGISTRY.get_sample_value(f"whatsapp_qr_{name}", labels)
@@ -34,7 +36,7 @@ async def test_an_empty_service_shows_zeros(database: Database) -> None:
     """All four states are there from the start, so that a rule about them finds something."""
     await Gauges(database).refresh()
     assert {status: shown("sessions", status=status) for status in SessionStatus} == dict.fromkeys(SessionStatus, 0)
-    assert shown("oldest_pending_seconds") == 0
+    assert {kind: shown("oldest_pending_seconds", session=kind) for kind in WAITS} == dict.fromkeys(WAITS, 0)
     assert shown("oldest_unhandled_seconds") == 0
 
 
@@ -42,7 +44,9 @@ async def test_the_gauges_show_what_is_there(database: Database) -> None:
     """Sessions by state without removed chatbots, ages of what waits, and dead letters that were not replayed."""
     session = await a_session(database)
     removed = await a_session(database)
-    await a_session(database, status=SessionStatus.QR_READY)
+    lost = await a_session(database, status=SessionStatus.QR_READY)
+    away = await enqueue(database, lost)
+    await change(database, away, created_at=datetime.now(UTC) - timedelta(seconds=300))
     pending, unhandled = await enqueue(database, session), (await receive(database, session)).message
     await change(database, pending, created_at=datetime.now(UTC) - timedelta(seconds=100))
     await change(database, unhandled, created_at=datetime.now(UTC) - timedelta(seconds=200))
@@ -54,7 +58,8 @@ async def test_the_gauges_show_what_is_there(database: Database) -> None:
     await database.transact(more)
     await Gauges(database).refresh()
     assert (shown("sessions", status="CONNECTED"), shown("sessions", status="QR_READY")) == (1, 1)
-    assert 100 <= (shown("oldest_pending_seconds") or 0) < 130
+    assert 100 <= (shown("oldest_pending_seconds", session="connected") or 0) < 130
+    assert 300 <= (shown("oldest_pending_seconds", session="away") or 0) < 330
     assert 200 <= (shown("oldest_unhandled_seconds") or 0) < 230
     assert shown("stored_dead_letters", reason="other") == 2
     await database.transact(lambda tx: tx.execute(update(DeadLetterRow).values(replayed_at=datetime.now(UTC))))
@@ -88,7 +93,7 @@ async def test_without_a_database_nothing_is_shown(database: Database, monkeypat
     await Gauges(database).refresh()
     assert shown("sessions", status="CONNECTED") is None
     assert shown("stored_dead_letters", reason="rejected") is None
-    assert math.isnan(shown("oldest_pending_seconds") or 0)
+    assert {shown("oldest_pending_seconds", session=kind) for kind in WAITS} == {None}
     assert math.isnan(shown("oldest_unhandled_seconds") or 0)
     monkeypatch.undo()
     await Gauges(database).refresh()

@@ -27,17 +27,28 @@ _SCALER_KEYS = {
         *("queryParameters", "serverAddress", "threshold", "timeout", "unsafeSsl"),
     },
 }
+# A number whatever the gauges are, of the installation in this namespace.
+_QUERY = re.compile(r'max\([^"]*\{namespace="(?P<namespace>[^"]*)".* >= 0\) or vector\(0\)')
 _RESERVED = 3 + 10  # superuser_reserved_connections; replication, the operator's own and somebody who looks
 
 
 def consumers_scale_to_the_partitions(objects: Objects) -> Iterator[str]:
-    """Each consumer between 2 and PARTITIONS pods, down by one a minute, and no number that an apply sets again."""
+    """Each consumer between 2 and PARTITIONS pods, down by one a minute, and no number that an apply sets again.
+
+    All of them where a scaler cannot be asked; and the alerts expect as many partitions.
+    """
     partitions = int(settings(objects)["PARTITIONS"])
+    for rules in of_kind(objects, "PrometheusRule"):
+        for rule in (rule for group in rules["spec"]["groups"] for rule in group["rules"]):
+            if rule.get("record") == "whatsapp_qr:partitions" and rule["expr"] != f"vector({partitions})":
+                yield f"the alerts expect {rule['expr']} partitions"
     scaled = of_kind(objects, "ScaledObject")
     for one in scaled:
         spec, name = one["spec"], one["metadata"]["name"]
         if (spec["minReplicaCount"], spec["maxReplicaCount"]) != (2, partitions):
             yield f"{name} scales to {spec['maxReplicaCount']} pods"
+        if spec.get("fallback", {}).get("replicas") != partitions:
+            yield f"{name} falls back to {spec.get('fallback')}"
         down = spec["advanced"]["horizontalPodAutoscalerConfig"]["behavior"]["scaleDown"]
         if down.get("policies") != [{"type": "Pods", "value": 1, "periodSeconds": 60}]:
             yield f"{name} scales down by {down}"
@@ -59,9 +70,13 @@ def scalers_look_at_what_exists(objects: Objects) -> Iterator[str]:
             unknown = set(trigger["metadata"]) - _SCALER_KEYS[trigger["type"]]
             if unknown:
                 yield f"{name}: KEDA ignores {unknown}"
-        unknown = known.metrics_in(triggers[0]["metadata"]["query"]) - known.known_metrics()
+        query = triggers[0]["metadata"]["query"]
+        unknown = known.metrics_in(query) - known.known_metrics()
         if unknown:
             yield f"{name} asks for {unknown}"
+        asked = _QUERY.fullmatch(query)
+        if asked is None or asked["namespace"] != one["metadata"].get("namespace", asked["namespace"]):
+            yield f"{name} may get no number, or another installation's: {query}"
         queue = _CONSUMED[one["spec"]["scaleTargetRef"]["name"].removeprefix(f"{OURS}-")]
         wanted = {queue.queue_name(number) for number in range(partitions)}
         expression = triggers[1]["metadata"].get("queueName", "")

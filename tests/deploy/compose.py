@@ -9,7 +9,7 @@ import typer
 import yaml
 from pydantic import ValidationError
 
-from deploy.compose.prepare import file_of
+from deploy.compose.prepare import DATABASE_URLS, file_of
 from service import cli
 from service.messaging import subscriptions
 from service.settings import Settings
@@ -174,6 +174,17 @@ def each_has_its_own_user(stack: Stack) -> Iterator[str]:
             yield f"{name} declares"
 
 
+def only_the_owner_changes_tables(stack: Stack) -> Iterator[str]:
+    """The schema is changed as its owner, by the migration alone; nobody is the database's administrator."""
+    for name, service in _ours(stack):
+        url = _secrets(service).get("DATABASE_URL")
+        if url not in {None, DATABASE_URLS["whatsapp_qr_owner" if name == "migrate" else "whatsapp_qr"]}:
+            yield f"{name}: {url}"
+    administrator = stack["services"]["postgres"]["environment"].get("POSTGRES_USER", "postgres")
+    if administrator in DATABASE_URLS:
+        yield f"{administrator} may do everything"
+
+
 def ports_meet(stack: Stack) -> Iterator[str]:
     """A probe asks where its process listens, and the gateway and we call each other where the other listens."""
     services = stack["services"]
@@ -237,6 +248,7 @@ RULES: tuple[Callable[[Stack], Iterator[str]], ...] = (
     started_in_order,
     secrets_are_files,
     each_has_its_own_user,
+    only_the_owner_changes_tables,
     ports_meet,
     only_who_needs_it_gets_there,
     what_is_mounted_is_there,

@@ -1,12 +1,10 @@
-"""What the code knows that manifests name: commands, settings, paths, metrics; and what secrets.sh makes."""
+"""What the code knows that manifests name: commands, settings, paths, metrics."""
 
 import functools
-import subprocess
 from typing import Annotated, Any
 
 import promql_parser
 import typer
-import yaml
 from fastapi import FastAPI
 from prometheus_client import REGISTRY
 from pydantic import Field, TypeAdapter, ValidationError
@@ -14,18 +12,22 @@ from starlette.routing import Route
 
 from service import apps, cli, metrics
 from service.settings import Settings
-from tests.deploy.manifests import KUBERNETES, Object
 
 assert metrics  # importing it registers what is collected below
 CALLBACKS = ("/whatsapp-qr/webhook", "/whatsapp-qr/incoming")
 
 
 def is_command(arguments: list[str]) -> bool:
-    """Say whether `whatsapp-qr ARGUMENTS` is a command that needs no more."""
+    """Say whether `whatsapp-qr ARGUMENTS` is a command, with options that it has, that needs no more."""
     command: Any = _commands()
+    options = {argument.partition("=")[0] for argument in arguments if argument.startswith("--")}
     for argument in arguments:
-        command = getattr(command, "commands", {}).get(argument)
-    return command is not None and not hasattr(command, "commands") and not any(one.required for one in command.params)
+        if not argument.startswith("--"):
+            command = getattr(command, "commands", {}).get(argument)
+    if command is None or hasattr(command, "commands"):
+        return False
+    known = {option for one in command.params for option in one.opts}
+    return options <= known and not any(one.required for one in command.params)
 
 
 @functools.cache
@@ -91,11 +93,3 @@ def _names(expression: Any) -> list[str]:
     parts = [getattr(expression, name, None) for name in ("expr", "lhs", "rhs", "vector_selector")]
     parts += list(getattr(expression, "args", None) or [])
     return [name for part in parts if part is not None for name in _names(part)]
-
-
-@functools.cache
-def made_by_the_script() -> dict[str, Object]:
-    """Return the Secrets of secrets.sh by name."""
-    command = [str(KUBERNETES / "secrets.sh"), "a-namespace"]
-    run = subprocess.run(command, capture_output=True, text=True, check=True)
-    return {one["metadata"]["name"]: one for one in yaml.safe_load_all(run.stdout)}

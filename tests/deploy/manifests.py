@@ -23,13 +23,14 @@ Rule = Callable[[Objects], Iterator[str]]
 
 KUBERNETES = REPOSITORY / "deploy" / "kubernetes"
 KUBECTL = shutil.which("kubectl", path=sysconfig.get_path("scripts")) or "kubectl"  # the pinned one comes first
-ENVIRONMENTS = ("local", "staging", "production")
+ENVIRONMENTS = ("local", "staging", "production", "example")
 SERVICES = tuple(f"overlays/{name}" for name in ENVIRONMENTS)
 JOBS = tuple(f"overlays/{name}/migrate" for name in ENVIRONMENTS)
+CHECKS = tuple(f"overlays/{name}/check" for name in ENVIRONMENTS)
 COMPONENTS = ("rabbitmq-operator", "cnpg", "keda", "monitoring", "public-ingress")
 # Each component by itself; with all of them there is production.
 ALONE = tuple(f"base+{component}" for component in COMPONENTS)
-ROOTS = ("base", "jobs/migrate", *SERVICES, *JOBS, *ALONE)
+ROOTS = ("base", "jobs/migrate", "jobs/check", *SERVICES, *JOBS, *CHECKS, *ALONE)
 NAME = "app.kubernetes.io/name"
 COMPONENT = "app.kubernetes.io/component"
 OURS = "whatsapp-qr"

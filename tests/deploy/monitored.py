@@ -32,7 +32,7 @@ _OF_OTHERS = {
     "cluster_status",
 }
 _SECTIONS = ("What it means", "How to look", "What to do", "It is over when", "What not to do")
-_OUR_LABELS = {"status", "outcome", "reason", "type", "queue", "role", "call", "kind", "duty"}
+_OUR_LABELS = {"status", "outcome", "reason", "type", "queue", "role", "call", "kind", "duty", "session"}
 _SEVERITIES = {"critical", "warning"}
 
 
@@ -183,16 +183,25 @@ def page_faults(name: str, text: str, metrics: Labels) -> list[str]:
     found += [f"{name}: {title} is empty" for title in re.findall(r"^## (.+)\n+(?=## |\Z)", text, flags=re.MULTILINE)]
     if not command_lines(text, "kubectl") and not command_lines(text, "rabbitmqctl"):
         found.append(f"{name} does not say how to look")
+    for line in command_lines(text, "kubectl"):
+        if line.startswith("kubectl logs deploy/"):
+            found.append(f"{name}: {line} shows one pod of several")
     for query in blocks(text, "promql"):
         found += faults(query, metrics)
         found += _value_faults(query)
-    for link in re.findall(r"\]\(([^)#]+)\)", text):
-        if not (PAGES / link).exists():
-            found.append(f"{name}: {link} does not exist")
+    found += [f"{name}: {link} does not exist" for link in re.findall(r"\]\(([^)]+)\)", text) if not _leads(link)]
     words = re.findall(r"`([a-z]+(?:_[a-z]+)+)`", text)
     spoken = {*metrics, *(metric.removeprefix("whatsapp_qr_") for metric in metrics), *_OF_OTHERS}
     found += [f"{name}: nobody says {word}" for word in words if word not in spoken and not _is_word(word)]
     return found
+
+
+def _leads(link: str) -> bool:
+    path, _, anchor = link.partition("#")
+    if not (PAGES / path).exists():
+        return False
+    titles = re.findall(r"^#+ (.+)$", (PAGES / path).read_text(encoding="utf-8"), flags=re.MULTILINE)
+    return not anchor or anchor in {re.sub(r"[^\w -]", "", title).lower().replace(" ", "-") for title in titles}
 
 
 def _is_word(word: str) -> bool:

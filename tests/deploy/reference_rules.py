@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from service.settings import Settings
 from tests.deploy import known
 from tests.deploy.manifests import OURS, ROLES, Objects, Rule, of_kind, processes, selects, settings, workloads
+from tests.deploy.secrets_script import made_by_the_script
 
 _UNSHOWN = (*known.CALLBACKS, "/livez", "/readyz", "/metrics", "/docs", "/openapi.json")
 
@@ -108,7 +109,7 @@ def what_is_named_is_there(objects: Objects) -> Iterator[str]:
     """ConfigMaps and Secrets that pods name are rendered, or made by secrets.sh; their files are settings."""
     configs = {one["metadata"]["name"] for one in of_kind(objects, "ConfigMap")}
     rendered = {one["metadata"]["name"]: set(one["data"]) for one in of_kind(objects, "Secret")}
-    secrets = rendered or {name: set(one["stringData"]) for name, one in known.made_by_the_script().items()}
+    secrets = rendered or {name: set(one["stringData"]) for name, one in made_by_the_script().items()}
     for pod in workloads(objects):
         if not pod.ours:
             continue

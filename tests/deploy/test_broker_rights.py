@@ -29,7 +29,7 @@ def test_what_is_committed_is_what_is_generated(name: str) -> None:
 
 
 def test_every_user_has_its_rights_on_kubernetes() -> None:
-    """A User and a Permission each; the processes' passwords come from their own Secrets, never from a file here."""
+    """A User and a Permission each; passwords come from Secrets, never from a file here."""
     by_kind: dict[str, dict[str, Any]] = {"User": {}, "Permission": {}}
     for resource in resources():
         by_kind[resource["kind"]][resource["metadata"]["name"]] = resource["spec"]
@@ -38,8 +38,7 @@ def test_every_user_has_its_rights_on_kubernetes() -> None:
         permission = by_kind["Permission"][one.user]
         assert permission["permissions"] == one.permission
         assert permission["userReference"] == {"name": one.user}
-        secret = by_kind["User"][one.user].get("importCredentialsSecret")
-        assert secret == (None if one.is_client else {"name": one.user})
+        assert by_kind["User"][one.user]["importCredentialsSecret"] == {"name": one.user}
         assert by_kind["User"][one.user].get("tags", []) == list(one.tags)
 
 

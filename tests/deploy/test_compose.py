@@ -1,17 +1,16 @@
 """The compose stack is valid, keeps its rules, and fits the service: its settings, commands, ports and users."""
 
 import copy
+import re
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 
 from schemas import node, validate
 from tests.deploy import compose
-from tests.servers import REPOSITORY
 
 Change = Callable[[dict[str, Any]], object]
 
@@ -48,6 +47,14 @@ BROKEN: list[tuple[str, Change]] = [
     ("secrets_are_files", lambda services: services["simulator"]["environment"].pop("SECRETS_DIR")),
     ("each_has_its_own_user", lambda services: _exchange_secrets(services["ingress"], services["operator"])),
     ("each_has_its_own_user", lambda services: services["operator"]["environment"].pop("DECLARE_TOPOLOGY")),
+    (
+        "only_the_owner_changes_tables",
+        lambda services: services["ingress"]["secrets"][0].update(source="database_url_owner"),
+    ),
+    (
+        "only_the_owner_changes_tables",
+        lambda services: services["postgres"]["environment"].update(POSTGRES_USER="whatsapp_qr"),
+    ),
     ("ports_meet", lambda services: services["session-consumer"]["environment"].update(HEALTH_PORT="8081")),
     ("ports_meet", lambda services: services["simulator"]["environment"].update(CALLBACK_URL="http://ingress:8000")),
     ("ports_meet", lambda services: services["ingress"]["environment"].update(INTERNAL_PORT="9001")),
@@ -116,19 +123,6 @@ def test_every_rule_was_seen_to_fail() -> None:
     assert {rule.__name__ for rule in compose.RULES} == {rule for rule, _ in BROKEN}
 
 
-def test_prometheus_watches_what_runs() -> None:
-    """Each process and the broker, under its name and on the port where it answers; whatever it reads is mounted."""
-    configured = yaml.safe_load((REPOSITORY / "deploy" / "monitoring" / "prometheus.yml").read_text())
-    targets = {
-        target for job in configured["scrape_configs"] for group in job["static_configs"] for target in group["targets"]
-    }
-    services = STACK["services"]
-    ports = {role: services[role]["environment"].get("HEALTH_PORT", "8000") for role in compose.ROLES}
-    assert targets == {f"{name}:{port}" for name, port in {**ports, "rabbitmq": "15692"}.items()}
-    mounted = {one["target"] for one in services["prometheus"]["volumes"]}
-    assert {f"/etc/prometheus/{name}" for name in configured["rule_files"]} <= mounted
-
-
 def test_a_gateway_of_ones_own_takes_the_simulators_place() -> None:
     """Both consumers that call it are told where it is."""
     stack = compose.read(WHATSAPP_QR_SERVICE_URL="http://gateway.example:3001")
@@ -144,3 +138,23 @@ def test_the_example_of_settings_is_complete() -> None:
     assert set(shown) == compose.variables() - {"VERSION", "REVISION", "SOURCE"} | {"COMPOSE_PROFILES"}
     del shown["WHATSAPP_QR_SERVICE_URL"]  # it is shown with another
     assert compose.read(**shown) == STACK
+
+
+def test_a_fresh_clone_can_do_what_the_readme_says() -> None:
+    """What runs in .venv comes after `make setup`, because `make compose` makes none."""
+    page = (compose.FOLDER / "README.md").read_text(encoding="utf-8")
+    typed = re.findall(r"^    (.+)$", page, flags=re.MULTILINE)
+    outside = [number for number, line in enumerate(typed) if ".venv/" in line]
+    assert outside
+    assert any(line.startswith("make setup") for line in typed[: outside[0]])
+
+
+def test_the_readmes_commands_fit_the_stack() -> None:
+    """What is run, scaled and mounted under a name exists under it."""
+    page = (compose.FOLDER / "README.md").read_text(encoding="utf-8")
+    named = re.findall(r"docker compose (?:run --rm|exec|logs --follow|up --detach --scale) ([\w-]+)", page)
+    assert len(named) > 4
+    assert set(named) <= set(STACK["services"])
+    mounted = {one["target"] for one in STACK["services"]["postgres"]["secrets"] if isinstance(one, dict)}
+    assert set(re.findall(r"-f (/\S+)", page)) <= mounted
+    assert set(re.findall(r"`(\w+)`", page.partition("PostgreSQL's (")[2].partition(")")[0])) <= set(STACK["secrets"])

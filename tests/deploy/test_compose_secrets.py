@@ -55,13 +55,38 @@ def test_what_exists_is_kept(folder: Path) -> None:
 def test_a_secret_that_was_deleted_is_made_anew(folder: Path) -> None:
     """With all that is made of it, and nothing else."""
     before = _kept(folder)
-    for name in ("api_keys", "postgres_password"):
+    for name in ("api_keys", "database_url"):
         (folder / "secrets" / name).unlink()
     prepare.prepare(folder, RIGHTS)
     after = _kept(folder)
     changed = {name for name in before if before[name] != after[name]}
-    assert changed == {"api_keys", "postgres_password", "database_url", "broker_definitions"}
-    assert after["postgres_password"] in after["database_url"]
+    assert changed == {"api_keys", "database_url", "postgres_passwords", "broker_definitions"}
+
+
+@pytest.mark.parametrize("written", ["AMQP_PORT=5673", "AMQP_PORT='5673'", "AMQP_PORT=1\nAMQP_PORT=5673 # free"])
+def test_clients_find_the_broker_where_it_is_published(
+    written: str, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On the port of .env, unless a variable says another; under the password that they had. Containers do not care."""
+    before = _kept(folder)
+    (folder / ".env").write_text(f"{written}\n")
+    for port in ("5673", "5674", "5672"):
+        if port != "5673":
+            monkeypatch.setenv("AMQP_PORT", port if port == "5674" else "")
+        prepare.prepare(folder, RIGHTS)
+        after = _kept(folder)
+        for user in ("ai_worker", "event_subscriber"):
+            assert after[f"amqp_url_{user}"] == before[f"amqp_url_{user}"].replace(":5672/", f":{port}/")
+        assert after["amqp_url_ingress"] == before["amqp_url_ingress"]
+
+
+def test_what_is_written_by_hand_stays(folder: Path) -> None:
+    """A broker elsewhere is not moved to this machine."""
+    elsewhere = folder / "secrets" / "amqp_url_ai_worker"
+    elsewhere.unlink()
+    elsewhere.write_text("amqp://ai-worker:secret@broker.example:5679/")
+    prepare.prepare(folder, RIGHTS)
+    assert elsewhere.read_text() == "amqp://ai-worker:secret@broker.example:5679/"
 
 
 @pytest.mark.parametrize(

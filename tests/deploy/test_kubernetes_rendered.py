@@ -68,7 +68,7 @@ def test_kubernetes_knows_every_field(root: str, version: str) -> None:
     assert not {name: complaint for name, found in complaints.items() if found}
 
 
-@pytest.mark.parametrize("root", ["overlays/production", "overlays/staging", *ALONE])
+@pytest.mark.parametrize("root", ["overlays/production", "overlays/staging", "overlays/example", *ALONE])
 def test_the_operators_know_every_field(root: str) -> None:
     """Every custom resource is valid by the operator's own schema."""
     if not CRDS.is_dir():

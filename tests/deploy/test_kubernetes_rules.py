@@ -2,17 +2,42 @@
 
 import pytest
 
-from tests.deploy import breaking, capacity_rules, pod_security, reference_rules, workload_rules
+from tests.deploy import (
+    breaking,
+    breaking_operators,
+    capacity_rules,
+    operator_rules,
+    pod_security,
+    reference_rules,
+    workload_rules,
+)
 from tests.deploy.breaking import Break
-from tests.deploy.manifests import COMPONENTS, JOBS, ROLES, SERVICES, Objects, Rule, combined, objects, workloads
+from tests.deploy.manifests import (
+    CHECKS,
+    COMPONENTS,
+    JOBS,
+    ROLES,
+    SERVICES,
+    Objects,
+    Rule,
+    combined,
+    container,
+    objects,
+    workload,
+    workloads,
+)
 
 REFERENCES = (*reference_rules.RULES, *capacity_rules.RULES)
-RULES = (*pod_security.RULES, *workload_rules.RULES, *REFERENCES)
-# On one machine there is one pod of each, which goes when its node goes.
-NOT_LOCAL = {workload_rules.survives_drains}
+RULES = (*pod_security.RULES, *workload_rules.RULES, *operator_rules.RULES, *REFERENCES)
+# On one machine there is one pod of each, which goes when its node goes; its servers are not part of the service.
+NOT_LOCAL = {workload_rules.survives_drains, operator_rules.everything_is_part_of_it}
+# What compares the topology does it as the job that makes it.
+BORROWED = {pod_security.has_an_account_of_its_own, pod_security.has_a_secret_of_its_own}
 BREAKS = [
     *(("overlays/production", rule, broken) for rule, broken in breaking.PRODUCTION),
+    *(("overlays/production", rule, broken) for rule, broken in breaking_operators.PRODUCTION),
     *(("overlays/production/migrate", rule, broken) for rule, broken in breaking.JOBS),
+    *(("overlays/production/migrate", rule, broken) for rule, broken in breaking_operators.JOBS),
 ]
 
 
@@ -21,12 +46,22 @@ def complaints(found: Objects) -> dict[Rule, list[str]]:
     return {rule: broken for rule in RULES if (broken := list(rule(found)))}
 
 
-@pytest.mark.parametrize("root", [*SERVICES, *JOBS])
+@pytest.mark.parametrize("root", [*SERVICES, *JOBS, *CHECKS])
 @pytest.mark.parametrize("rule", RULES)
 def test_the_rules_hold(rule: Rule, root: str) -> None:
     """In every environment, for the services and for the jobs."""
-    if not (root == "overlays/local" and rule in NOT_LOCAL):
+    if not (root.startswith("overlays/local") and rule in NOT_LOCAL) and not (root in CHECKS and rule in BORROWED):
         assert list(rule(objects(root))) == []
+
+
+@pytest.mark.parametrize(("jobs", "checks"), [*zip(JOBS, CHECKS, strict=True)])
+def test_the_check_is_the_topology_job_with_another_command(jobs: str, checks: str) -> None:
+    """Same user, same rights, same image and settings, beside it; and nothing migrates."""
+    check, topology = workload(objects(checks), "whatsapp-qr-check"), workload(objects(jobs), "whatsapp-qr-topology")
+    assert container(objects(checks), check.name)["args"] == ["topology", "check"]
+    check.spec["containers"][0]["args"] = topology.spec["containers"][0]["args"]
+    assert (check.spec, check.labels) == (topology.spec, topology.labels)
+    assert [pod.name for pod in workloads(objects(checks))] == [check.name]
 
 
 @pytest.mark.parametrize(("root", "rule", "broken"), BREAKS)

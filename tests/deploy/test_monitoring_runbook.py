@@ -21,7 +21,7 @@ from tests.servers import Broker, ServerError
 
 KUBECTL = shutil.which("kubectl", path=sysconfig.get_path("scripts")) or "kubectl"
 _USAGE_ERROR = typer.BadParameter.__bases__[0]
-JOBS = REPOSITORY / "deploy" / "kubernetes" / "jobs" / "migrate"
+KUBERNETES = REPOSITORY / "deploy" / "kubernetes"
 RULES = generate.rules()
 METRICS = known.known(RULES)
 INDEX = (PAGES / "README.md").read_text(encoding="utf-8")
@@ -52,8 +52,10 @@ def test_a_page_says_what_it_has_to(name: str) -> None:
         ("whatsapp_qr_dead_letters_total", "whatsapp_qr_deaths_total", "there is no metric"),
         ("`handler_failed`", "`handler_fell`", "nobody says handler_fell"),
         ("(WhatsappQrUnroutable.md)", "(Unroutable.md)", "Unroutable.md does not exist"),
+        ("(WhatsappQrUnroutable.md)", "(README.md#nowhere)", "README.md#nowhere does not exist"),
         ("# WhatsappQrDeadLetters", "# Dead letters", "is not its title"),
         ("kubectl ", "kube ", "does not say how to look"),
+        ("kubectl logs -l app", "kubectl logs deploy/app", "shows one pod of several"),
     ],
 )
 def test_a_wrong_page_is_noticed(right: str, wrong: str, fault: str) -> None:
@@ -105,7 +107,8 @@ def test_a_wrong_command_is_noticed(line: str) -> None:
     assert not _understood(line)
 
 
-_ANSWERS = ("was refused", "no current context is set")  # what kubectl says of a line that it would carry out
+# What kubectl says of a line that it would carry out.
+_ANSWERS = ("was refused", "connection refused", "no current context is set")
 
 
 def _kubectl_takes(line: str, folder: Path) -> bool:
@@ -114,7 +117,7 @@ def _kubectl_takes(line: str, folder: Path) -> bool:
     at = words.index("--") if "--" in words else len(words)
     command = [KUBECTL, *words[:at], "--server=http://127.0.0.1:1", f"--cache-dir={folder}", *words[at:]]
     environment = {"HOME": str(folder), "KUBECONFIG": ""}
-    run = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    run = subprocess.run(command, cwd=REPOSITORY, env=environment, capture_output=True, text=True, check=False)
     return any(answer in run.stderr for answer in _ANSWERS)
 
 
@@ -127,9 +130,10 @@ def _unknown(line: str) -> list[str]:
     roles = {command.name for command in typer.main.get_command(cli.app).commands.values()}  # type: ignore[attr-defined]
     found = [name for name in re.findall(r"deploy/whatsapp-qr-([\w-]+)", line) if name not in roles]
     found += [name for name in re.findall(r"component=([\w-]+)", line) if name not in roles]
-    jobs = "".join(path.read_text(encoding="utf-8") for path in JOBS.glob("*.yaml"))
+    written = "".join(path.read_text(encoding="utf-8") for path in KUBERNETES.rglob("*.yaml"))
     named = re.findall(r"(?:job/|job )(whatsapp-qr-[\w-]+)", line)
-    return found + [name for name in named if f"name: {name}\n" not in jobs]
+    named += re.findall(r"exec (whatsapp-qr-\w+)(?:-server)?-\d", line)  # a pod of an operator's cluster
+    return found + [name for name in named if not re.search(rf"(?:name|value): {name}(?![\w-])", written)]
 
 
 def test_the_clusters_commands_exist(tmp_path: Path) -> None:
@@ -139,16 +143,27 @@ def test_the_clusters_commands_exist(tmp_path: Path) -> None:
     assert [name for line in _kubectl_lines() for name in _unknown(line)] == []
 
 
-@pytest.mark.parametrize("line", ["kubectl get pods --colour", "kubectl gett pods", "kubectl exec deploy/x"])
+@pytest.mark.parametrize(
+    "line", ["kubectl get pods --colour", "kubectl gett pods", "kubectl exec deploy/x", "kubectl apply -k deploy/x"]
+)
 def test_a_wrong_kubectl_line_is_noticed(line: str, tmp_path: Path) -> None:
-    """A verb or an option that kubectl does not have, or a command that it misses, is told."""
+    """A verb, an option or a folder that does not exist, or a command that is missing, is told."""
     assert not _kubectl_takes(line, tmp_path)
 
 
-@pytest.mark.parametrize("name", ["deploy/whatsapp-qr-sender", "job/whatsapp-qr-migration", "-l a/component=sender"])
-def test_a_wrong_name_is_noticed(name: str) -> None:
-    """A deployment, a job or a component that does not exist is told."""
-    assert _unknown(f"kubectl logs {name}")
+@pytest.mark.parametrize(
+    "words",
+    [
+        "logs deploy/whatsapp-qr-sender",
+        "logs job/whatsapp-qr-migration",
+        "logs -l a/component=sender",
+        "exec whatsapp-qr-broker-server-0 -- rabbitmqctl status",
+        "exec whatsapp-qr-database-1 -- psql",
+    ],
+)
+def test_a_wrong_name_is_noticed(words: str) -> None:
+    """A deployment, a job, a component or a pod that does not exist is told."""
+    assert _unknown(f"kubectl {words}")
 
 
 async def test_the_sql_can_be_run_and_only_reads(postgres_database: str) -> None:

@@ -1,5 +1,6 @@
 """`whatsapp-qr topology` at a terminal, against a real broker: it declares, compares, and says who may do what."""
 
+import asyncio
 import base64
 import json
 import re
@@ -8,13 +9,14 @@ from pathlib import Path
 
 import aio_pika
 import pytest
+from structlog.testing import capture_logs
 
-from service.messaging import management, rights, topology
+from service.messaging import comparing, management, rights, topology
 from service.messaging.management import Found
 from tests.allowed import ALLOWED
 from tests.operator import operate
 from tests.servers import Broker, free_ports
-from tests.system import System
+from tests.system import SECONDS, System, eventually
 from whatsapp_qr_contracts.message import COMMANDS
 
 SESSIONS = "whatsapp-qr.sessions"
@@ -72,16 +74,66 @@ async def test_a_queue_with_other_arguments(system: System) -> None:
 
 async def test_who_may_not_declare_is_told_so(system: System, shared_broker: Broker) -> None:
     """The sentence names what was refused, and where to look; status 1."""
-    vhost = system.amqp_url.rpartition("/")[2]
-    text = json.dumps(rights.definitions({"ai-worker": "word"}, vhost=vhost))
-    encoded = base64.b64encode(text.encode()).decode()
-    await shared_broker.ctl("eval", f'rabbit_definitions:import_raw(base64:decode(<<"{encoded}">>)).')
-    answer = await operate(
-        system, "topology", "apply", AMQP_URL=system.amqp_url.replace("guest:guest", "ai-worker:word")
-    )
+    url = await _as_user(system, shared_broker, "ai-worker")
+    answer = await operate(system, "topology", "apply", AMQP_URL=url)
     assert answer.status == 1
     assert "ACCESS_REFUSED" in answer.error
-    assert "see whatsapp-qr topology permissions" in answer.error
+    assert answer.error.strip().endswith("see whatsapp-qr topology permissions")
+
+
+async def test_apply_waits_until_it_is_let_in(system: System, shared_broker: Broker) -> None:
+    """On a new cluster the job may come before its user: it tries again, and says what it waits for."""
+    await shared_broker.ctl("eval", 'rabbit_auth_backend_internal:delete_user(<<"whatsapp-qr-topology">>, <<"test">>).')
+    url = system.amqp_url.replace("guest:guest", "whatsapp-qr-topology:word")
+    with capture_logs() as told:
+        applying = asyncio.create_task(comparing.apply(url, 2, wait=SECONDS))
+
+        async def waits() -> set[str]:
+            return {line["reason"] for line in told}
+
+        assert await eventually(waits) == {"RabbitMQ refuses the user or the password of AMQP_URL"}
+        await _as_user(system, shared_broker, "whatsapp-qr-topology")
+        await applying
+    assert (await operate(system, "topology", "check")).status == 0
+
+
+@pytest.mark.parametrize("user", ["whatsapp-qr-session-consumer", "whatsapp-qr-operator"])
+async def test_who_may_not_declare_sees_what_is_missing(system: System, shared_broker: Broker, user: str) -> None:
+    """At night nobody looks for the password of the user who may declare."""
+    url = await _as_user(system, shared_broker, user)
+    before = await operate(system, "topology", "check", AMQP_URL=url)
+    assert (before.status, f"queue {SESSIONS} is missing" in before.out) == (1, True)
+    await operate(system, "topology", "apply")
+    after = await operate(system, "topology", "check", AMQP_URL=url)
+    assert (after.status, after.error) == (0, "")
+    assert "was not compared: this user may not declare" in after.out
+
+
+async def _as_user(system: System, broker: Broker, user: str) -> str:
+    """Make the users; return the broker's URL for one of them."""
+    vhost = system.amqp_url.rpartition("/")[2]
+    text = json.dumps(rights.definitions({user: "word"}, vhost=vhost))
+    encoded = base64.b64encode(text.encode()).decode()
+    await broker.ctl("eval", f'rabbit_definitions:import_raw(base64:decode(<<"{encoded}">>)).')
+    return system.amqp_url.replace("guest:guest", f"{user}:word")
+
+
+@pytest.mark.parametrize(
+    ("wrong", "sentence"),
+    [
+        ("guest:wrong", "RabbitMQ refuses the user or the password of AMQP_URL"),
+        ("whatsapp-qr-operator:word", "RabbitMQ does not let the user of AMQP_URL into its virtual host"),
+    ],
+)
+async def test_who_is_not_let_in_is_told_why(system: System, shared_broker: Broker, wrong: str, sentence: str) -> None:
+    """RabbitMQ is reachable: nobody should look for a network that is broken."""
+    await _as_user(system, shared_broker, "whatsapp-qr-operator")
+    elsewhere = system.amqp_url.rpartition("/")[0] + "/%2F"
+    url = (elsewhere if "operator" in wrong else system.amqp_url).replace("guest:guest", wrong)
+    answer = await operate(system, "topology", "check", AMQP_URL=url)
+    assert answer.status == 1
+    assert answer.error.startswith(f"whatsapp-qr: {sentence}")
+    assert "word" not in answer.error.removeprefix(f"whatsapp-qr: {sentence}")
 
 
 @pytest.mark.parametrize("command", ["apply", "check"])
@@ -93,6 +145,10 @@ async def test_without_a_broker(sqlite_database: str, tmp_path: Path, command: s
     assert answer.error.startswith("whatsapp-qr: RabbitMQ is not reachable: ")
     assert "Traceback" not in answer.error
     assert "marked-word" not in answer.error
+    if command == "apply":
+        waited = await operate(system, "topology", "apply", "--wait", "0.1")
+        assert (waited.status, waited.error.count("\n")) == (1, 2)
+        assert "not_declared_yet" in waited.error
     wrong = await operate(system, "topology", command, MANAGEMENT_URL="localhost:15672")
     assert (wrong.status, "MANAGEMENT_URL is" in wrong.error) == (2, True)
     away = await operate(system, "topology", "check", MANAGEMENT_URL="http://user:marked-word@127.0.0.1:1")

@@ -19,8 +19,8 @@ _NOW = Row(
         ),
         stat(
             "Oldest message to send",
-            "How long a message to a customer has been waiting. It may wait for its session to be connected.",
-            f"max(whatsapp_qr_oldest_pending_seconds{{{IN}}})",
+            "How long a message has been waiting whose session is connected. The others are on Send pipeline.",
+            f'max(whatsapp_qr_oldest_pending_seconds{{session="connected", {IN}}})',
             unit="s",
             bad_from=900,
         ),

@@ -29,9 +29,10 @@ BOARD = Board(
                 ),
                 Panel(
                     "Oldest message to send",
-                    "It rises in a straight line while a session with waiting messages is not connected.",
+                    "connected: it could go out now; above 900 s is an alert. away: it waits for its session, in a "
+                    "straight line until somebody scans or it expires.",
                     "s",
-                    [(f"max(whatsapp_qr_oldest_pending_seconds{{{IN}}})", "oldest")],
+                    [(f"max by (session) (whatsapp_qr_oldest_pending_seconds{{{IN}}})", "{{session}}")],
                 ),
             ],
         ),
@@ -72,7 +73,8 @@ BOARD = Board(
             [
                 Panel(
                     "Sends by outcome",
-                    "Calls of the gateway's /send. unknown is what may have been sent although nobody said so.",
+                    "Calls of the gateway's /send. unknown is what may have been sent although nobody said so; where "
+                    "all are, the gateway hangs.",
                     "cps",
                     [(rate("whatsapp_qr_gateway_seconds_count", "outcome", 'call="send"'), "{{outcome}}")],
                 ),

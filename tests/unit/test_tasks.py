@@ -1,0 +1,65 @@
+"""How tasks that go on for ever are ended."""
+
+import asyncio
+
+import pytest
+
+from service import tasks
+from service.tasks import end, is_cancelled
+
+
+async def test_a_task_that_loses_a_cancellation_is_cancelled_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a loop does that outlives errors, where the driver turns a cancellation into one."""
+    monkeypatch.setattr(tasks, "AGAIN_SECONDS", 0.01)
+    lost: list[str] = []
+
+    async def go_on_for_ever() -> None:
+        while True:
+            try:
+                await asyncio.Event().wait()
+            except asyncio.CancelledError:
+                if len(lost) == 3:
+                    raise
+                lost.append("once more")
+
+    task = asyncio.create_task(go_on_for_ever())
+    await asyncio.sleep(0)
+    await end([task])
+    assert (lost, task.cancelled()) == (["once more"] * 3, True)
+
+
+async def test_what_a_task_raises_at_its_end_is_not_told() -> None:
+    """Nor is there anything to end where there is no task, or one that has ended."""
+
+    async def fail() -> None:
+        try:
+            await asyncio.Event().wait()
+        finally:
+            raise OSError("gone")
+
+    task = asyncio.create_task(fail())
+    await asyncio.sleep(0)
+    await end([task])
+    await end([task])
+    await end([])
+    assert task.done()
+
+
+async def test_a_cancellation_that_is_not_ours_is_none() -> None:
+    """The client library raises CancelledError also where nobody has cancelled the task."""
+    assert not is_cancelled()
+    with pytest.raises(asyncio.CancelledError):
+        raise asyncio.CancelledError
+    assert not is_cancelled()
+    seen: list[bool] = []
+
+    async def look() -> None:
+        try:
+            await asyncio.Event().wait()
+        finally:
+            seen.append(is_cancelled())
+
+    task = asyncio.create_task(look())
+    await asyncio.sleep(0)
+    await end([task])
+    assert seen == [True]
