@@ -108,7 +108,7 @@ GATEWAY_SECONDS = Histogram(
 )
 TRANSACTION_SECONDS = Histogram(
     "whatsapp_qr_transaction_seconds",
-    "Transactions from the wait for a connection to the commit, failed ones included.",
+    "Transactions from their turn to the commit, failed ones included.",
     ["kind"],
     buckets=_TRANSACTION_SECONDS,
 )

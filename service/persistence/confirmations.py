@@ -112,7 +112,7 @@ class Confirmations:
                 await tx.execute(update(ConversationRow).where(known).values(announced=True))
 
         try:
-            await self._database.transact(mark)
+            await self._database.transact(mark, urgent=True)
         except DatabaseUnavailable as error:
             log.warning("confirmations_not_written", reason=str(error))
         except Exception:

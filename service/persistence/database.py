@@ -4,6 +4,7 @@ import asyncio
 import sqlite3
 import time
 from collections.abc import Awaitable, Callable
+from contextlib import AbstractAsyncContextManager, nullcontext
 from datetime import UTC, datetime, timedelta
 from typing import Any, Literal, TypeVar
 
@@ -29,6 +30,8 @@ T = TypeVar("T")
 Work = Callable[[AsyncSession], Awaitable[T]]
 
 _POOL_SIZE = 10
+_KEPT_FREE = 2  # connections to PostgreSQL, for what is urgent
+_SQLITE_READERS = 4
 _CLOSE_SECONDS = 6.0
 # The driver waits for ever for the end of a statement that it gave up, where the link is silent: what is open for
 # longer is cut off, and the connection with it.
@@ -56,26 +59,37 @@ class Database:
         if self.is_sqlite:
             # One writer per process: SQLite has one anyway, and waiting in line here is fairer than its busy loop.
             self._writer = sqlite_engine(url, "BEGIN IMMEDIATE", pool_size=1)
-            self._reader = sqlite_engine(url, "BEGIN", pool_size=4)
+            self._reader = sqlite_engine(url, "BEGIN", pool_size=_SQLITE_READERS)
+            self._turns = {self._writer: asyncio.Semaphore(1), self._reader: asyncio.Semaphore(_SQLITE_READERS - 1)}
         else:
             self._writer = self._reader = postgres_engine(url, pool)
+            self._turns = {self._writer: asyncio.Semaphore(max(1, pool - _KEPT_FREE))}
         self._file = make_url(url).database if self.is_sqlite else None
         self._reading: set[asyncio.Task[Any]] = set()
         self._longest = None if self.is_sqlite else _TRANSACTION_SECONDS  # SQLite's driver must never be cut off
 
-    async def transact(self, work: Work[T]) -> T:
+    async def transact(self, work: Work[T], *, urgent: bool = False) -> T:
         """Run `work` in one transaction and commit it.
+
+        Args:
+            work: what is done in it.
+            urgent: do not wait behind those who work through a backlog: they are many, and a beat must not be late.
 
         Raises:
             DatabaseUnavailable: nothing was committed as far as is known; running it again must do no harm.
         """
-        task = asyncio.create_task(self._write(work))
-        try:
-            return await asyncio.shield(task)
-        except asyncio.CancelledError:
-            # What has begun ends: a driver call that is cancelled may keep SQLite's lock on the whole file.
-            await asyncio.wait([task])
-            raise
+        async with self._turn(self._writer, urgent=urgent):
+            task = asyncio.create_task(self._write(work))
+            try:
+                return await asyncio.shield(task)
+            except asyncio.CancelledError:
+                # What has begun ends: a driver call that is cancelled may keep SQLite's lock on the whole file.
+                await asyncio.wait([task])
+                raise
+
+    def _turn(self, engine: AsyncEngine, *, urgent: bool) -> AbstractAsyncContextManager[None]:
+        # In the pool's own line hundreds of lanes would run into its time limit, as if the database were away.
+        return nullcontext() if urgent else self._turns[engine]
 
     async def _write(self, work: Work[T]) -> T:
         try:
@@ -86,12 +100,12 @@ class Database:
             raise
 
     async def read(self, work: Work[T], *, seconds: float | None = None) -> T:
-        """Run `work`, which only reads.
+        """Run `work`, which only reads; with a time limit it is urgent.
 
         Raises:
             DatabaseUnavailable: no answer, or none within `seconds`.
         """
-        reading = asyncio.create_task(self._observed("read", self._reader, work))
+        reading = asyncio.create_task(self._read(work, urgent=seconds is not None))
         self._reading.add(reading)
         reading.add_done_callback(self._reading.discard)
         try:
@@ -105,6 +119,10 @@ class Database:
         reading.cancel()
         message = f"the database did not answer within {seconds} s"
         raise DatabaseUnavailable(message)
+
+    async def _read(self, work: Work[T], *, urgent: bool) -> T:
+        async with self._turn(self._reader, urgent=urgent):
+            return await self._observed("read", self._reader, work)
 
     async def _observed(self, kind: Literal["read", "write"], engine: AsyncEngine, work: Work[T]) -> T:
         began = time.perf_counter()

@@ -63,7 +63,7 @@ class Heartbeats:
             )
             return [Peer(row.id, frozenset(row.partitions)) for row in await tx.scalars(others)]
 
-        return await self._database.transact(work)
+        return await self._database.transact(work, urgent=True)
 
     async def remove(self) -> None:
         """Delete the row of this process: it takes nothing any more. Also tells whether the database can be written.
@@ -75,4 +75,4 @@ class Heartbeats:
         async def work(tx: AsyncSession) -> None:
             await tx.execute(delete(ProcessRow).where(col(ProcessRow.id) == self._id))
 
-        await self._database.transact(work)
+        await self._database.transact(work, urgent=True)

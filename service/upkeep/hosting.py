@@ -111,7 +111,7 @@ class Upkeep:
         take = partial(leases.take, self._database, duty=duty.name, holder=self._holder, seconds=self._seconds)
         try:
             async with asyncio.timeout(self._seconds / _RENEWALS):
-                return await self._database.transact(take)
+                return await self._database.transact(take, urgent=True)
         except (DatabaseUnavailable, TimeoutError) as error:
             log.debug("lease_not_answered", duty=duty.name, reason=str(error))
             return None
@@ -122,7 +122,8 @@ class Upkeep:
     async def _release(self, duty: Duty) -> None:
         try:
             async with asyncio.timeout(_RELEASE_SECONDS):
-                await self._database.transact(partial(leases.release, duty=duty.name, holder=self._holder))
+                release = partial(leases.release, duty=duty.name, holder=self._holder)
+                await self._database.transact(release, urgent=True)
         except (DatabaseUnavailable, TimeoutError) as error:
             log.info("lease_runs_out_by_itself", duty=duty.name, reason=str(error))
 

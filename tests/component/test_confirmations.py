@@ -86,7 +86,7 @@ async def test_confirmations_survive_an_unavailable_database(
     message = (await receive(database, await a_session(database))).message
     tried, transact = asyncio.Event(), database.transact
 
-    async def away(_work: object) -> None:
+    async def away(_work: object, **_options: object) -> None:
         tried.set()
         detail = "away"
         raise DatabaseUnavailable(detail)
@@ -113,7 +113,7 @@ async def test_an_odd_error_does_not_end_the_writing(database: Database, monkeyp
     messages = [(await receive(database, session, name)).message for name in ("A1", "A2")]
     failed, transact = asyncio.Event(), database.transact
 
-    async def odd(_work: object) -> None:
+    async def odd(_work: object, **_options: object) -> None:
         monkeypatch.setattr(database, "transact", transact)
         failed.set()
         detail = "another operation is in progress"

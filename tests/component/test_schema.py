@@ -147,11 +147,11 @@ async def test_the_pool_has_the_size_that_is_set(migrated_postgres: str) -> None
         begun.put_nowait(number)
         await release.wait()
 
-    first = [asyncio.create_task(database.read(partial(wait, number=number))) for number in range(3)]
+    first = [asyncio.create_task(database.read(partial(wait, number=number), seconds=60)) for number in range(3)]
     assert {await begun.get() for _ in first} == {0, 1, 2}
     pool: Any = database._reader.pool
     assert (pool.checkedout(), pool.size(), pool.overflow()) == (3, 3, 0)
-    fourth = asyncio.create_task(database.read(partial(wait, number=3)))
+    fourth = asyncio.create_task(database.read(partial(wait, number=3), seconds=60))
     release.set()
     assert await begun.get() == 3
     await asyncio.gather(*first, fourth)

@@ -163,7 +163,7 @@ async def test_a_run_ends_when_the_database_does_not_say_that_the_lease_is_ours(
     async with hosting(database, long):
         await begun.wait()
 
-        async def away(*_: object) -> None:
+        async def away(*_: object, **_options: object) -> None:
             detail = "no database"
             raise DatabaseUnavailable(detail)
 

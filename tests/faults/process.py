@@ -127,7 +127,7 @@ def _install(faults: Faults) -> None:
             event.listen(database._writer.sync_engine, "begin", faults.limit_pages)
 
     Database.__init__ = build  # type: ignore[assignment,method-assign]
-    _around(Database, "transact", lambda do, database, work: do(database, partial(_flushed, step, work)))
+    _around(Database, "transact", partial(_committing, step))
     _around(Publisher, "publish_raw", partial(_stepping, step, "publish", "published", ()))
     _around(Gateway, "_call", partial(_stepping, step, "call", "called", (GatewayRefused,)))
     _around(RabbitMessage, "ack", partial(_stepping, step, "ack", "acked", ()))
@@ -135,6 +135,10 @@ def _install(faults: Faults) -> None:
     _around(hosting, "_do", _do_duty)
     ingress_app = apps.ingress_app
     apps.ingress_app = lambda settings: Requests(ingress_app(settings))  # type: ignore[assignment,return-value]
+
+
+async def _committing(step: Callable[[str], None], do: Any, database: Database, work: Any, **how: Any) -> Any:
+    return await do(database, partial(_flushed, step, work), **how)
 
 
 async def _flushed(step: Callable[[str], None], work: Callable[..., Awaitable[Any]], tx: AsyncSession) -> Any:
