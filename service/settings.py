@@ -160,7 +160,10 @@ class Settings(BaseSettings):
         "compares bindings too, and finds what is left over",
     )
     database_pool: int = Field(
-        default=10, ge=2, le=1000, description="Connections to PostgreSQL per process, at most; SQLite has its own few"
+        default=10,
+        ge=2,
+        le=1000,
+        description="Connections to PostgreSQL per process, at most; two are for what is urgent; SQLite has its own",
     )
     prefetch: int = Field(default=128, ge=1, le=1000, description="Unacknowledged messages per partition and process")
     heartbeat_period: float = Field(

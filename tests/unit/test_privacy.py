@@ -118,3 +118,12 @@ def test_what_asyncio_says_of_a_lost_error_has_no_text() -> None:
     logs._quieten_libraries()
     assert logging.getLogger("asyncio").filter(record)
     assert record.getMessage() == "never retrieved"
+
+
+def test_the_end_of_each_channel_of_a_lost_connection_is_not_told(caplog: pytest.LogCaptureFixture) -> None:
+    """At level error a dozen lines for each outage; what else goes wrong in such a callback is."""
+    logs._quieten_libraries()
+    library = logging.getLogger("aio_pika.tools")
+    library.error("Callback %r error: %s: %s", "one", "ChannelInvalidStateError", "closed")
+    library.error("Callback %r error: %s: %s", "one", "KeyError", "closed")
+    assert [record.getMessage() for record in caplog.records] == ["Callback 'one' error: KeyError: closed"]
