@@ -25,6 +25,14 @@ _ON_ONE_DATABASE = {
     "test_shares_settle_after_each_start_and_end": "postgres",
     "test_slow_sessions_do_not_wait_for_each_other": "postgres",
     "test_a_killed_store_loses_and_doubles_nothing": "postgres",
+    "test_a_hanging_process_is_replaced": "postgres",
+    "test_200_messages_to_one_recipient_arrive_in_order": "postgres",
+    "test_an_earlier_database_under_the_present_broker": "postgres",
+    "test_an_empty_broker_under_the_present_database": "postgres",
+    "test_a_lane_whose_timer_died_is_resumed": "sqlite",
+    "test_the_duties_of_a_killed_process_are_taken_over": "postgres",
+    "test_everything_returns_after_a_long_outage": "sqlite",
+    "test_a_pairing_that_hangs_is_begun_anew": "postgres",
 }
 
 

@@ -72,12 +72,8 @@ def test_every_mutant_has_its_case() -> None:
     assert CASES.keys() == MUTANTS.keys()
 
 
-QUICK = {"skips duplicates"}
-
-
-@pytest.mark.parametrize(
-    "mutant", [name if name in QUICK else pytest.param(name, marks=pytest.mark.long) for name in CASES]
-)
+@pytest.mark.long
+@pytest.mark.parametrize("mutant", CASES)
 async def test_a_mutant_is_found(mutant: str, breakable_broker: Broker, tmp_path: Path) -> None:
     """With the defect the judge finds what it does; the same faults without it are survived."""
     faults, found = CASES[mutant]
