@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from tests.bench.model import ROLES, Assumed, Limit, Load, net_ms, plan
-from tests.bench.table import rows
+from tests.bench.table import rows, three_digits
 
 SCALES = (1, 100, 10_000)
 
@@ -19,7 +19,7 @@ def carried(found: Mapping[str, Any], assumed: Assumed | None = None, *, kind: s
         if role not in ROLES or "paced" in item or "alone" in item:
             continue
         ms = net_ms(one, idle, ROLES[role])
-        at_measure = "" if "pairing" in item else f"{one['per_second']:.3g}"
+        at_measure = "" if "pairing" in item else three_digits(one["per_second"])
         lines.append((item, f"{ms:.2g}", f"{assumed.busy * 1000 / ms:.0f}", at_measure))
     base = Load()
     made = plan(found, base, assumed, kind=kind)

@@ -48,7 +48,7 @@ def _costs(costs: Mapping[str, Any]) -> str:
         (
             (
                 name,
-                f"{one['per_second']:.3g}",
+                three_digits(one["per_second"]),
                 *(_ms(one["cpu_ms"].get(part, 0.0)) for part in _PARTS),
                 *(f"{one[count]:.2g}" if one[count] else "" for count in ("reads", "writes", "publishes")),
                 *(f"{one[size] / 1000:.2g}" if one[size] else "" for size in ("wal_bytes", "broker_bytes")),
@@ -57,6 +57,11 @@ def _costs(costs: Mapping[str, Any]) -> str:
             for name, one in costs.items()
         ),
     )
+
+
+def three_digits(value: float) -> str:
+    """Return a number as people write it, with as many digits as mean something."""
+    return f"{float(f'{value:.3g}'):g}"
 
 
 def _ms(value: float) -> str:
@@ -75,7 +80,8 @@ def _waits(found: Mapping[str, Any], kinds: list[str]) -> str:
 
 def _pair(latency: Mapping[str, float]) -> tuple[str, str]:
     alone, many = (
-        f"{latency[f'p50 {label}']:.3g} / {latency[f'p99 {label}']:.3g}" for label in ("alone", "of 32 at once")
+        " / ".join(three_digits(latency[f"{share} {label}"]) for share in ("p50", "p99"))
+        for label in ("alone", "of 32 at once")
     )
     return alone, many
 
