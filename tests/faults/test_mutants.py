@@ -56,7 +56,7 @@ TWO_SENDERS = [
     of_the_menu("gateway has ids of its own", pause=0, lasts=8),
     *(of_the_menu("broker connections cut") for _ in range(6)),
 ]
-BACKLOG = [of_the_menu("database away", pause=1, lasts=9)]  # longer than SQLite's own line of waiting writers
+BACKLOG = [of_the_menu("database away", pause=1, lasts=25)]  # one writer after another gives up, 5 s each
 
 CASES = {
     "skips duplicates": (BEFORE_THE_JOB, "lost"),
