@@ -1,11 +1,14 @@
-"""How tasks that go on for ever are ended."""
+"""How tasks that go on for ever are ended, and how those are let end that must not be cut off."""
 
 import asyncio
 from collections.abc import Iterable
-from typing import Any
+from contextlib import suppress
+from typing import Any, TypeVar
+
+T = TypeVar("T")
 
 AGAIN_SECONDS = 6.0
-"""Longer than SQLite waits for its lock: a transaction that has begun is let end."""
+"""Between two cancellations of one task."""
 
 
 def is_cancelled() -> bool:
@@ -26,3 +29,15 @@ async def end(tasks: Iterable[asyncio.Task[Any]]) -> None:
             task.cancel()
         _, left = await asyncio.wait(left, timeout=AGAIN_SECONDS)
     await asyncio.gather(*all_of_them, return_exceptions=True)
+
+
+async def let_end(task: asyncio.Task[T]) -> T:
+    """Return a task's result. It is never cut off: whoever is cancelled meanwhile, however often, waits for its end."""
+    try:
+        return await asyncio.shield(task)
+    except asyncio.CancelledError:
+        while not task.done():
+            with suppress(asyncio.CancelledError):
+                await asyncio.wait([task])
+        await asyncio.gather(task, return_exceptions=True)  # what it raised is told to nobody
+        raise

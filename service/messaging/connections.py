@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from contextvars import Context
 from traceback import clear_frames
 from typing import Any
@@ -20,7 +20,7 @@ from aiormq.exceptions import ChannelAccessRefused, InvalidFrameError
 from faststream.rabbit import RabbitBroker
 
 from service.errors import BrokerUnavailable
-from service.tasks import is_cancelled
+from service.tasks import is_cancelled, let_end
 
 log = structlog.get_logger()
 
@@ -91,14 +91,7 @@ async def open_broker(broker: RabbitBroker) -> None:
     # Not in the present context: a connection outlives the message that is being handled.
     connecting = asyncio.create_task(broker.connect(), context=Context())
     with _opening():
-        try:
-            await asyncio.shield(connecting)
-        except asyncio.CancelledError:
-            while not connecting.done():
-                with suppress(asyncio.CancelledError):
-                    await asyncio.wait([connecting])
-            await asyncio.gather(connecting, return_exceptions=True)  # told to nobody
-            raise
+        await let_end(connecting)
 
 
 async def close_all(*closes: Callable[[], Awaitable[Any]]) -> None:

@@ -23,6 +23,7 @@ from service.metrics import TRANSACTION_SECONDS
 from service.persistence.columns import UtcDateTime
 from service.persistence.engines import APPLICATION, postgres_engine, sqlite_engine
 from service.persistence.stopped_writers import end_stopped_writer
+from service.tasks import let_end
 
 log = structlog.get_logger()
 
@@ -79,13 +80,8 @@ class Database:
             DatabaseUnavailable: nothing was committed as far as is known; running it again must do no harm.
         """
         async with self._turn(self._writer, urgent=urgent):
-            task = asyncio.create_task(self._write(work))
-            try:
-                return await asyncio.shield(task)
-            except asyncio.CancelledError:
-                # What has begun ends: a driver call that is cancelled may keep SQLite's lock on the whole file.
-                await asyncio.wait([task])
-                raise
+            # A driver call that is cancelled may keep SQLite's lock on the whole file.
+            return await let_end(asyncio.create_task(self._write(work)))
 
     def _turn(self, engine: AsyncEngine, *, urgent: bool) -> AbstractAsyncContextManager[None]:
         # In the pool's own line hundreds of lanes would run into its time limit, as if the database were away.

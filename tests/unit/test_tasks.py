@@ -5,7 +5,7 @@ import asyncio
 import pytest
 
 from service import tasks
-from service.tasks import end, is_cancelled
+from service.tasks import end, is_cancelled, let_end
 
 
 async def test_a_task_that_loses_a_cancellation_is_cancelled_again(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -63,3 +63,29 @@ async def test_a_cancellation_that_is_not_ours_is_none() -> None:
     await asyncio.sleep(0)
     await end([task])
     assert seen == [True]
+
+
+async def test_what_must_not_be_cut_off_ends_first() -> None:
+    """However often whoever waits for it is cancelled; then he is."""
+    go_on, ended = asyncio.Event(), list[str]()
+
+    async def work() -> None:
+        await go_on.wait()
+        ended.append("work")
+        raise OSError("told to nobody: who waited is gone")
+
+    async def wait() -> None:
+        try:
+            await let_end(asyncio.create_task(work()))
+        finally:
+            ended.append("waiting")
+
+    waiting = asyncio.create_task(wait())
+    for _ in range(3):
+        for _ in range(3):
+            await asyncio.sleep(0)
+        waiting.cancel()
+    assert ended == []
+    go_on.set()
+    await asyncio.wait([waiting])
+    assert (ended, waiting.cancelled()) == (["work", "waiting"], True)
