@@ -10,8 +10,11 @@ from typing import Any
 import hypothesis
 import pytest
 
-from tests.servers import Broker, Postgres
-from tests.system import NewSystem, System, running
+# Before any helper is imported: a failure in one says too what was seen.
+pytest.register_assert_rewrite(*(f"tests.{path.stem}" for path in Path(__file__).parent.iterdir()))
+
+from tests.servers import Broker, Postgres  # noqa: E402
+from tests.system import NewSystem, System, running  # noqa: E402
 
 hypothesis.settings.register_profile("without a time limit", deadline=None)
 hypothesis.settings.load_profile("without a time limit")

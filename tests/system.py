@@ -18,6 +18,7 @@ import aio_pika
 import httpx
 from prometheus_client.parser import text_string_to_metric_families
 
+from tests.careful import CarefulTransport
 from tests.servers import REPOSITORY, free_ports
 from whatsapp_qr_contracts.commands import Command
 from whatsapp_qr_contracts.partitions import partition_of
@@ -152,7 +153,8 @@ class System:
         self.settings = settings
         self._entry = entry
         keys = {"X-API-Key": settings["API_KEYS"]} if "API_KEYS" in settings else {}
-        self.http = httpx.AsyncClient(timeout=30, headers=keys)
+        self.transport = CarefulTransport()
+        self.http = httpx.AsyncClient(transport=self.transport, timeout=30, headers=keys)
         self.processes: list[Process] = []
         self.connection: aio_pika.abc.AbstractRobustConnection | None = None
         self._jobs: Heard | None = None

@@ -13,6 +13,7 @@ from service.persistence.tables import SessionRow
 from tests.component.doors import Ingress
 from tests.component.rows import a_session
 from tests.servers import Postgres
+from tests.system import SECONDS
 
 
 @pytest.fixture(scope="session")
@@ -68,6 +69,13 @@ async def other_process(migrated_url: str) -> AsyncIterator[Database]:
     database = Database(migrated_url)
     yield database
     await database.close()
+
+
+@pytest.fixture(autouse=True)
+def patience(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let calls wait for the database: a machine that stands still for two seconds is no finding."""
+    for module in ("commands", "reads"):
+        monkeypatch.setattr(f"service.ingress.{module}.READ_SECONDS", SECONDS)
 
 
 @pytest.fixture

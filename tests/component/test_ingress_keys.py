@@ -16,7 +16,6 @@ from standardwebhooks import Webhook
 from structlog.testing import capture_logs
 
 from service.ingress.keys import Keys
-from service.persistence import migrations
 from service.persistence.database import Database
 from tests.component.doors import CONNECTED, INCOMING, Ingress, problem
 
@@ -48,13 +47,12 @@ Opened = Callable[..., Ingress]
 
 
 @pytest.fixture
-async def opened(sqlite_database: str) -> AsyncIterator[Opened]:
+async def opened(migrated_sqlite: str) -> AsyncIterator[Opened]:
     """Opens an ingress that asks for something, for calls from somewhere."""
-    await asyncio.to_thread(migrations.upgrade, sqlite_database)
     doors = []
 
     def open_one(peer: str = "127.0.0.1", **keys: Any) -> Ingress:
-        doors.append(Ingress(Database(sqlite_database), Keys(**keys), peer))
+        doors.append(Ingress(Database(migrated_sqlite), Keys(**keys), peer))
         return doors[-1]
 
     yield open_one

@@ -48,7 +48,8 @@ class Callers:
 
     async def _post(self, accepted: list[str], text: str, path: str, **body: Any) -> None:
         began = time.monotonic()
-        answer = await self.system.post(path, **body)
+        with self.system.transport.careless():
+            answer = await self.system.post(path, **body)
         self.slowest = max(self.slowest, time.monotonic() - began)
         if answer.is_success:
             accepted.append(text)
