@@ -97,6 +97,8 @@ class Upkeep:
                 if doing.done():  # it should not; whoever takes the lease next begins anew
                     log.error("duty_ended", duty=duty.name, exc_info=None if doing.cancelled() else doing.exception())
                     return
+                if time.monotonic() >= until:  # the machine stood still: another may have done the duty since
+                    return
                 renewed_until = time.monotonic() + self._seconds
                 answer = await self._take(duty)
                 if answer:

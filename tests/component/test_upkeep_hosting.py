@@ -1,9 +1,11 @@
 """Duties on both databases: one process does each, failures end nothing, a lost lease ends the run."""
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from datetime import timedelta
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,6 +15,7 @@ from service import metrics
 from service.errors import DatabaseUnavailable
 from service.persistence.database import Database
 from service.persistence.tables import LeaseRow
+from service.upkeep import hosting as hosting_module
 from service.upkeep.hosting import Duty, Upkeep
 from tests.component.rows import all_of
 from tests.system import eventually
@@ -145,6 +148,28 @@ async def test_a_long_run_keeps_its_lease_and_ends_with_it(database: Database, o
 
             await other_process.transact(steal)
             await eventually(seen, lambda found: found[:2] == ["begun", "ended"])
+
+
+async def test_a_lease_that_ran_out_ends_the_run(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    """While this process stood still another may have done the duty: it begins anew, though nobody has the lease."""
+    events: list[str] = []
+    stood_still = 0.0
+    monkeypatch.setattr(hosting_module, "time", SimpleNamespace(monotonic=lambda: time.monotonic() + stood_still))
+
+    async def long() -> None:
+        events.append("begun")
+        try:
+            await asyncio.Event().wait()
+        finally:
+            events.append("ended")
+
+    async def seen() -> list[str]:
+        return events
+
+    async with hosting(database, long, seconds=STEADY):
+        await eventually(seen)
+        stood_still = STEADY
+        await eventually(seen, lambda found: found[:3] == ["begun", "ended", "begun"])
 
 
 async def test_a_run_ends_when_the_database_does_not_say_that_the_lease_is_ours(
