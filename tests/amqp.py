@@ -21,7 +21,7 @@ from whatsapp_qr_contracts.commands import SendMessage
 from whatsapp_qr_contracts.message import COMMANDS
 from whatsapp_qr_contracts.partitions import partition_of
 
-SECONDS = 15.0
+SECONDS = 60.0
 
 
 async def until(condition: Callable[[], Any], *, seconds: float = SECONDS) -> None:
@@ -114,7 +114,7 @@ async def consuming(
         await until(lambda: consumer.subscriptions.ready)
         yield consumer
     finally:
-        await consumer.stop(2)
+        await consumer.stop(SECONDS)
 
 
 class NoId(str):

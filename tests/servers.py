@@ -26,6 +26,7 @@ REPOSITORY = Path(__file__).parents[1]
 LOCAL = REPOSITORY / "deploy" / "local"
 START_TIMEOUT = 90
 STOP_TIMEOUT = 45
+PROBE_TIMEOUT = 30
 
 Probe = Callable[[int], Awaitable[bool]]
 
@@ -61,7 +62,7 @@ def _is_free(port: int) -> bool:
 async def speaks_amqp(port: int) -> bool:
     """Tell whether a broker answers the protocol header on that port."""
     try:
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(PROBE_TIMEOUT):
             reader, writer = await asyncio.open_connection("127.0.0.1", port)
             writer.write(b"AMQP\x00\x00\x09\x01")
             answer = await reader.read(1)
@@ -76,7 +77,7 @@ async def speaks_amqp(port: int) -> bool:
 async def speaks_postgres(port: int) -> bool:
     """Tell whether PostgreSQL takes a connection on that port."""
     try:
-        connection = await asyncpg.connect(f"postgresql://postgres@127.0.0.1:{port}/postgres", timeout=5)
+        connection = await asyncpg.connect(f"postgresql://postgres@127.0.0.1:{port}/postgres", timeout=PROBE_TIMEOUT)
     except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError):
         return False
     await connection.close()

@@ -210,7 +210,9 @@ class System:
     # REST
 
     async def post(self, path: str, **body: Any) -> httpx.Response:
-        return await self.http.post(f"{self.api}{path}", json=body)
+        # With a key of its own a send may be repeated, as every careful caller does.
+        headers = {"Idempotency-Key": str(uuid4())} if path == "/send" else {}
+        return await self.http.post(f"{self.api}{path}", json=body, headers=headers)
 
     async def get(self, path: str, **query: Any) -> httpx.Response:
         return await self.http.get(f"{self.api}{path}", params=query)

@@ -21,7 +21,7 @@ import yaml
 from tests.servers import LOCAL, REPOSITORY, free_ports
 from tests.system import System
 
-SECONDS = 90
+SECONDS = 300
 NOWHERE = "amqp://guest:guest@127.0.0.1:1/"
 ASYNCAPI = REPOSITORY / "schemas" / "asyncapi.yaml"
 OUTSIDE = {"pictures.example.org", "scripts.example.org"}
@@ -42,7 +42,7 @@ class Visit:
 @pytest.fixture(scope="module")
 def browser() -> str:
     """Chromium, installed where it is missing and that is possible; there is no test without it."""
-    subprocess.run([LOCAL / "setup.sh", "chromium"], check=True, timeout=300)
+    subprocess.run([LOCAL / "setup.sh", "chromium"], check=True, timeout=900)
     return next(filter(None, map(shutil.which, ("chromium", "google-chrome"))))
 
 

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from service.persistence import migrations
+from service.persistence import database as database_module
+from service.persistence import engines, migrations, schema
 from service.persistence.database import Database
 from service.persistence.tables import SessionRow
 from tests.component.doors import Ingress
@@ -73,9 +74,13 @@ async def other_process(migrated_url: str) -> AsyncIterator[Database]:
 
 @pytest.fixture(autouse=True)
 def patience(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let calls wait for the database: a machine that stands still for two seconds is no finding."""
+    """Let everything wait for the database: a machine that stands still for some seconds is no finding."""
     for module in ("commands", "reads"):
         monkeypatch.setattr(f"service.ingress.{module}.READ_SECONDS", SECONDS)
+    for name in ("_BUSY_SECONDS", "_CONNECT_SECONDS", "_STATEMENT_SECONDS"):
+        monkeypatch.setattr(engines, name, SECONDS)
+    monkeypatch.setattr(database_module, "_TRANSACTION_SECONDS", SECONDS)
+    monkeypatch.setattr(schema, "_LOOK_SECONDS", SECONDS)
 
 
 @pytest.fixture

@@ -11,9 +11,9 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from service.persistence.database import Database
 from service.persistence.tables import ChatbotRow
 from tests.component.rows import all_of
+from tests.system import SECONDS
 
 STORMS = 40
-AT_ONCE_SECONDS = 2.0
 
 
 async def write(tx: AsyncSession, chatbot_id: UUID | None = None) -> UUID:
@@ -36,9 +36,9 @@ async def test_cancelled_transactions_leave_no_lock(database: Database, other_pr
             task.cancel()
         # Cancelled tasks that somebody still refers to keep what they hold: so nothing here lets go of them.
         await asyncio.gather(*storm, return_exceptions=True)
-        async with asyncio.timeout(AT_ONCE_SECONDS):
+        async with asyncio.timeout(SECONDS):
             await other_process.transact(write)
-    async with asyncio.timeout(AT_ONCE_SECONDS):
+    async with asyncio.timeout(SECONDS):
         await database.transact(write)
 
 
@@ -82,7 +82,7 @@ async def test_a_transaction_that_fails_while_it_is_cancelled_is_undone(
     release.set()
     with pytest.raises(asyncio.CancelledError):
         await task
-    async with asyncio.timeout(AT_ONCE_SECONDS):
+    async with asyncio.timeout(SECONDS):
         written = await other_process.transact(write)
     assert [row.id for row in await all_of(database, ChatbotRow)] == [written]
 
@@ -97,7 +97,7 @@ async def test_cancelled_reads_leave_their_connections(database: Database, other
         for task in storm:
             task.cancel()
         await asyncio.gather(*storm, return_exceptions=True)
-        async with asyncio.timeout(AT_ONCE_SECONDS):
+        async with asyncio.timeout(SECONDS):
             await other_process.transact(write)
-    async with asyncio.timeout(AT_ONCE_SECONDS):
+    async with asyncio.timeout(SECONDS):
         assert len(await all_of(database, ChatbotRow)) == STORMS + 1

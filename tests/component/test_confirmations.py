@@ -11,6 +11,7 @@ from service.persistence.confirmations import Confirmations
 from service.persistence.database import Database
 from service.persistence.tables import ConversationRow, MessageRow
 from tests.component.rows import a_session, all_of, change, receive, reread
+from tests.system import SECONDS
 from whatsapp_qr_contracts.message import DeliveryStatus
 
 
@@ -22,7 +23,7 @@ async def confirmations(database: Database) -> AsyncIterator[Confirmations]:
 
 
 async def until(condition: Callable[[], Awaitable[bool]]) -> None:
-    async with asyncio.timeout(15):
+    async with asyncio.timeout(SECONDS):
         while not await condition():
             await asyncio.sleep(0.02)
 
@@ -95,7 +96,7 @@ async def test_confirmations_survive_an_unavailable_database(
     confirmations = Confirmations(database)
     confirmations.start()
     confirmations.message(message)
-    async with asyncio.timeout(15):
+    async with asyncio.timeout(SECONDS):
         await tried.wait()
     assert confirmations.has_message(message)
     monkeypatch.setattr(database, "transact", transact)
@@ -123,7 +124,7 @@ async def test_an_odd_error_does_not_end_the_writing(database: Database, monkeyp
     confirmations = Confirmations(database)
     confirmations.start()
     confirmations.message(messages[0])
-    async with asyncio.timeout(15):
+    async with asyncio.timeout(SECONDS):
         await failed.wait()
     confirmations.message(messages[1])
 

@@ -22,6 +22,7 @@ from service.persistence.database import Database
 from service.persistence.tables import ChatbotRow, SessionRow
 from tests.component.rows import a_session, all_of, receive
 from tests.servers import Postgres
+from tests.system import SECONDS
 
 
 async def one(tx: AsyncSession) -> int:
@@ -86,7 +87,7 @@ async def test_a_cancelled_transaction_ends_what_it_began(database: Database) ->
         written.set()
         await go_on.wait()
 
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(SECONDS):
         for _ in range(12):
             written, go_on = asyncio.Event(), asyncio.Event()
             work = partial(writes_and_waits, written=written, go_on=go_on)
@@ -125,7 +126,7 @@ async def test_a_slow_read_is_given_up(database: Database) -> None:
     for _ in range(12):
         with pytest.raises(DatabaseUnavailable, match=r"within 0\.01 s"):
             await database.read(hangs, seconds=0.01)
-    await database.ping()
+    assert await database.read(one) == 1
 
 
 # Trouble that passes
@@ -265,8 +266,10 @@ async def test_a_locked_sqlite_file_is_unavailable(
 WRITER = """
 import asyncio, json, sys
 from uuid import UUID
-from service.persistence import sessions
+from service.persistence import engines, sessions
 from service.persistence.database import Database
+
+engines._BUSY_SECONDS = engines._CONNECT_SECONDS = 60  # a disk may stand still
 
 async def main(url, chatbot_ids):
     database = Database(url)
@@ -289,7 +292,7 @@ async def test_several_processes_write_one_database(migrated_url: str, database:
         await asyncio.create_subprocess_exec(sys.executable, "-c", WRITER, migrated_url, json.dumps(ids))
         for ids in written
     ]
-    async with asyncio.timeout(60):
+    async with asyncio.timeout(3 * SECONDS):
         assert [await process.wait() for process in processes] == [0] * 3
     found = {str(session.chatbot_id) for session in await all_of(database, SessionRow)}
     assert found == {chatbot_id for ids in written for chatbot_id in ids}
@@ -323,7 +326,7 @@ async def test_a_time_comes_back_with_zone_and_microseconds(database: Database) 
 
 async def test_the_clock_can_be_compared_in_the_database(database: Database) -> None:
     """`clock` is close to now, its offset counts, and rows are found by comparing with it."""
-    earlier, later = timedelta(seconds=-30), timedelta(seconds=30)
+    earlier, later = timedelta(hours=-1), timedelta(hours=1)
     chatbot_id = uuid4()
 
     async def compare(tx: AsyncSession) -> tuple[datetime, datetime, list[bool]]:
@@ -334,8 +337,8 @@ async def test_the_clock_can_be_compared_in_the_database(database: Database) -> 
         return await database.present(tx), await database.present(tx, later), older
 
     now, soon, older = await database.transact(compare)
-    assert abs(datetime.now(UTC) - now) < timedelta(seconds=10)
-    assert timedelta(seconds=30) <= soon - now < timedelta(seconds=35)
+    assert abs(datetime.now(UTC) - now) < timedelta(minutes=1)
+    assert later <= soon - now < later + timedelta(minutes=1)
     assert older == [False, True]
 
 

@@ -4,13 +4,15 @@ import asyncio
 from datetime import timedelta
 
 import pytest
-from sqlalchemy import update
+from sqlalchemy import text, update
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlmodel import col
+from structlog.testing import capture_logs
 
 from service.domain.sharing import Peer
 from service.errors import DatabaseUnavailable
-from service.persistence import heartbeats
+from service.persistence import database as database_module
+from service.persistence import engines, heartbeats
 from service.persistence.database import Database
 from service.persistence.heartbeats import Heartbeats
 from service.persistence.sessions import session_by_id
@@ -72,6 +74,10 @@ async def test_a_transaction_whose_process_hangs_is_ended(
 ) -> None:
     """It keeps its row locks no longer: whoever waited for them goes on, and its own process begins anew."""
     monkeypatch.setattr(heartbeats, "HANGING_SECONDS", 0.5)
+    # Neither the server nor the driver ends anything before this test does.
+    monkeypatch.setattr(engines, "_IDLE_MILLISECONDS", 600_000)
+    monkeypatch.setattr(engines, "_STATEMENT_SECONDS", 600)
+    monkeypatch.setattr(database_module, "_TRANSACTION_SECONDS", 600)
     hanging, other = Database(migrated_postgres), Database(migrated_postgres)
     session = await a_session(other)
     locked, go_on = asyncio.Event(), asyncio.Event()
@@ -84,13 +90,19 @@ async def test_a_transaction_whose_process_hangs_is_ended(
     task = asyncio.create_task(hanging.transact(hang))
     await locked.wait()
     waiting = asyncio.create_task(other.transact(lambda tx: session_by_id(tx, session.session_id, lock=True)))
+    query = text(
+        "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
+    )
+    await eventually(lambda: other.read(lambda tx: tx.scalar(query)))
     beats = Heartbeats(other, "a", "q", 15)
 
-    async def got_the_lock() -> bool:
-        await beats.beat([])
-        return waiting.done()
+    async def ended() -> bool:
+        with capture_logs() as logs:
+            await beats.beat([])
+        return "hanging_transactions_ended" in [entry["event"] for entry in logs]
 
-    await eventually(got_the_lock, seconds=8)  # less than the server's own limit for an idle transaction
+    # No beat after that: a transaction that has just got its lock, and is slow to go on, would look as if it hung.
+    await eventually(ended)
     assert (await waiting) is not None
     go_on.set()
     with pytest.raises(DatabaseUnavailable):

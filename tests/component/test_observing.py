@@ -16,6 +16,7 @@ from service.persistence.tables import DeadLetterRow
 from service.upkeep import gauges as gauges_module
 from service.upkeep.gauges import Gauges
 from tests.component.rows import a_session, change, enqueue, receive
+from tests.system import SECONDS
 from whatsapp_qr_contracts.message import SessionStatus
 
 WAITS = ("connected", "away")
@@ -32,6 +33,13 @@ def a_dead_letter(reason: str, *, replayed: bool = False) -> DeadLetterRow:
     )
 
 
+@pytest.fixture
+def unhurried(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lets a look last for as long as a busy machine needs."""
+    monkeypatch.setattr(observing, "_SECONDS", SECONDS)
+
+
+@pytest.mark.usefixtures("unhurried")
 async def test_an_empty_service_shows_zeros(database: Database) -> None:
     """All four states are there from the start, so that a rule about them finds something."""
     await Gauges(database).refresh()
@@ -40,6 +48,7 @@ async def test_an_empty_service_shows_zeros(database: Database) -> None:
     assert shown("oldest_unhandled_seconds") == 0
 
 
+@pytest.mark.usefixtures("unhurried")
 async def test_the_gauges_show_what_is_there(database: Database) -> None:
     """Sessions by state without removed chatbots, ages of what waits, and dead letters that were not replayed."""
     session = await a_session(database)
@@ -67,8 +76,11 @@ async def test_the_gauges_show_what_is_there(database: Database) -> None:
     assert shown("stored_dead_letters", reason="other") is None
 
 
+@pytest.mark.usefixtures("unhurried")
 async def test_the_database_is_asked_at_most_every_5_s(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
     """However often /metrics is asked for; later it looks again."""
+    assert gauges_module.FRESH_SECONDS == 5
+    monkeypatch.setattr(gauges_module, "FRESH_SECONDS", SECONDS)
     gauges = Gauges(database)
     await gauges.refresh()
     await a_session(database)
@@ -79,6 +91,7 @@ async def test_the_database_is_asked_at_most_every_5_s(database: Database, monke
     assert shown("sessions", status="CONNECTED") == 1
 
 
+@pytest.mark.usefixtures("unhurried")
 async def test_without_a_database_nothing_is_shown(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
     """What was true before the database went away may not be any more."""
     await a_session(database)
@@ -89,13 +102,14 @@ async def test_without_a_database_nothing_is_shown(database: Database, monkeypat
         detail = "no database"
         raise DatabaseUnavailable(detail)
 
+    read = database.read
     monkeypatch.setattr(database, "read", away)
     await Gauges(database).refresh()
     assert shown("sessions", status="CONNECTED") is None
     assert shown("stored_dead_letters", reason="rejected") is None
     assert {shown("oldest_pending_seconds", session=kind) for kind in WAITS} == {None}
     assert math.isnan(shown("oldest_unhandled_seconds") or 0)
-    monkeypatch.undo()
+    monkeypatch.setattr(database, "read", read)
     await Gauges(database).refresh()
     assert shown("sessions", status="CONNECTED") == 1
 
@@ -111,7 +125,7 @@ async def test_the_look_takes_2_s_at_most(database: Database, monkeypatch: pytes
 
     async def watched(work: object, *, seconds: float | None = None) -> object:
         limits.append(seconds)
-        return await read(work, seconds=seconds)  # type: ignore[arg-type]
+        return await read(work)  # type: ignore[arg-type]
 
     monkeypatch.setattr(database, "read", watched)
     await observing.observe(database)

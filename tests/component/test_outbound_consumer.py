@@ -10,6 +10,7 @@ from uuid import uuid4
 
 import pytest
 
+from service.consumers import outbound
 from service.consumers.outbound import OutboundConsumer
 from service.domain import sending
 from service.domain.identities import output_id
@@ -28,9 +29,9 @@ from service.messaging.envelope import Envelope
 from service.messaging.holding import Hold, Stopping
 from service.persistence import conversations, lanes
 from service.persistence.database import Database, Work
-from service.persistence.lanes import Idle, Next
+from service.persistence.lanes import Idle, Next, Wait
 from service.persistence.tables import MessageRow, SessionRow
-from tests.amqp import until
+from tests.amqp import SECONDS, until
 from tests.component.rows import a_session, all_of, change, claimed, enqueue, reread, sent
 from tests.component.standins import Answer, Recorder, announcer
 from whatsapp_qr_contracts.jobs import SendJob
@@ -84,7 +85,7 @@ class World:
         self.consumer = OutboundConsumer(database, self.gateway, announcing, self.hold, policy)  # type: ignore[arg-type]
 
     async def ring(self, message: MessageRow, *, redelivered: bool = False) -> None:
-        """Handle the job of a message, for at most some seconds."""
+        """Handle the job of a message."""
         job = SendJob(
             session_id=message.session_id,
             to=message.external_user_id,
@@ -92,14 +93,14 @@ class World:
             message_id=message.id,
             conversation_id=message.conversation_id,
         )
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(SECONDS):
             await self.consumer.send(job, Envelope("job", None, redelivered=redelivered))
 
     async def end(self) -> None:
         """End in order, as the process does."""
         self.consumer.stop()
         self.hold.stop()
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(SECONDS):
             await self.consumer.stopped()
 
     def hang_at(self, text: str) -> tuple[asyncio.Event, asyncio.Event]:
@@ -122,6 +123,8 @@ class World:
 @pytest.fixture
 async def world(database: Database, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[World]:
     monkeypatch.setattr(sending, "backoff", lambda *_, **__: 0.01)
+    for name in ("_DRAIN_SECONDS", "_RING_SECONDS"):
+        monkeypatch.setattr(outbound, name, SECONDS)
     world = World(database)
     yield world
     await world.end()
@@ -274,16 +277,22 @@ async def test_a_claim_of_another_process_is_waited_for(
     database: Database, world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The job is given back, the row says when to look again, and once the claim has ended a timer goes on."""
-    monkeypatch.setattr("service.consumers.outbound._LONGEST_PAUSE", 0.0)
+    monkeypatch.setattr(outbound, "_LONGEST_PAUSE", 0.0)
+    claim_next = lanes.claim_next
+
+    async def soon(*given: Any, **more: Any) -> Next:
+        step = await claim_next(*given, **more)
+        return Wait(0.1) if isinstance(step, Wait) else step
+
+    monkeypatch.setattr(lanes, "claim_next", soon)  # the claim lasts for longer than a busy machine needs
     session = await a_session(database)
     messages = await lane(database, session, "1", "2")
-    theirs = await claimed(database, session, replace(QUICK, call_timeout=-3.0))
+    theirs = await claimed(database, session, replace(QUICK, call_timeout=600.0))
     await world.ring(messages[0])
     assert world.gateway.attempts == []
     assert await world.drain_at(session) is not None
+    await change(database, theirs, claimed_until=datetime(2020, 1, 1, tzinfo=UTC))
     await until(lambda: world.gateway.texts == ["1", "2"])
-    assert theirs.claimed_until is not None
-    assert datetime.now(UTC) >= theirs.claimed_until
     await until(lambda: not world.consumer._tasks)
     assert await world.drain_at(session) is None
 
@@ -377,7 +386,7 @@ async def test_a_drain_ends_when_what_is_held_is_left(database: Database, world:
     await begun.wait()
     world.hold.leave()
     release.set()
-    await asyncio.wait_for(task, 5)
+    await asyncio.wait_for(task, SECONDS)
     assert world.gateway.texts == ["1"]
     assert world.broker.out[-1][0].name == "whatsapp-qr-send"
     world.hold.resume()
@@ -399,7 +408,7 @@ async def test_a_held_drain_is_left(database: Database, world: World, monkeypatc
     await asked.wait()
     world.hold.leave()
     with pytest.raises(Stopping):
-        await asyncio.wait_for(task, 5)
+        await asyncio.wait_for(task, SECONDS)
     assert world.gateway.texts == []
     assert world.hold.held == 0
 

@@ -107,13 +107,14 @@ async def test_a_user_who_may_not_is_told_who_may(postgres_database: str) -> Non
 async def test_a_table_in_use_is_not_waited_for(monkeypatch: pytest.MonkeyPatch, migrated_postgres: str) -> None:
     """Everybody would wait behind the migration: it gives up, changes nothing, and says to run it again."""
     await asyncio.to_thread(command.downgrade, migrations.configuration(migrated_postgres), "0001")
-    monkeypatch.setattr(migrations, "LOCK_SECONDS", 0.1)
     database = Database(migrated_postgres)
 
     async def while_in_use(tx: AsyncSession) -> None:
         await tx.execute(text("SELECT * FROM sessions"))
-        with pytest.raises(ConfigurationError, match="nothing was changed: run it again, when less is going on"):
-            await asyncio.to_thread(migrations.upgrade_or_explain, migrated_postgres)
+        with monkeypatch.context() as patched:
+            patched.setattr(migrations, "LOCK_SECONDS", 0.1)
+            with pytest.raises(ConfigurationError, match="nothing was changed: run it again, when less is going on"):
+                await asyncio.to_thread(migrations.upgrade_or_explain, migrated_postgres)
 
     await database.transact(while_in_use)
     await asyncio.to_thread(migrations.upgrade_or_explain, migrated_postgres)

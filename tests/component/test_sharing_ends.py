@@ -4,15 +4,20 @@ import asyncio
 from types import SimpleNamespace
 from typing import Any
 
+import pytest
+
+from service import tasks
 from service.consumers.sharing import Sharing
+from tests.system import SECONDS
 
 
 async def nothing() -> None:
     """Stands for the heartbeat row that is removed."""
 
 
-async def test_stop_is_heard_while_something_changes() -> None:
+async def test_stop_is_heard_while_something_changes(monkeypatch: pytest.MonkeyPatch) -> None:
     """A cancellation that comes together with a change is not lost in it."""
+    monkeypatch.setattr(tasks, "AGAIN_SECONDS", 600)  # or the next one would end it
     subscriptions: Any = SimpleNamespace(changed=asyncio.Event(), consuming=False, active=[], partitions=[])
     heartbeats: Any = SimpleNamespace(remove=nothing)
     sharing = Sharing(subscriptions, heartbeats, process_id="a", queue="q", period=60)
@@ -20,5 +25,5 @@ async def test_stop_is_heard_while_something_changes() -> None:
     await asyncio.sleep(0)
     await asyncio.sleep(0)  # now it waits for a change
     subscriptions.changed.set()
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(SECONDS):
         await sharing.stop()

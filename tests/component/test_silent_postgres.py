@@ -1,6 +1,7 @@
 """A PostgreSQL that falls silent, as behind a broken network: work on it ends, and ends as unavailable."""
 
 from collections.abc import AsyncIterator, Callable
+from contextlib import suppress
 
 import pytest
 from sqlalchemy import text
@@ -12,6 +13,7 @@ from service.persistence import engines
 from service.persistence.database import Database
 from tests.proxy import Proxy
 from tests.servers import Postgres
+from tests.system import eventually
 
 
 @pytest.fixture
@@ -25,7 +27,14 @@ async def silenced(
         name = postgres_database.rpartition("/")[2]
         url = proxy.url.replace("postgresql:", "postgresql+asyncpg:").rpartition("/")[0]
         database = Database(f"{url}/{name}")
-        await database.ping()
+
+        async def answers() -> bool:
+            with suppress(DatabaseUnavailable):  # within the short limit above
+                await database.ping()
+                return True
+            return False
+
+        await eventually(answers)
         yield database, proxy.lose
         proxy.heal()
         await database.close()

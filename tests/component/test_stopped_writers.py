@@ -12,6 +12,7 @@ from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from service.errors import DatabaseUnavailable
+from service.persistence import engines
 from service.persistence.database import Database
 from service.persistence.stopped_writers import end_stopped_writer
 
@@ -58,8 +59,9 @@ async def file(tmp_path: Path) -> Path:
     return file
 
 
-async def test_a_stopped_writer_is_ended(file: Path) -> None:
+async def test_a_stopped_writer_is_ended(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its transaction has not happened, and the next one succeeds."""
+    monkeypatch.setattr(engines, "_BUSY_SECONDS", 5)
     database = Database(f"sqlite+aiosqlite:///{file}")
     with writer(file) as process:
         process.send_signal(signal.SIGSTOP)

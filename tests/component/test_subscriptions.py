@@ -9,7 +9,7 @@ from service.errors import DatabaseUnavailable
 from service.messaging import topology
 from service.messaging.holding import Hold, Stopping
 from service.messaging.subscriptions import Subscriptions
-from tests.system import eventually
+from tests.system import SECONDS, eventually
 
 
 class Remembering:
@@ -66,4 +66,4 @@ async def test_everything_returns_whatever_closing_a_partition_raises(
     await eventually(starts, lambda found: found == [2, 2, 2])
     assert not hold.left
     assert subscriptions.ready
-    await asyncio.wait_for(subscriptions.stop(), 30)
+    await asyncio.wait_for(subscriptions.stop(), SECONDS)

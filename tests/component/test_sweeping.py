@@ -262,7 +262,7 @@ async def test_a_lane_that_somebody_works_on_is_left_alone(
     if why == "not_connected":
         await change(database, session, status=SessionStatus.DISCONNECTED)
     if why == "meant_to":
-        await change(database, session, drain_at=datetime.now(UTC) + timedelta(seconds=5))
+        await change(database, session, drain_at=datetime.now(UTC) + timedelta(minutes=5))
     if why == "moves":
         await sweeper.run()
         await change(database, message, changed_at=LONG_AGO + timedelta(seconds=1))
@@ -272,14 +272,18 @@ async def test_a_lane_that_somebody_works_on_is_left_alone(
     assert await rings(sweeper, broker) == 0
 
 
-async def test_an_overdue_appointment_is_kept(database: Database, sweeper: Sweeper, broker: Recorder) -> None:
+async def test_an_overdue_appointment_is_kept(
+    database: Database, sweeper: Sweeper, broker: Recorder, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A lane that should have been looked at 10 s ago is rung for, whatever waits in the queue."""
+    assert sweeper_module.OVERDUE_SECONDS == 10
+    monkeypatch.setattr(sweeper_module, "OVERDUE_SECONDS", 1000)  # so that no pause of the machine makes it overdue
     session = await settled(database)
     await enqueue(database, session)
     broker.in_queue = 7
-    await change(database, session, drain_at=datetime.now(UTC) - timedelta(seconds=8))
+    await change(database, session, drain_at=datetime.now(UTC) - timedelta(seconds=800))
     assert await rings(sweeper, broker) == 0
-    await change(database, session, drain_at=datetime.now(UTC) - timedelta(seconds=11))
+    await change(database, session, drain_at=datetime.now(UTC) - timedelta(seconds=1100))
     before = redriven("drain")
     assert await rings(sweeper, broker) == 1
     assert redriven("drain") == before + 1

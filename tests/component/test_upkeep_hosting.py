@@ -18,11 +18,17 @@ from service.persistence.tables import LeaseRow
 from service.upkeep import hosting as hosting_module
 from service.upkeep.hosting import Duty, Upkeep
 from tests.component.rows import all_of
-from tests.system import eventually
+from tests.system import SECONDS, eventually
 
 LEASE = 0.6
-STEADY = 4.0
+STEADY = 60.0
 """A lease that no pause of a busy machine lets run out."""
+
+
+@pytest.fixture
+def eager(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Makes processes look at a steady lease, and renew it, twice a second."""
+    monkeypatch.setattr(hosting_module, "_RENEWALS", 2 * STEADY)
 
 
 @asynccontextmanager
@@ -32,7 +38,7 @@ async def hosting(
     *,
     period: float = 0.01,
     stop: bool = True,
-    seconds: float = LEASE,
+    seconds: float = STEADY,
 ) -> AsyncIterator[Upkeep]:
     upkeep = Upkeep(database, [Duty("test", period, run)], seconds=seconds)
     upkeep.start()
@@ -65,21 +71,22 @@ class Work:
 
 
 async def renewed(database: Database) -> None:
-    """Wait until the lease would have run out, had it not been renewed."""
+    """Wait until the lease was renewed some times; who has it not has looked at it as often."""
 
     async def until() -> Any:
         return [row.until for row in await all_of(database, LeaseRow)]
 
     [first] = await eventually(until)
-    await eventually(until, lambda rows: rows[0] >= first + timedelta(seconds=STEADY))
+    await eventually(until, lambda rows: rows[0] >= first + timedelta(seconds=2))
 
 
+@pytest.mark.usefixtures("eager")
 async def test_one_process_does_a_duty_and_hands_it_over(database: Database, other_process: Database) -> None:
     """The second process does nothing while the first is there, and goes on at once when that one stops."""
     first, second = Work(), Work()
-    async with hosting(other_process, second.run, stop=False, seconds=STEADY) as upkeep:
+    async with hosting(other_process, second.run, stop=False) as upkeep:
         await second.ran()
-        async with hosting(database, first.run, seconds=STEADY):
+        async with hosting(database, first.run):
             await renewed(database)
             assert first.runs == 0
             await upkeep.stop()
@@ -92,11 +99,11 @@ async def test_one_process_does_a_duty_and_hands_it_over(database: Database, oth
 async def test_a_dead_holder_is_replaced(database: Database, other_process: Database) -> None:
     """A holder that does not renew any more, as after kill -9, loses the duty when its lease has run out."""
     first, second = Work(), Work()
-    async with hosting(database, first.run, stop=False) as killed:
+    async with hosting(database, first.run, stop=False, seconds=LEASE) as killed:
         await first.ran()
         for task in killed._tasks:
             task.cancel()
-        async with hosting(other_process, second.run):
+        async with hosting(other_process, second.run, seconds=LEASE):
             await second.ran()
 
 
@@ -121,6 +128,7 @@ async def test_a_failing_duty_is_done_again_and_logged_once(database: Database) 
     assert failed._value.get() >= before + 13
 
 
+@pytest.mark.usefixtures("eager")
 async def test_a_long_run_keeps_its_lease_and_ends_with_it(database: Database, other_process: Database) -> None:
     """A run may last: the lease is renewed meanwhile; when somebody else has it, the run is cancelled."""
     events: list[str] = []
@@ -137,9 +145,9 @@ async def test_a_long_run_keeps_its_lease_and_ends_with_it(database: Database, o
     async def seen() -> list[str]:
         return events
 
-    async with hosting(database, long, seconds=STEADY):
+    async with hosting(database, long):
         await eventually(seen, lambda found: found == ["begun"])
-        async with hosting(other_process, second.run, seconds=STEADY):
+        async with hosting(other_process, second.run):
             await renewed(database)
             assert (events, second.runs) == (["begun"], 0)
 
@@ -150,6 +158,7 @@ async def test_a_long_run_keeps_its_lease_and_ends_with_it(database: Database, o
             await eventually(seen, lambda found: found[:2] == ["begun", "ended"])
 
 
+@pytest.mark.usefixtures("eager")
 async def test_a_lease_that_ran_out_ends_the_run(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
     """While this process stood still another may have done the duty: it begins anew, though nobody has the lease."""
     events: list[str] = []
@@ -166,7 +175,7 @@ async def test_a_lease_that_ran_out_ends_the_run(database: Database, monkeypatch
     async def seen() -> list[str]:
         return events
 
-    async with hosting(database, long, seconds=STEADY):
+    async with hosting(database, long):
         await eventually(seen)
         stood_still = STEADY
         await eventually(seen, lambda found: found[:3] == ["begun", "ended", "begun"])
@@ -177,24 +186,29 @@ async def test_a_run_ends_when_the_database_does_not_say_that_the_lease_is_ours(
 ) -> None:
     """While the database is away another process may take the lease: the run is cancelled in time, and begun again."""
     work, begun = Work(), asyncio.Event()
+    now, ended_at = 0.0, []
+    monkeypatch.setattr(hosting_module, "time", SimpleNamespace(monotonic=lambda: now))
 
     async def long() -> None:
         begun.set()
         try:
             await asyncio.Event().wait()
         finally:
+            ended_at.append(now)
             work.runs += 1
 
-    async with hosting(database, long):
+    async with hosting(database, long, seconds=LEASE):
         await begun.wait()
 
         async def away(*_: object, **_options: object) -> None:
+            nonlocal now
+            now += 0.35 * LEASE  # a little late for each renewal
             detail = "no database"
             raise DatabaseUnavailable(detail)
 
         with monkeypatch.context() as patched:
             patched.setattr(database, "transact", away)
-            async with asyncio.timeout(LEASE):
-                await work.ran(1)
+            await work.ran(1)
+            assert ended_at[0] < LEASE
         begun.clear()
-        await asyncio.wait_for(begun.wait(), 10)
+        await asyncio.wait_for(begun.wait(), SECONDS)

@@ -23,7 +23,7 @@ from pydantic import TypeAdapter, ValidationError
 from service.simulator.app import simulator_app
 from whatsapp_qr_contracts.gateway import GatewayMessage, GatewayReport, Webhook
 
-PATIENCE = 15.0
+PATIENCE = 60.0
 """Seconds after which a test gives up waiting for a signal."""
 CHATBOT = "11111111-1111-4111-8111-111111111111"
 SESSION = f"session_{CHATBOT}_1700000000000"

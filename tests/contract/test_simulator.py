@@ -1,6 +1,8 @@
 """What the simulator adds to the contract: phones to play with, faults, callbacks that do not get lost, a memory."""
 
+import http.client
 import importlib.util
+import json
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -19,6 +21,7 @@ from tests.contract.gateways import (
     CHATBOT,
     CUSTOMER,
     OTHER_SESSION,
+    PATIENCE,
     PHONE,
     SESSION,
     SimulatedGateway,
@@ -244,9 +247,9 @@ class TestFaults:
         simulator.control("PUT", "/faults", failureRate=0)
         assert send(simulator, messageId=MESSAGE_ID).status_code == 200
 
-    @pytest.mark.parametrize("http", HTTP_SERVERS)
-    def test_a_connection_dropped_after_accepting_is_really_dropped(self, http: str) -> None:
-        with SimulatedGateway(server={"http": http}) as simulator:
+    @pytest.mark.parametrize("server", HTTP_SERVERS)
+    def test_a_connection_dropped_after_accepting_is_really_dropped(self, server: str) -> None:
+        with SimulatedGateway(server={"http": server}) as simulator:
             connect(simulator)
             simulator.control("PUT", "/faults", failureRate=1, failureKind="drop_after_accept")
             body = {"sessionId": SESSION, "to": CUSTOMER, "message": "hello", "messageId": MESSAGE_ID}
@@ -265,22 +268,33 @@ class TestFaults:
         with SimulatedGateway(hold_seconds=600) as simulator:
             connect(simulator)
             simulator.control("PUT", "/faults", failureRate=1, failureKind="timeout_after_accept")
-            with httpx.Client(base_url=simulator.served.url, trust_env=False, timeout=0.3) as client:
-                body = {"sessionId": SESSION, "to": CUSTOMER, "message": "hello", "messageId": MESSAGE_ID}
-                with pytest.raises(httpx.ReadTimeout):
-                    client.post("/send", json=body)
-            assert len(simulator.sent()) == 1
+            url = httpx.URL(simulator.served.url)
+            client = http.client.HTTPConnection(url.host, url.port or 0, timeout=PATIENCE)
+            body = {"sessionId": SESSION, "to": CUSTOMER, "message": "hello", "messageId": MESSAGE_ID}
+            client.request("POST", "/send", json.dumps(body), {"content-type": "application/json"})
+            deadline = time.monotonic() + PATIENCE
+            while not (sent := simulator.sent()):
+                assert time.monotonic() < deadline
+                time.sleep(0.02)
+            client.sock.settimeout(0.3)  # it was sent: now an answer would come
+            with pytest.raises(TimeoutError):
+                client.getresponse()
+            client.close()
+            assert len(sent) == 1
             # Leaving the block stops the server, which waits for whatever it is still answering.
 
     def test_latency_delays_sends_and_nothing_else(self, simulator: SimulatedGateway) -> None:
         connect(simulator)
-        simulator.control("PUT", "/faults", latency=0.4)
-        begin = time.monotonic()
-        assert send(simulator).status_code == 200
-        sent = time.monotonic()
-        simulator.client.get("/health")
-        assert sent - begin >= 0.4
-        assert time.monotonic() - sent < 0.4
+        simulator.control("PUT", "/faults", latency=1)
+
+        def seconds(call: Callable[[], httpx.Response]) -> float:
+            begin = time.monotonic()
+            assert call().status_code == 200
+            return time.monotonic() - begin
+
+        assert seconds(lambda: send(simulator)) >= 1
+        # One of many may be held up by a busy machine; what is delayed would always be late.
+        assert any(seconds(lambda: simulator.client.get("/health")) < 1 for _ in range(20))
 
     def test_receipts_can_be_left_out(self, simulator: SimulatedGateway) -> None:
         connect(simulator)
@@ -342,11 +356,12 @@ class TestCallbacks:
         self, simulator: SimulatedGateway, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         connect(simulator)
-        monkeypatch.setattr(callbacks, "ATTEMPT_SECONDS", 0.1)
-        slow = iter([0.5])
+        monkeypatch.setattr(callbacks, "ATTEMPT_SECONDS", 0.5)
+        asked: list[GatewayReport] = []
 
-        def answer(_: GatewayReport) -> int:
-            time.sleep(next(slow, 0))
+        def answer(report: GatewayReport) -> int:
+            asked.append(report)
+            simulator.receiver.wait_until(lambda: len(asked) > 1)  # the first one hangs until it is asked again
             return 200
 
         simulator.receiver.change(answer)

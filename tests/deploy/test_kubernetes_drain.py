@@ -20,6 +20,8 @@ from tests.servers import Broker
 from tests.system import CONSUMERS, Process, System, eventually, running
 
 CUSTOMER = "5491155556666"
+# What the gateway is slow at lasts for longer than a machine may stand still, and its time is not up before.
+LATENCY, PATIENT = 8, {"GATEWAY_TIMEOUT": "30"}
 PARTITIONS = 4
 
 
@@ -55,8 +57,8 @@ async def left_over(system: System, queue: topology.PartitionedQueue) -> int:
 
 async def test_a_session_consumer_finishes_its_command(clean_broker: str, sqlite_database: str, tmp_path: Path) -> None:
     """Told to stop while the gateway opens a session, it waits for the answer and announces it, once."""
-    async with running(clean_broker, sqlite_database, tmp_path) as system:
-        await system.faults(init_latency=5, no_qr_code=True)
+    async with running(clean_broker, sqlite_database, tmp_path, **PATIENT) as system:
+        await system.faults(init_latency=LATENCY, no_qr_code=True)
         events = await system.hear()
         waiting = asyncio.create_task(system.post("/init", chatbotId=str(uuid4())))
         await eventually(lambda: at_the_gateway(system))
@@ -102,9 +104,9 @@ async def test_a_conversation_consumer_finishes_its_transaction(
 
 async def test_an_outbound_consumer_finishes_its_send(clean_broker: str, sqlite_database: str, tmp_path: Path) -> None:
     """Told to stop while the gateway sends, it waits for the answer and records it: the message went out once."""
-    async with running(clean_broker, sqlite_database, tmp_path) as system:
+    async with running(clean_broker, sqlite_database, tmp_path, **PATIENT) as system:
         chatbot_id, session_id = await system.connect()
-        await system.faults(answer_latency=5)
+        await system.faults(answer_latency=LATENCY)
         answer = await system.post("/send", chatbotId=str(chatbot_id), to=CUSTOMER, message="once")
         await eventually(lambda: system.sent(session_id))
         assert (await system.message(answer.json()["messageId"]))["sentAt"] is None

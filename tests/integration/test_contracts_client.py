@@ -7,8 +7,9 @@ import pytest
 
 from service.messaging.publishing import Publisher
 from service.messaging.topology import CONVERSATIONS
-from tests.amqp import Amqp, Handler, a_chatbot, a_message, consuming, publishing, until
+from tests.amqp import SECONDS, Amqp, Handler, a_chatbot, a_message, consuming, publishing, until
 from tests.proxy import Proxy
+from tests.system import eventually
 from whatsapp_qr_contracts.client import connect
 from whatsapp_qr_contracts.events import MessageDelivered, MessageFailed, MessageRead
 from whatsapp_qr_contracts.jobs import IncomingJob
@@ -53,30 +54,17 @@ async def test_events_wait_on_ones_own_queue(clean_broker: str) -> None:
     """What was not finished comes again, first and under its id; what others follow does not come."""
     async with publishing(clean_broker) as publisher:
         async with connect(clean_broker) as client:
+            await client.bind(QUEUE, MessageDelivered, MessageFailed)
             events = client.events(QUEUE, MessageDelivered, MessageFailed)
             first = asyncio.ensure_future(anext(events))
-            async with Amqp(clean_broker) as amqp:
-                await until_declared(amqp)
             for kind, message_id in ((MessageDelivered, "1"), (MessageRead, "2"), (MessageFailed, "3")):
                 await publish(publisher, kind, message_id)
-            assert (await asyncio.wait_for(first, 10)).id == "1"
+            assert (await asyncio.wait_for(first, SECONDS)).id == "1"
         async with connect(clean_broker) as client:
             events = client.events(QUEUE, MessageDelivered, MessageFailed)
-            again = [await asyncio.wait_for(anext(events), 10) for _ in range(2)]
+            again = [await asyncio.wait_for(anext(events), SECONDS) for _ in range(2)]
             assert [(event.id, event.caused_by) for event in again] == [("1", "cause"), ("3", "cause")]
             await events.aclose()
-
-
-async def until_declared(amqp: Amqp) -> None:
-    """Wait until the client has made its queue; the bindings follow at once on the same channel."""
-    for _ in range(100):
-        try:
-            await (await amqp._connection.channel()).get_queue(QUEUE)
-        except Exception:  # noqa: BLE001  # not yet
-            await asyncio.sleep(0.1)
-        else:
-            break
-    await asyncio.sleep(0.5)
 
 
 async def test_what_happens_between_binding_and_following_is_kept(clean_broker: str) -> None:
@@ -94,7 +82,7 @@ async def test_jobs_come_with_their_headers(clean_broker: str) -> None:
     async with publishing(clean_broker) as publisher, connect(clean_broker) as client:
         await publish(publisher, IncomingJob, "job", **{"conversation-sequence": 1})
         jobs = client.jobs()
-        job = await asyncio.wait_for(anext(jobs), 10)
+        job = await asyncio.wait_for(anext(jobs), SECONDS)
         assert (job.id, job.body.content) == ("job", "Hello")
         assert IncomingJob.headers.model_validate(dict(job.headers)).model_dump()["conversation_sequence"] == 1
         await jobs.aclose()
@@ -102,15 +90,21 @@ async def test_jobs_come_with_their_headers(clean_broker: str) -> None:
 
 async def test_a_lost_connection_ends_what_follows(clean_broker: str) -> None:
     """It never goes silent."""
-    async with publishing(clean_broker), Proxy(clean_broker) as proxy:
+    async with publishing(clean_broker), Proxy(clean_broker) as proxy, Amqp(clean_broker) as amqp:
         with pytest.raises((ConnectionError, OSError)):
-            await follow(proxy)
+            await follow(proxy, amqp)
 
 
-async def follow(proxy: Proxy) -> None:
+async def follow(proxy: Proxy, amqp: Amqp) -> None:
     async with connect(proxy.url) as client:
+        await client.bind(QUEUE, MessageDelivered)
+
+        async def consumers() -> int | None:
+            queue = await amqp.channel.declare_queue(QUEUE, passive=True)
+            return queue.declaration_result.consumer_count
+
         events = client.events(QUEUE, MessageDelivered)
         waiting = asyncio.ensure_future(anext(events))
-        await asyncio.sleep(1)
+        await eventually(consumers)
         proxy.cut()
-        await asyncio.wait_for(waiting, 10)
+        await asyncio.wait_for(waiting, SECONDS)

@@ -10,7 +10,7 @@ import asyncpg
 import psutil
 import pytest
 
-from tests.servers import Broker, Postgres, PrivateServer, speaks_amqp, speaks_postgres
+from tests.servers import START_TIMEOUT, Broker, Postgres, PrivateServer, speaks_amqp, speaks_postgres
 
 
 def processes_of(server: PrivateServer) -> list[str]:
@@ -78,7 +78,7 @@ async def test_a_killed_node_starts_again_with_its_data(node: PrivateServer) -> 
 
     async with await aio_pika.connect(url) as connection:
         queue = await (await connection.channel()).get_queue("kept")
-        received = await queue.get(timeout=10)
+        received = await queue.get(timeout=60)
         assert received is not None
         assert received.body == b"still here"
 
@@ -95,7 +95,7 @@ async def test_a_node_whose_script_was_killed_is_replaced(node: PrivateServer) -
     assert await speaks_amqp(node.port)
 
     await node.start()
-    async with asyncio.timeout(60):
+    async with asyncio.timeout(START_TIMEOUT):
         while not pid_file.exists() or pid_file.read_text() in {"", orphan} or not await speaks_amqp(node.port):
             await asyncio.sleep(0.1)
     await node.stop()

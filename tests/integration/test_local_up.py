@@ -14,8 +14,10 @@ import httpx
 import psutil
 import pytest
 
+from service.local.supervision import supervisor_log
 from tests.servers import free_ports
 
+SECONDS = 120
 READY = "Try it in a second terminal"
 
 
@@ -49,7 +51,7 @@ class Up:
         return process
 
     def wait_until_ready(self, process: "subprocess.Popen[bytes]") -> None:
-        deadline = time.monotonic() + 150
+        deadline = time.monotonic() + 3 * SECONDS
         while len(self.commands) < 3:
             assert process.poll() is None, self.output
             assert time.monotonic() < deadline, self.output
@@ -91,7 +93,7 @@ def test_it_starts_and_stops_in_order_and_starts_again_after_a_kill(up: Up) -> N
     """Everything answers; a kill -9 of all supervising processes is cleaned up; SIGTERM ends all with status 0."""
     killed = up.start()
     up.wait_until_ready(killed)
-    assert httpx.get(f"{up.url}/readyz").status_code == 200
+    assert httpx.get(f"{up.url}/readyz", timeout=SECONDS).status_code == 200
     supervisor = int((up.folder / ".local" / "supervisord.pid").read_text())
     os.kill(supervisor, signal.SIGKILL)
     killed.kill()
@@ -103,12 +105,11 @@ def test_it_starts_and_stops_in_order_and_starts_again_after_a_kill(up: Up) -> N
     up.wait_until_ready(process)
     assert "an earlier run had left behind" in up.output
     assert not left & {process.pid for process in up.left_running()}
-    assert httpx.get(f"{up.url}/readyz").status_code == 200
-    started = time.monotonic()
+    assert httpx.get(f"{up.url}/readyz", timeout=SECONDS).status_code == 200
     process.terminate()
 
-    assert process.wait(60) == 0, up.output
-    assert time.monotonic() - started < 45
+    assert process.wait(SECONDS) == 0, up.output
+    assert "SIGKILL" not in supervisor_log(up.folder / ".local").read_text(), "something did not end by itself"
     assert up.left_running() == []
     assert not (up.folder / ".local" / "up.lock").exists()
 
@@ -124,7 +125,7 @@ def test_the_printed_commands_lead_to_an_answered_message(up: Up) -> None:
         answer = json.loads(shown.stdout[shown.stdout.rindex('{"success"') :])
         assert answer["answers"] == ["Hola"], shown.stdout
         process.send_signal(signal.SIGINT)
-        assert process.wait(60) == 0, up.output
+        assert process.wait(SECONDS) == 0, up.output
         assert up.left_running() == []
 
 
@@ -135,7 +136,7 @@ def test_the_echo_bot_can_be_left_out(up: Up) -> None:
     up.wait_until_ready(process)
     assert not (up.folder / ".local" / "run" / "echo-bot.pid").exists()
     process.terminate()
-    assert process.wait(60) == 0, up.output
+    assert process.wait(SECONDS) == 0, up.output
 
 
 def test_a_part_that_dies_is_started_again(up: Up) -> None:
@@ -146,13 +147,13 @@ def test_a_part_that_dies_is_started_again(up: Up) -> None:
     before = pid_file.read_text()
     os.kill(int(before), signal.SIGKILL)
 
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + SECONDS
     while pid_file.read_text() in {"", before}:
         assert time.monotonic() < deadline
         time.sleep(0.1)
 
     process.send_signal(signal.SIGINT)
-    assert process.wait(60) == 0, up.output
+    assert process.wait(SECONDS) == 0, up.output
 
 
 @pytest.mark.parametrize(
@@ -168,7 +169,7 @@ def test_a_server_that_cannot_be_used_is_a_sentence(up: Up, variable: str, value
     (up.folder / "damaged.db").write_text("garbage " * 1000)
     up.environment[variable] = value
     process = up.start()
-    assert process.wait(60) == 2
+    assert process.wait(SECONDS) == 2
     assert sentence in up.output
     assert "secret" not in up.output
     assert "Traceback" not in up.output
@@ -179,7 +180,7 @@ def test_a_port_in_use_is_a_sentence(up: Up) -> None:
     """Nothing is started, and the sentence names port and setting."""
     with socket.create_server(("127.0.0.1", up.ports[0])):
         process = up.start()
-        assert process.wait(60) == 2
+        assert process.wait(SECONDS) == 2
     assert "HTTP_PORT" in up.output
     assert str(up.ports[0]) in up.output
     assert "Traceback" not in up.output

@@ -275,11 +275,11 @@ async def test_prefetch_is_bounded(clean_broker: str) -> None:
     ):
         for number in range(10):
             await send(publisher, a_chatbot(), str(number))
-        await amqp.until_waiting(QUEUE, 7, seconds=5)
-        assert handler.begun == ["0", "1", "2"]
+        await amqp.until_waiting(QUEUE, 7)
+        await until(lambda: handler.begun == ["0", "1", "2"])
         proxy.cut()
         await until(lambda: sorted(handler.begun[3:]) == ["0", "1", "2"])
-        await amqp.until_waiting(QUEUE, 7, seconds=5)
+        await amqp.until_waiting(QUEUE, 7)
         release.set()
         await until(lambda: len(handler.done) == 10)
 

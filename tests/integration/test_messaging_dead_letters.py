@@ -109,7 +109,7 @@ async def moved(url: str) -> None:
             await message.nack(requeue=True)
 
         await queue.consume(give_back)
-        await amqp.until_waiting(DEAD_LETTERS, 1, seconds=60)
+        await amqp.until_waiting(DEAD_LETTERS, 1)
 
 
 async def unroutable(url: str) -> None:
@@ -283,7 +283,7 @@ async def test_a_broker_that_falls_silent_while_it_is_asked_is_asked_again(
         monkeypatch.setattr(topology, "queues", silent)
         monkeypatch.setattr("service.messaging.connections.HEARTBEAT", 1)
         async with storing(proxy.url, kept):
-            await until(lambda: kept, seconds=20)
+            await until(lambda: kept)
     assert topology.queues is queues
 
 

@@ -11,7 +11,7 @@ from service.errors import DatabaseUnavailable
 from service.messaging.envelope import Envelope
 from service.messaging.partitions import Partition, Process
 from service.messaging.topology import CONVERSATIONS, DEAD_LETTERS
-from tests.amqp import Amqp, Handler, a_chatbot, a_message, consuming, publishing, send, until
+from tests.amqp import SECONDS, Amqp, Handler, a_chatbot, a_message, consuming, publishing, send, until
 from tests.proxy import Proxy
 from whatsapp_qr_contracts.commands import SendMessage
 
@@ -26,7 +26,7 @@ async def subscribed(url: str, process: Process, *, prefetch: int = 64) -> Async
     try:
         yield partition
     finally:
-        await partition.give_up(2)
+        await partition.give_up(SECONDS)
 
 
 async def test_order_over_two_hand_overs(clean_broker: str) -> None:
@@ -46,10 +46,10 @@ async def test_order_over_two_hand_overs(clean_broker: str) -> None:
             subscribed(clean_broker, partial(process, "B")) as second,
         ):
             await until(lambda: len(done) >= 100)
-            await first.give_up(5)
+            await first.give_up(SECONDS)
             await first.start()
             await until(lambda: sum(name == "B" for name, _ in done) >= 100)
-            await second.give_up(5)
+            await second.give_up(SECONDS)
             await second.start()
             await until(lambda: len(done) >= 500)
         assert await amqp.waiting(QUEUE) == 0
@@ -181,7 +181,7 @@ async def test_stop_finishes_what_has_begun(clean_broker: str) -> None:
             await until(lambda: stopped.begun == ["0"])
             await amqp.until_waiting(QUEUE, 0)
             async with consuming(clean_broker, next_one.routes, publisher):
-                stopping = asyncio.create_task(consumer.stop(5))
+                stopping = asyncio.create_task(consumer.stop(SECONDS))
                 await until(lambda: not consumer.ready)
                 release.set()
                 await stopping
@@ -203,7 +203,7 @@ async def test_stop_leaves_what_is_held(clean_broker: str) -> None:
         await send(publisher, chatbot_id, "1", "2", "3")
         async with consuming(clean_broker, stopped.routes, publisher) as consumer:
             await until(lambda: not consumer.ready)
-            await asyncio.wait_for(consumer.stop(), 5)
+            await asyncio.wait_for(consumer.stop(600), SECONDS)
         async with consuming(clean_broker, next_one.routes, publisher):
             await until(lambda: next_one.done == ["1", "2", "3"])
     assert set(stopped.begun) == {"1"}
@@ -240,7 +240,7 @@ async def test_stop_waits_no_longer_than_it_may(clean_broker: str) -> None:
         await send(publisher, a_chatbot(), "1")
         async with consuming(clean_broker, stuck.routes, publisher) as consumer:
             await until(lambda: stuck.begun == ["1"])
-            await asyncio.wait_for(consumer.stop(0.1), 5)
+            await asyncio.wait_for(consumer.stop(0.1), SECONDS)
             assert stuck.cancelled == ["1"]
         async with consuming(clean_broker, next_one.routes, publisher):
             await until(lambda: next_one.done == ["1"])
@@ -253,11 +253,12 @@ async def test_give_up_on_a_dead_link_leaves_nothing(clean_broker: str) -> None:
         async with consuming(f"{proxy.url}?heartbeat=1", handler.routes, publisher) as consumer:
             await send(publisher, a_chatbot(), "1")
             await until(lambda: handler.done == ["1"])
+            accepted = proxy.accepted
             proxy.lose()
-            await asyncio.wait_for(consumer.stop(1), 12)
+            await asyncio.wait_for(consumer.stop(1), SECONDS)
             proxy.heal()
             await until(lambda: proxy.open == 0)
-            assert proxy.accepted == 2  # to declare and to consume; none came back
+            assert proxy.accepted == accepted  # none came back
         await send(publisher, a_chatbot(), "2")
         assert await amqp.waiting(QUEUE) == 1
 

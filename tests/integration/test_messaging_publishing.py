@@ -1,7 +1,6 @@
 """Publishing on a real broker: what returns was kept, and what was not confirmed says so in time."""
 
 import asyncio
-import time
 from contextlib import suppress
 from functools import partial
 from typing import Any
@@ -10,10 +9,11 @@ from uuid import uuid4
 import pytest
 
 from service.errors import BrokerUnavailable
+from service.messaging import publishing as publishing_module
 from service.messaging.holding import Hold
 from service.messaging.publishing import Publisher
 from service.messaging.topology import CONVERSATIONS, DEAD_LETTERS
-from tests.amqp import Amqp, a_chatbot, a_message, properties, publishing, send, until
+from tests.amqp import SECONDS, Amqp, a_chatbot, a_message, properties, publishing, send, until
 from tests.proxy import Proxy
 from whatsapp_qr_contracts.events import ChatbotRegistered
 from whatsapp_qr_contracts.jobs import SendJob
@@ -108,12 +108,11 @@ async def test_black_hole_raises_in_time_and_heals(clean_broker: str) -> None:
         publisher = Publisher(f"{proxy.url}?heartbeat=4", 1)  # near the real one: closing on a dead link takes longer
         await send(publisher, chatbot_id, "before")
         proxy.lose()
-        begin = time.monotonic()
         with pytest.raises(BrokerUnavailable, match=r"did not confirm within 0\.5 s"):
             await publisher.publish(
                 a_message(chatbot_id), message_id="m", correlation_id="c", key=str(chatbot_id), seconds=0.5
             )
-        assert time.monotonic() - begin < 1
+        assert publisher._closing, "it has waited until the dead connection was closed"
         proxy.heal()
         await send(publisher, chatbot_id, "m")
         assert [message.message_id for message in await amqp.take(QUEUE, 2)] == ["before", "m"]
@@ -132,7 +131,7 @@ async def closed_after(url: str, silence: float) -> int:
         await publisher.close()
         proxy.heal()
         with suppress(AssertionError):
-            await until(lambda: proxy.open == 0, seconds=5)
+            await until(lambda: proxy.open == 0)
         return proxy.open
 
 
@@ -148,23 +147,26 @@ async def test_closing_on_a_dead_link_leaves_nothing(clean_broker: str) -> None:
     async with Proxy(clean_broker) as proxy, publishing(clean_broker):
         publisher = Publisher(f"{proxy.url}?heartbeat=1", 1)
         await send(publisher, a_chatbot(), "before")
+        accepted = proxy.accepted
         proxy.lose()
-        await asyncio.wait_for(publisher.close(), 10)
+        await asyncio.wait_for(publisher.close(), SECONDS)
         proxy.heal()
         await until(lambda: proxy.open == 0)
-        assert proxy.accepted == 1
+        assert proxy.accepted == accepted
 
 
-async def test_limit_covers_connecting(clean_broker: str) -> None:
+async def test_limit_covers_connecting(clean_broker: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """A publish raises within its limit also where the broker never says a word, and nothing goes on connecting."""
     before = asyncio.all_tasks()
     async with Proxy(clean_broker) as proxy, publishing(clean_broker):
         publisher = Publisher(proxy.url, 1)
         proxy.lose()
+        monkeypatch.setattr(publishing_module, "_CONNECT_SECONDS", 3)
         with pytest.raises(BrokerUnavailable, match=r"within 0\.3 s"):
             await publisher.publish(a_message(), message_id="m", correlation_id="c", key="k", seconds=0.3)
-        assert proxy.open == 1
+        await until(lambda: proxy.accepted == 1)
         await until(lambda: proxy.open == 0)
+        monkeypatch.setattr(publishing_module, "_CONNECT_SECONDS", SECONDS)
         proxy.heal()
         await until(lambda: not any("connection_factory" in repr(task) for task in asyncio.all_tasks() - before))
         await send(publisher, a_chatbot(), "m")
@@ -207,7 +209,7 @@ async def test_one_publish_given_up_does_not_cancel_another(clean_broker: str, e
         proxy.hold_answers()
         first = asyncio.create_task(
             publisher.publish(
-                a_message(), message_id="1", correlation_id="c", key="1", seconds=0.5 if end == "late" else 4
+                a_message(), message_id="1", correlation_id="c", key="1", seconds=1 if end == "late" else 4
             )
         )
         second = asyncio.create_task(publisher.publish(a_message(), message_id="2", correlation_id="c", key="2"))

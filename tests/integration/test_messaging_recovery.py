@@ -6,12 +6,13 @@ from uuid import UUID
 
 import pytest
 
+from service import tasks
 from service.errors import BrokerUnavailable
 from service.messaging.holding import Hold
 from service.messaging.listening import Listener
 from service.messaging.publishing import Publisher
 from service.messaging.topology import CONVERSATIONS, DEAD_LETTERS
-from tests.amqp import Amqp, Handler, a_chatbot, consuming, properties, publishing, send, until
+from tests.amqp import SECONDS, Amqp, Handler, a_chatbot, consuming, properties, publishing, send, until
 from tests.proxy import Proxy
 from tests.servers import Broker
 from whatsapp_qr_contracts.commands import SendMessage
@@ -70,10 +71,12 @@ async def test_dead_link_is_noticed(clean_broker: str) -> None:
         consuming(f"{proxy.url}?heartbeat=1", handler.routes, publisher),
     ):
         await send(publisher, a_chatbot(), "1", "2")
-        await until(lambda: handler.begun == ["1"])
+        await until(lambda: handler.begun)
+        begun = len(handler.begun)
         proxy.lose()
         proxy.heal()  # for new connections
-        await until(lambda: handler.begun == ["1", "1"])
+        await until(lambda: len(handler.begun) > begun)
+        assert set(handler.begun) == {"1"}
         release.set()
         await until(lambda: handler.done[-2:] == ["1", "2"])
 
@@ -83,7 +86,7 @@ async def test_consumer_waits_for_its_broker(clean_broker: str) -> None:
     handler = Handler()
     async with Proxy(clean_broker) as proxy, publishing(clean_broker) as publisher:
         proxy.refuse()
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(SECONDS):
             starting = asyncio.create_task(_handle_one(proxy.url, handler, publisher))
             await send(publisher, a_chatbot(), "1")
             await asyncio.sleep(0)
@@ -137,7 +140,7 @@ async def test_broker_restart(breakable_broker: Broker) -> None:
 
 async def _until_heard(publisher: Publisher, chatbot_id: UUID, heard: list[str], cause: str) -> None:
     """Announce until the listener hears it: an event that nobody listens to is lost, by design."""
-    for number in range(100):
+    for number in range(int(10 * SECONDS)):
         await Hold()(partial(announce, publisher, chatbot_id, f"{cause} {number}"))
         if any(heard_cause.startswith(cause) for heard_cause in heard):
             return
@@ -189,15 +192,16 @@ async def test_listener_recovers(clean_broker: str, loss: str) -> None:
         await until(lambda: proxy.open == 0)
 
 
-async def test_listener_waits_for_its_broker(clean_broker: str) -> None:
+async def test_listener_waits_for_its_broker(clean_broker: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """A listener that starts before its broker hears once it is there, and stops at any time."""
+    monkeypatch.setattr(tasks, "AGAIN_SECONDS", 600)  # told once is enough
     heard: list[str] = []
     async with Proxy(clean_broker) as proxy, publishing(clean_broker) as publisher:
         proxy.refuse()
         never, listener = Listener(proxy.url, 1, heard.append), Listener(proxy.url, 1, heard.append)
         never.start()
         listener.start()
-        await asyncio.wait_for(never.stop(), 5)
+        await asyncio.wait_for(never.stop(), SECONDS)
         proxy.heal()
         await _until_heard(publisher, a_chatbot(), heard, "now")
         await listener.stop()

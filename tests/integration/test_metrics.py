@@ -59,6 +59,9 @@ async def counted(new_system: NewSystem) -> AsyncIterator[Counted]:
         await system.control(f"/sessions/{session_id}/drop")
         await system.post("/webhook", type="disconnected", sessionId=session_id, data={"reason": "made up"})
         await eventually(lambda: system.status(session_id), lambda status: status == "DISCONNECTED")
+        # It counts what it has committed, after the status can be seen.
+        moved = {"name": "whatsapp_qr_session_transitions_total", "status": "DISCONNECTED"}
+        await eventually(lambda: system.named("session-consumer")[0].metric(system.http, **moved))
         yield Counted({name: await told(system, name) for name in ("ingress", *CONSUMERS)})
 
 

@@ -17,7 +17,7 @@ from service.messaging import topology
 from tests.amqp import Amqp
 from tests.proxy import Proxy
 from tests.servers import REPOSITORY
-from tests.system import NewSystem, System, eventually
+from tests.system import SECONDS, NewSystem, System, eventually
 from whatsapp_qr_contracts.jobs import IncomingJob
 from whatsapp_qr_contracts.message import COMMANDS, JOBS
 
@@ -53,7 +53,7 @@ class Bot:
 
     async def stop(self) -> int:
         self._process.send_signal(signal.SIGTERM)
-        return await asyncio.wait_for(self._process.wait(), 30)
+        return await asyncio.wait_for(self._process.wait(), SECONDS)
 
 
 @asynccontextmanager

@@ -38,6 +38,7 @@ SETTINGS = {
     "LOG_LEVEL": "debug",
     "SEND_RATE": "1000",
     "SEND_BURST": "1000",
+    "SEND_BACKOFF": "4",
     "SWEEP_PERIOD": "1",
     "RECONCILE_PERIOD": "1",
     "OTEL_BSP_SCHEDULE_DELAY": "100",

@@ -99,11 +99,13 @@ async def test_what_waits_in_a_lane_goes_on_with_its_own_trace(new_system: NewSy
     with collecting() as collector:
         async with new_system(OTEL_EXPORTER_OTLP_ENDPOINT=collector.url, **UNPACED) as system:
             chatbot_id, _ = await system.connect()
-            await system.faults(latency=1)
+            await system.faults(latency=5)
             body = {"chatbotId": str(chatbot_id), "to": CUSTOMER, "message": "Hi"}
             first = await system.post("/send", **body)
             second = await system.http.post(f"{system.api}/send", json=body, headers=SENT_IN)
             ids = [answer.json()["messageId"] for answer in (first, second)]
+            await eventually(lambda: system.message(ids[1]))
+            await system.faults()  # the first is on its way all the same
             for message_id in ids:
                 await eventually(lambda message_id=message_id: read(system, message_id))
 

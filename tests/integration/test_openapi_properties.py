@@ -11,7 +11,7 @@ import pytest
 from tests.documented import PUBLISHED, linked, sent
 from tests.system import NewSystem, System
 
-SECONDS = 120
+SECONDS = 600
 EXAMPLES = 15
 CALLBACKS = "Gateway callbacks"
 CHECKS = (
@@ -47,22 +47,30 @@ async def test_every_answer_is_as_documented(system: System, tmp_path: Path, whi
 
     No 5xx, no status, header or body that is not described, and nothing without a key.
     """
-    command = [Path(sys.executable).with_name("schemathesis"), "run", which, CALLBACKS, "--mode", "all"]
+    command = [str(Path(sys.executable).with_name("schemathesis")), "run", which, CALLBACKS, "--mode", "all"]
     command += [f"http://127.0.0.1:{system.ingress_port}/openapi.json", "--checks", ",".join(CHECKS)]
-    command += ["--max-examples", str(EXAMPLES), "--generation-deterministic", "--request-timeout", "20"]
+    command += ["--max-examples", str(EXAMPLES), "--generation-deterministic", "--request-timeout", "60"]
     command += ["--header", f"Authorization: Bearer {key}"]
-    report = tmp_path / "report.txt"
+    for _ in range(3):
+        status, told = await _run(command, tmp_path)
+        if status == 0 or "[503]" not in told:  # which a machine that stands still answers, as documented
+            break
+    assert status == 0, told
+    tags = [operation["tags"] for path in PUBLISHED.openapi["paths"].values() for operation in path.values()]
+    count = sum((CALLBACKS in of_one) is (which == "--include-tag") for of_one in tags)
+    assert f"Operations:       {count} selected / {len(tags)} total" in told
+
+
+async def _run(command: list[str], folder: Path) -> tuple[int, str]:
+    """Run a command; return its exit status and its report."""
+    report = folder / "report.txt"
     with report.open("wb") as output:
         process = await asyncio.create_subprocess_exec(
-            *command, cwd=tmp_path, env=os.environ | {"NO_COLOR": "1"}, stdout=output, stderr=output
+            *command, cwd=folder, env=os.environ | {"NO_COLOR": "1"}, stdout=output, stderr=output
         )
         try:
             status = await asyncio.wait_for(process.wait(), SECONDS)
         finally:
             if process.returncode is None:
                 process.kill()
-    told = report.read_text()
-    assert status == 0, told
-    tags = [operation["tags"] for path in PUBLISHED.openapi["paths"].values() for operation in path.values()]
-    count = sum((CALLBACKS in of_one) is (which == "--include-tag") for of_one in tags)
-    assert f"Operations:       {count} selected / {len(tags)} total" in told
+    return status, report.read_text()

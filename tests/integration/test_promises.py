@@ -10,14 +10,14 @@ from uuid import UUID, uuid4
 
 import pytest
 
-from tests.system import NewSystem, System, eventually, send_by_amqp
+from tests.system import Heard, NewSystem, System, eventually, send_by_amqp
 from whatsapp_qr_contracts.commands import SendMessage
 
 
 @pytest.fixture(scope="module", params=["sqlite", "postgres"])
 async def system(request: pytest.FixtureRequest, new_system: NewSystem) -> AsyncIterator[System]:
     """The whole service with two outbound processes and no pacing."""
-    settings = {"SEND_RATE": "1000", "SEND_BURST": "1000", "GATEWAY_TIMEOUT": "4", "SEND_BACKOFF": "0.5"}
+    settings = {"SEND_RATE": "1000", "SEND_BURST": "1000", "GATEWAY_TIMEOUT": "4", "SEND_BACKOFF": "3"}
     async with new_system(request.param, extra=("outbound-consumer",), **settings) as system:
         yield system
 
@@ -53,9 +53,11 @@ async def test_racing_first_messages_make_one_conversation(system: System) -> No
     async def own_jobs() -> list[Any]:
         return [job for job in jobs.messages if json.loads(job.body)["chatbotId"] == str(chatbot_id)]
 
-    handed = await eventually(own_jobs, lambda found: len(found) >= 64)
+    handed = await eventually(own_jobs, lambda found: len({job.message_id for job in found}) >= 64)
     assert len({job.message_id for job in handed}) == 64
-    assert [job.headers["conversation-sequence"] for job in handed] == list(range(1, 65))
+    # One may come twice, under its id, where its confirmation was late.
+    numbers = {job.message_id: job.headers["conversation-sequence"] for job in handed}
+    assert list(numbers.values()) == list(range(1, 65))
     assert len((await system.get("/conversations", chatbotId=str(chatbot_id))).json()["data"]) == 1
     assert len(await rows(system, chatbot_id)) == 64
 
@@ -72,8 +74,13 @@ async def test_a_message_reported_30_times_is_stored_once(system: System) -> Non
         return [row["content"] for row in await rows(system, chatbot_id)]
 
     assert await eventually(contents, lambda found: "the last" in found) == ["Hola", "the last"]
-    own = [job for job in jobs.messages if json.loads(job.body)["chatbotId"] == str(chatbot_id)]
-    assert len({job.message_id for job in own if json.loads(job.body)["content"] == "Hola"}) == 1
+
+    async def handed() -> dict[str | None, str]:
+        own = [(job.message_id, json.loads(job.body)) for job in jobs.messages]
+        return {job_id: body["content"] for job_id, body in own if body["chatbotId"] == str(chatbot_id)}
+
+    found = await eventually(handed, lambda found: "the last" in found.values())
+    assert list(found.values()) == ["Hola", "the last"]
 
 
 async def test_racing_first_inits_make_one_session(system: System) -> None:
@@ -96,9 +103,9 @@ async def test_200_messages_to_one_recipient_arrive_in_order(system: System) -> 
 
 
 async def test_slow_sessions_do_not_wait_for_each_other(system: System) -> None:
-    """64 sessions with 300 ms gateway latency are sent to side by side, not one after another."""
+    """64 sessions with 1 s gateway latency are sent to side by side, not one after another."""
     linked = await asyncio.gather(*(system.connect() for _ in range(64)))
-    await system.faults(latency=0.3)
+    await system.faults(latency=1)
     started = time.monotonic()
     try:
         answers = await asyncio.gather(
@@ -109,7 +116,7 @@ async def test_slow_sessions_do_not_wait_for_each_other(system: System) -> None:
             await eventually(lambda session_id=session_id: system.sent(session_id))
     finally:
         await system.faults()
-    in_a_row = 64 * 0.3
+    in_a_row = 64 * 1
     assert time.monotonic() - started < in_a_row
 
 
@@ -119,29 +126,44 @@ async def test_init_leaves_a_connected_session_connected(system: System) -> None
     answer = await system.post("/init", chatbotId=str(chatbot_id))
     assert answer.json() == {"success": True, "sessionId": session_id, "status": "CONNECTED"}
     events = await system.hear("whatsapp-qr.events", "session.#")
+
+    async def own() -> set[str | None]:
+        return {event.type for event in events.messages if str(chatbot_id) in event.body.decode()}
+
     late = {"type": "qr", "sessionId": session_id, "data": {"qrCode": "data:image/png;base64,AAAA"}}
     assert (await system.post("/webhook", **late)).status_code == 200
     # The next command of the same session is handled after the late report.
     answer = await system.post("/init", chatbotId=str(chatbot_id))
     assert answer.json()["status"] == "CONNECTED"
     assert (await system.get(f"/qr-code/{session_id}")).status_code == 404
-    assert {event.type for event in events.messages if str(chatbot_id) in event.body.decode()} == {"session.connected"}
+    assert await eventually(own) == {"session.connected"}
 
 
 async def test_a_qr_code_before_init_has_answered_is_kept(system: System) -> None:
     """A QR webhook that comes while the gateway has not answered /init yet is not lost."""
     await system.faults(initLatency=1.5)
-    chatbot_id = str(uuid4())
     gateway = await system.hear("whatsapp-qr.gateway", "gateway.qr.#")
     try:
-        init = asyncio.create_task(system.post("/init", chatbotId=chatbot_id))
-        await gateway.arrived(1)
-        assert not init.done()
-        session_id = (await init).json()["sessionId"]
+        early = [await _overtakes(system, gateway) for _ in range(3)]
     finally:
         await system.faults()
+    assert any(early), "every time the machine was too slow for it"
+
+
+async def _overtakes(system: System, gateway: Heard) -> bool:
+    """Link a chatbot; say whether its QR code came before the gateway's answer, and check that it is kept."""
+    chatbot_id = str(uuid4())
+    init = asyncio.create_task(system.post("/init", chatbotId=chatbot_id))
+
+    async def reported() -> bool:
+        return any(chatbot_id in report.body.decode() for report in gateway.messages)
+
+    await eventually(reported)
+    early = not init.done()
+    session_id = (await init).json()["sessionId"]
     await eventually(lambda: system.status(session_id), lambda status: status == "QR_READY")
     await system.post("/disconnect", chatbotId=chatbot_id)
+    return early
 
 
 async def test_sends_wait_for_the_session_to_come_back(system: System) -> None:
@@ -166,7 +188,7 @@ async def test_sends_wait_for_the_session_to_come_back(system: System) -> None:
 
 
 async def test_the_same_idempotency_key_sends_once(system: System) -> None:
-    """The same Idempotency-Key with the same body sends once; with another body it is refused."""
+    """The same Idempotency-Key with the same body sends once; another body is refused; without a key each is sent."""
     chatbot_id, session_id = await system.connect()
     body = {"chatbotId": str(chatbot_id), "to": "+54 9 11 0000-1111", "message": "Once"}
     key = {"Idempotency-Key": "order 1"}
@@ -177,6 +199,9 @@ async def test_the_same_idempotency_key_sends_once(system: System) -> None:
     assert len(await system.sent(session_id)) == 1
     other = await system.http.post(f"{system.api}/send", json=body | {"message": "Twice"}, headers=key)
     assert (other.status_code, other.json()["code"]) == (409, "id_reused")
+    without = [await system.http.post(f"{system.api}/send", json=body) for _ in range(2)]
+    assert len({message_id, *(answer.json()["messageId"] for answer in without)}) == 3
+    await eventually(lambda: system.sent(session_id), lambda found: len(found) == 3)
 
 
 @pytest.mark.parametrize("kind", ["timeout_after_accept", "drop_after_accept"])
@@ -187,10 +212,11 @@ async def test_an_unknown_outcome_is_tried_again_under_the_same_id(system: Syste
     try:
         answer = await system.post("/send", chatbotId=str(chatbot_id), to="5491133334444", message="Once")
         message_id = answer.json()["messageId"]
-        await eventually(lambda: system.message(message_id), lambda found: found.get("attempts") == 1)
+        await eventually(lambda: system.sent(session_id))  # it was taken; now no attempt may be left out
     finally:
         await system.faults()
-    await eventually(lambda: system.message(message_id), lambda found: found.get("deliveryStatus") == "SENT")
+    found = await eventually(lambda: system.message(message_id), lambda found: found.get("deliveryStatus") == "SENT")
+    assert found["attempts"] >= 1
     assert len(await system.sent(session_id)) == 1
 
 

@@ -25,7 +25,7 @@ RATE, BURST = 4, 3
 @pytest.fixture(scope="module", params=["sqlite", "postgres"])
 async def system(request: pytest.FixtureRequest, new_system: NewSystem) -> AsyncIterator[System]:
     """The whole service with a pace that can be seen and an attentive sweeper."""
-    settings = {"SEND_RATE": str(RATE), "SEND_BURST": str(BURST), "SWEEP_PERIOD": "0.5", "GATEWAY_TIMEOUT": "3"}
+    settings = {"SEND_RATE": str(RATE), "SEND_BURST": str(BURST), "SWEEP_PERIOD": "0.5", "GATEWAY_TIMEOUT": "30"}
     async with new_system(request.param, **settings) as system:
         yield system
 
@@ -201,8 +201,8 @@ async def test_receipts_may_come_before_the_answer(system: System, *, own_ids: b
         [message] = await send(system, chatbot_id, "early")
         await reports.arrived(2)
         before = await system.message(message["id"])
-        if own_ids:
-            assert before["deliveryStatus"] == "PENDING"
+        if own_ids:  # the answer may have come meanwhile
+            assert before["deliveryStatus"] == "PENDING" or before["whatsappMessageId"] != message["whatsappMessageId"]
         row = await reached(system, message, "READ")
     finally:
         await system.faults()

@@ -17,7 +17,7 @@ from service.messaging.consuming import Consumer
 from service.messaging.holding import Hold
 from service.messaging.publishing import Publisher
 from service.messaging.topology import CONVERSATIONS, DEAD_LETTERS, PROBE
-from tests.amqp import Amqp, Handler, a_chatbot, publishing, send, until
+from tests.amqp import SECONDS, Amqp, Handler, a_chatbot, publishing, send, until
 from tests.proxy import Proxy
 from tests.system import System, eventually, running, send_by_amqp
 from whatsapp_qr_contracts.commands import SendMessage
@@ -83,7 +83,7 @@ async def sharer(  # a test's builder
         await until(lambda: consumer.ready)
         yield consumer
     finally:
-        await asyncio.gather(sharing.stop(), consumer.stop(2))
+        await asyncio.gather(sharing.stop(), consumer.stop(SECONDS))
 
 
 def owned(*consumers: Consumer) -> list[list[int]]:

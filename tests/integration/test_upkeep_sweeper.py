@@ -13,7 +13,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from service.domain.identities import output_id
 from service.persistence import sessions
 from tests.component.rows import enqueue, receive, sent
-from tests.integration.upkeep import FAST, mended, redriven, rows_by_hand, sample, session_row
+from tests.integration.upkeep import FAST, mended, mends_nothing, redriven, rows_by_hand, sample, session_row
 from tests.servers import Broker
 from tests.system import Heard, NewSystem, System, eventually, send_by_amqp
 from whatsapp_qr_contracts.commands import SendMessage
@@ -43,6 +43,7 @@ async def heard_id(heard: Heard, message_id: str) -> Any:
 async def test_a_message_that_was_not_handed_over_is(system: System, linked: tuple[UUID, str]) -> None:
     """A row without its job, as a crash between the two leaves it, gets the job and the event that it always has."""
     jobs, events, before = await system.jobs(), await system.hear(), await redriven(system, "unhanded")
+    begun = await redriven(system, "unannounced_conversation")
     async with rows_by_hand(system) as database:
         message = (await receive(database, await session_row(database, linked[0]), uuid4().hex)).message
         [consumer] = system.named("session-consumer")
@@ -53,7 +54,7 @@ async def test_a_message_that_was_not_handed_over_is(system: System, linked: tup
     assert json.loads(job.body)["messageId"] == str(message.id)
     assert job.headers["conversation-sequence"] == message.sequence
     await mended(system, "unhanded", before)
-    await mended(system, "unannounced_conversation")
+    await mended(system, "unannounced_conversation", begun)
 
 
 async def test_a_message_without_a_doorbell_is_sent(system: System, linked: tuple[UUID, str]) -> None:
@@ -142,13 +143,11 @@ async def test_a_lane_whose_timer_died_is_resumed(system: System, shared_broker:
             assert (await session_row(database, chatbot_id)).drain_at is not None
     finally:
         await system.faults()
-    killed_at = time.monotonic()
     await system.start("outbound-consumer")
     await eventually(
         lambda: system.message(answer.json()["messageId"]), lambda found: found.get("deliveryStatus") == "READ"
     )
-    assert time.monotonic() - killed_at > 5, "its job was there: nothing was to be mended"
-    await mended(system, "drain", before)
+    await mended(system, "drain", before)  # or its job was there, and nothing was to be mended
 
 
 async def test_a_service_that_works_mends_nothing(system: System, linked: tuple[UUID, str]) -> None:
@@ -156,20 +155,22 @@ async def test_a_service_that_works_mends_nothing(system: System, linked: tuple[
     kinds = ("unhanded", "unannounced_status", "unannounced_session", "unannounced_conversation", "pending", "drain")
     [consumer] = system.named("session-consumer")
     await eventually(lambda: system.status(linked[1]), lambda status: status == "CONNECTED")
-    before = [await redriven(system, kind) for kind in kinds]
-    runs = await sample(consumer, "duty_runs_total", duty="sweeper", outcome="done")
     jobs = await system.jobs()
-    handed = len(jobs.messages)
-    for number in range(10):
-        report = {"sessionId": linked[1], "from": "5491122223333", "message": "Hola", "timestamp": int(time.time())}
-        await system.post("/incoming", **report, messageId=uuid4().hex)
-        answer = await system.post("/send", chatbotId=str(linked[0]), to="5491122223333", message=f"well {number}")
-        await eventually(
-            lambda answer=answer: system.message(answer.json()["messageId"]),
-            lambda found: found.get("deliveryStatus") == "READ",
-        )
-    await jobs.arrived(handed + 10)
-    await eventually(
-        lambda: sample(consumer, "duty_runs_total", duty="sweeper", outcome="done"), lambda now: now > runs + 3
-    )
-    assert [await redriven(system, kind) for kind in kinds] == before
+
+    async def runs() -> float:
+        return await sample(consumer, "duty_runs_total", duty="sweeper", outcome="done")
+
+    async def traffic() -> None:
+        ran, handed = await runs(), len(jobs.messages)
+        for number in range(10):
+            report = {"sessionId": linked[1], "from": "5491122223333", "message": "Hola", "timestamp": int(time.time())}
+            await system.post("/incoming", **report, messageId=uuid4().hex)
+            answer = await system.post("/send", chatbotId=str(linked[0]), to="5491122223333", message=f"well {number}")
+            await eventually(
+                lambda answer=answer: system.message(answer.json()["messageId"]),
+                lambda found: found.get("deliveryStatus") == "READ",
+            )
+        await jobs.arrived(handed + 10)
+        await eventually(runs, lambda now: now > ran + 3)
+
+    await mends_nothing(system, kinds, traffic)
