@@ -13,25 +13,25 @@ PATIENCE = 60.0
 class CarefulTransport(httpx.AsyncHTTPTransport):
     """Calls again where a busy machine says 503, unless that could do something twice.
 
-    Not within `careless`, for tests that take a server away.
+    Not with `careful` off or within `careless`, for tests that take a server away or count what they repeat.
     """
 
-    _careful = True
+    careful = True
 
     @contextmanager
     def careless(self) -> Iterator[None]:
         """Take each answer as it is."""
-        self._careful = False
+        self.careful = False
         try:
             yield
         finally:
-            self._careful = True
+            self.careful = True
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
         until = time.monotonic() + PATIENCE
         while True:
             answer = await super().handle_async_request(request)
-            if not self._careful or time.monotonic() > until or not await _passes(request, answer):
+            if not self.careful or time.monotonic() > until or not await _passes(request, answer):
                 return answer
             await asyncio.sleep(0.1)
 

@@ -98,7 +98,7 @@ class Drill:
             own = [(int(step), kind) for who, step, kind in parts if who == f"{process} {handler}"]
             return list(dropwhile(lambda one: one[0] > 1, own))  # the end of what had begun before the record
 
-        found = await eventually(recorded, lambda steps: ended([kind for _, kind in steps]), seconds=20)
+        found = await eventually(recorded, lambda steps: ended([kind for _, kind in steps]))
         return dict(found)
 
     async def crash(self, process: str, handler: str, step: int, drive: Awaitable[object]) -> None:
@@ -114,7 +114,7 @@ class Drill:
             return self.supervisor.ended[process][deaths:] if taken.exists() else []
 
         try:
-            found = await eventually(ended, seconds=20)
+            found = await eventually(ended)
         finally:
             (folder / "crash").unlink(missing_ok=True)
         assert found == [KILLED]
@@ -129,6 +129,7 @@ async def _listed(tx: object, query: object) -> list[SQLModel]:
 async def drilling(amqp_url: str, database_url: str, folder: Path, **settings: str) -> AsyncIterator[Drill]:
     """Run the whole service; whatever ends is started again."""
     system = System(amqp_url, database_url, folder, entry=live, **settings)
+    system.transport.careful = False  # what is repeated is counted
     database = Database(database_url)
     supervisor = Supervisor(system.processes)
     drill = Drill(system, database, supervisor)

@@ -213,6 +213,7 @@ async def a_stage(
         )
         given = SETTINGS | settings | {"FAULTS_FOLDER": str(folder)}
         system = System(broker.url, url, folder, entry=live, **given)
+        system.transport.careful = False  # what is repeated is counted
         system.settings |= {"AMQP_URL": broker_proxy.url} | ({"DATABASE_URL": behind} if postgres else {})
         stage = Stage(system, broker, broker_proxy, postgres, database_proxy)
         try:

@@ -48,8 +48,7 @@ class Callers:
 
     async def _post(self, accepted: list[str], text: str, path: str, **body: Any) -> None:
         began = time.monotonic()
-        with self.system.transport.careless():
-            answer = await self.system.post(path, **body)
+        answer = await self.system.post(path, **body)
         self.slowest = max(self.slowest, time.monotonic() - began)
         if answer.is_success:
             accepted.append(text)
@@ -67,14 +66,15 @@ async def test_what_was_accepted_outlives_a_kill_of_the_broker(
         assert await consumer.stop() == 0  # so that all waits in the broker
         await breakable_broker.keep_declarations()
         callers = Callers(system, chatbot_id, session_id)
-        calling = [asyncio.create_task(callers.call()) for _ in range(CALLERS)]
 
         async def accepted() -> int:
             return callers.accepted
 
-        await eventually(accepted, lambda found: found >= ACCEPTED_BEFORE)
-        await breakable_broker.kill()
-        await asyncio.gather(*calling)
+        with system.transport.careless():
+            calling = [asyncio.create_task(callers.call()) for _ in range(CALLERS)]
+            await eventually(accepted, lambda found: found >= ACCEPTED_BEFORE)
+            await breakable_broker.kill()
+            await asyncio.gather(*calling)
         assert {(answer.status_code, answer.json()["code"]) for answer in callers.refused} == {
             (503, "broker_unavailable")
         }

@@ -151,10 +151,10 @@ async def test_wrong_clocks_expire_nothing_early_or_late(
         await command(system, chatbot_id, "in time")
         await command(system, chatbot_id, "too late", expires_at=at)
         (failed,) = await events.arrived(1)
-        assert datetime.now(UTC) - at < timedelta(seconds=10)
+        assert datetime.now(UTC) - at < timedelta(minutes=1)
         body = json.loads(failed.body)
         assert (failed.type, body["errorCode"]) == ("message.failed", "expired")
-        assert timedelta() <= datetime.fromisoformat(body["occurredAt"]) - at < timedelta(seconds=10)
+        assert timedelta() <= datetime.fromisoformat(body["occurredAt"]) - at < timedelta(minutes=1)
         await system.control(f"/sessions/{session_id}/reconnect")
         sent = await eventually(lambda: system.sent(session_id))
         assert [message["message"] for message in sent] == ["in time"]
