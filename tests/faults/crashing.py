@@ -90,35 +90,51 @@ class Drill:
 
     async def steps(self, process: str, handler: str, ended: Callable[[list[str]], bool]) -> dict[int, str]:
         """Return the steps of a handler that were recorded, once it has ended."""
+
+        async def recorded() -> dict[int, str]:
+            return dict(self._recorded(process, handler))
+
+        return await eventually(recorded, lambda steps: ended(list(steps.values())))
+
+    def _recorded(self, process: str, handler: str, since: int = 0) -> list[tuple[int, str]]:
+        parts = [line.rsplit(" ", 2) for line in self._log(process)[since:]]
+        own = [(int(step), kind) for who, step, kind in parts if who == f"{process} {handler}"]
+        return list(dropwhile(lambda one: one[0] > 1, own))  # the end of what had begun before the record
+
+    def _log(self, process: str) -> list[str]:
         log = self.folder(process) / "steps.log"
+        return log.read_text().splitlines() if log.exists() else []
 
-        async def recorded() -> list[tuple[int, str]]:
-            lines = log.read_text().splitlines() if log.exists() else []
-            parts = [line.rsplit(" ", 2) for line in lines]
-            own = [(int(step), kind) for who, step, kind in parts if who == f"{process} {handler}"]
-            return list(dropwhile(lambda one: one[0] > 1, own))  # the end of what had begun before the record
+    async def crash(self, process: str, handler: str, step: int, drive: Awaitable[object]) -> bool:
+        """Let something happen, and see that it kills a process at a step.
 
-        found = await eventually(recorded, lambda steps: ended([kind for _, kind in steps]))
-        return dict(found)
-
-    async def crash(self, process: str, handler: str, step: int, drive: Awaitable[object]) -> None:
-        """Let something happen, and see that it kills a process at a step."""
+        Returns:
+            False where the handler acknowledged before that step: on a busy machine another may have done its work.
+        """
         folder, deaths = self.folder(process), len(self.supervisor.ended[process])
         taken = folder / "crash.taken"
         taken.unlink(missing_ok=True)
+        (folder / "record").touch()
+        since = len(self._log(process))
         (folder / "armed").write_text(f"{process} {handler} {step}\n")
         (folder / "armed").rename(folder / "crash")
         driving = asyncio.ensure_future(drive)
 
-        async def ended() -> list[int]:
-            return self.supervisor.ended[process][deaths:] if taken.exists() else []
+        async def over() -> bool:
+            return any(kind == "acked" for _, kind in self._recorded(process, handler, since)) or taken.exists()
+
+        async def died() -> list[int]:
+            return self.supervisor.ended[process][deaths:]
 
         try:
-            found = await eventually(ended)
+            await eventually(over)
         finally:
             (folder / "crash").unlink(missing_ok=True)
-        assert found == [KILLED]
+            (folder / "record").unlink()
+        if killed := taken.exists():
+            assert await eventually(died) == [KILLED]
         await driving
+        return killed
 
 
 async def _listed(tx: object, query: object) -> list[SQLModel]:

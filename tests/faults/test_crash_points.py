@@ -45,6 +45,7 @@ SETTINGS = {
     "LEASE": "1",
 }
 PHONE = "5491100000000"
+TRIES = 5
 INGRESS, SESSIONS, CONVERSATIONS, OUTBOUND = "ingress", "session-consumer", "conversation-consumer", "outbound-consumer"
 
 
@@ -456,13 +457,18 @@ class Plan:
             if case.prepare is pairing:  # which takes a while, and each has its own
                 subjects = await asyncio.gather(*(pairing(self._drill) for _ in steps))
             for step, kind in sorted(steps.items()):
-                subject = subjects.pop() if subjects else await case.prepare(self._drill)
                 crash = f"{case.handler} was killed before its step {step} ({kind}) of {steps}"
-                with noting(crash):
-                    drive = case.drive(self._drill, subject)
-                    await self._drill.crash(case.process, case.handler, step, drive)
-                    await case.check(self._drill, subject)
-                self._done.append((case, subject, crash))
+                for _ in range(TRIES):
+                    subject = subjects.pop() if subjects else await case.prepare(self._drill)
+                    with noting(crash):
+                        drive = case.drive(self._drill, subject)
+                        killed = await self._drill.crash(case.process, case.handler, step, drive)
+                        await case.check(self._drill, subject)
+                    self._done.append((case, subject, crash))
+                    if killed:
+                        break
+                else:
+                    pytest.fail(f"in {TRIES} tries never: {crash}")
             took = time.monotonic() - started
             print(f"{took:5.1f} s {case.handler}: {' '.join(steps.values())}")  # noqa: T201  # pytest -s
 
