@@ -59,6 +59,7 @@ def ingress_app(settings: Settings) -> "FastAPI":
         raise ConfigurationError(f"HTTP_PORT and INTERNAL_PORT are both {settings.http_port}: they must differ")
     from service.ingress.app import build_ingress
     from service.ingress.keys import Keys
+    from service.ingress.streams import Streams
     from service.ingress.waiting import Waiters
     from service.messaging.listening import Listener
 
@@ -69,13 +70,19 @@ def ingress_app(settings: Settings) -> "FastAPI":
     )
     publisher = Publisher(settings.amqp_url, settings.partitions)
     database = Database(settings.database_url, settings.database_pool)
-    waiters = Waiters(database)
-    listener = Listener(settings.amqp_url, settings.partitions, waiters.hear, declares=settings.declare_topology)
+    waiters, streams = Waiters(database), Streams(database)
+
+    def hear(correlation_id: str, key: str) -> None:
+        waiters.hear(correlation_id)
+        streams.hear(key)
+
+    listener = Listener(settings.amqp_url, settings.partitions, hear, declares=settings.declare_topology)
     return build_ingress(
         publisher,
         database,
         listener,
         waiters,
+        streams,
         keys,
         version=version("whatsapp-qr"),
         internal_port=settings.internal_port,

@@ -15,7 +15,7 @@ from service.errors import ConfigurationError
 from service.operating import commands, topology
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
     from pathlib import Path
 
     from pydantic.fields import FieldInfo
@@ -45,7 +45,8 @@ def ingress() -> None:
     doors = {"HTTP_PORT": settings.http_port}
     if settings.internal_port is not None:
         doors["INTERNAL_PORT"] = settings.internal_port
-    serve(apps.ingress_app(settings), settings.http_host, doors, grace=INGRESS_GRACE)
+    asgi = apps.ingress_app(settings)
+    serve(asgi, settings.http_host, doors, grace=INGRESS_GRACE, end=asgi.state.streams.end)
 
 
 @app.command()
@@ -145,7 +146,9 @@ def _masked(value: object) -> str:
     return re.sub(r"(://[^:/@]*):.*@", r"\1:***@", repr(value))
 
 
-def serve(asgi: Any, host: str, doors: "Mapping[str, int]", *, grace: int = GRACE) -> None:
+def serve(
+    asgi: Any, host: str, doors: "Mapping[str, int]", *, grace: int = GRACE, end: "Callable[[], None]" = lambda: None
+) -> None:
     """Serve an application until a signal comes; then the process ends with status 0.
 
     Args:
@@ -153,10 +156,16 @@ def serve(asgi: Any, host: str, doors: "Mapping[str, int]", *, grace: int = GRAC
         host: the address to listen on.
         doors: the ports to listen on, by the setting that chooses each.
         grace: seconds that requests in flight have then.
+        end: is called then, to end what has no end of its own.
     """
     import uvicorn
 
     from service import exporting
+
+    class Server(uvicorn.Server):
+        async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+            end()
+            await super().shutdown(sockets)
 
     config = uvicorn.Config(
         asgi,
@@ -171,7 +180,7 @@ def serve(asgi: Any, host: str, doors: "Mapping[str, int]", *, grace: int = GRAC
     )
     gc.freeze()
     gc.enable()
-    server = uvicorn.Server(config)
+    server = Server(config)
     # uvicorn raises the signal again, once it has shut down, for whoever handled it before: that ends here, with 0.
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: setattr(server, "should_exit", True))

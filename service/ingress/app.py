@@ -20,6 +20,7 @@ from service.ingress.keys import Keys
 from service.ingress.limits import BodyLimit
 from service.ingress.problems import Problems
 from service.ingress.reads import Reads
+from service.ingress.streams import Streams
 from service.ingress.waiting import Waiters
 from service.messaging.listening import Listener
 from service.messaging.publishing import Publisher
@@ -38,6 +39,7 @@ def build_ingress(
     database: Database,
     listener: Listener,
     waiters: Waiters,
+    streams: Streams,
     keys: Keys,
     *,
     version: str,
@@ -67,13 +69,14 @@ def build_ingress(
         telemetry=NOT_BY_FASTAPI,
         strict_content_type=False,  # a callback without a content type must not be lost
     )
+    app.state.streams = streams
     app.add_middleware(Guard, keys=keys)
     app.add_middleware(BodyLimit)  # the last one added comes first: what the guard reads is limited too
     app.add_middleware(Doors, internal_port=internal_port)
     app.add_middleware(Counting)
     Problems(publisher).install(app)
     app.include_router(Commands(publisher, database, waiters).router())
-    app.include_router(Reads(database).router())
+    app.include_router(Reads(database, streams).router())
     app.include_router(callbacks(publisher))
     app.include_router(documents())
 

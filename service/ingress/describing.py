@@ -1,5 +1,6 @@
 """What the OpenAPI document says beyond the code of the endpoints: errors, keys, and an example for everything."""
 
+import json
 from collections.abc import Iterator
 from typing import Any
 
@@ -32,6 +33,7 @@ _ERRORS: dict[str, dict[str, tuple[str, ...]]] = {
     "qr_code": _READS | {"404": ("no_session", "no_qr_code")},
     "status": _READS | {"404": ("no_session",)},
     "session": _READS | {"404": ("no_session",)},
+    "events": _READS | {"404": ("no_session",)},
     "message": _READS | {"404": ("no_message",)},
     "conversations": _READS | {"400": ("invalid_request", "invalid_cursor"), "404": ("not_found",)},
     "messages": _READS | {"400": ("invalid_request", "invalid_cursor"), "404": ("no_conversation",)},
@@ -47,6 +49,7 @@ _PARAMETERS = {
         "nextCursor of the page before",
         "WyIyMDI2LTAxLTAxVDEyOjAwOjAwKzAwOjAwIiwgImFjZjYxNTVmLTYyMGItNWE3MC1iOTI2LTA0OWQ2YjExZDUwZCJd",
     ),
+    "last-event-id": ("The id of the last event that was seen: it is not shown again", "3"),
     "idempotency-key": ("The same key with the same body has one effect; keep it per message", "order-1234-shipped"),
 }
 _HEADERS = {
@@ -107,9 +110,18 @@ def _describe(operation: dict[str, Any], path: str, schemas: dict[str, Any]) -> 
                 media["examples"] = {code: {"value": example(int(status), code)} for code in errors[status]}
             elif kind == "text/plain":
                 media["example"] = _METRICS
+            elif kind == "text/event-stream":  # OpenAPI 3.1 has no word for a stream's single event
+                response["description"] = "The session, now and after each change; `data` is a SessionData"
+                media.clear()
+                media |= {"schema": {"type": "string"}, "example": _stream()}
             else:
                 media["examples"] = dict(_examples(media["schema"], schemas))
                 _say_what_it_is(response, media["schema"], schemas)
+
+
+def _stream() -> str:
+    data = json.dumps(bodies.SessionData.example())
+    return f"event: session\ndata: {data}\nid: 3\nretry: 2000\n\n"
 
 
 def _examples(schema: dict[str, Any], schemas: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:

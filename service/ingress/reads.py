@@ -1,10 +1,12 @@
 """Calls that only read, from the database, within 2 s."""
 
+from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from typing import Annotated, TypeVar
 from uuid import UUID
 
-from fastapi import APIRouter, Query
+from fastapi import APIRouter, Depends, Header, Query
+from fastapi.sse import EventSourceResponse, ServerSentEvent
 from sqlmodel import SQLModel
 
 from service.errors import Rejected
@@ -22,6 +24,7 @@ from service.ingress.bodies import (
 )
 from service.ingress.commands import READ_SECONDS
 from service.ingress.problems import Problem, responses
+from service.ingress.streams import Streams
 from service.persistence import reading
 from service.persistence.database import Database, Work
 from service.persistence.reading import Place, cursor_of
@@ -29,6 +32,7 @@ from service.persistence.tables import ConversationRow, MessageRow, SessionRow
 from whatsapp_qr_contracts.message import Text, WireModel
 
 Limit = Annotated[int, Query(ge=1, le=200, description="Rows per page")]
+_RETRY_MILLISECONDS = 2000
 Cursor = Annotated[str | None, Query(max_length=200, description="nextCursor of the page before")]
 
 
@@ -41,6 +45,7 @@ class Reads:
     """The endpoints that only read."""
 
     database: Database
+    streams: Streams
 
     def router(self) -> APIRouter:
         """Return the endpoints under their paths."""
@@ -48,6 +53,10 @@ class Reads:
         router.get("/qr-code/{session_id}", tags=["Sessions"])(self.qr_code)
         router.get("/status/{session_id}", tags=["Sessions"])(self.status)
         router.get("/session/{chatbot_id}", tags=["Sessions"])(self.session)
+        known = [Depends(self.status)]  # an answer that has begun cannot become a 404 any more
+        router.get("/events/{session_id}", tags=["Streams"], response_class=EventSourceResponse, dependencies=known)(
+            self.events
+        )
         router.get("/messages/{message_id}", tags=["Messages"])(self.message)
         router.get("/conversations", tags=["Conversations"])(self.conversations)
         router.get("/conversations/{conversation_id}/messages", tags=["Conversations"])(self.messages)
@@ -69,6 +78,19 @@ class Reads:
         """Return a chatbot's session, with its QR code while there is one."""
         session = _known(await self._read(lambda tx: reading.current_session(tx, chatbot_id)))
         return SessionAnswer(data=_shown(session, SessionData))
+
+    async def events(
+        self, session_id: Text, last_event_id: Annotated[str | None, Header()] = None
+    ) -> AsyncIterator[ServerSentEvent]:
+        """Follow a session by Server-Sent Events: as it is now, and again after each change of status or QR code.
+
+        Each event `session` has the body that GET /whatsapp-qr/session/{chatbotId} has as `data`. The stream ends when
+        the process does or the chatbot is removed: a client comes again with `Last-Event-ID`, as browsers do by
+        themselves, and is shown what it has not seen.
+        """
+        async for row in self.streams.follow(session_id, last_event_id):
+            shown = _shown(row, SessionData).wire().decode()
+            yield ServerSentEvent(event="session", id=str(row.version), raw_data=shown, retry=_RETRY_MILLISECONDS)
 
     async def message(self, message_id: UUID) -> MessageAnswer:
         """Return a message and how far it came."""

@@ -1,4 +1,4 @@
-"""Hears the events that callers of one ingress process wait for."""
+"""Hears the events that callers of one ingress process wait for or follow."""
 
 import asyncio
 import logging
@@ -24,8 +24,8 @@ from whatsapp_qr_contracts.message import EVENTS
 
 log = structlog.get_logger()
 
-Hear = Callable[[str], None]
-"""Is told the correlation id of each event."""
+Hear = Callable[[str, str], None]
+"""Is told the correlation id and the partition key of each event; empty where it has none."""
 
 _KEYS = ("session.#", "chatbot.#", "command.#", "message.cancelled")
 
@@ -36,7 +36,7 @@ _SECONDS = 20.0
 class Listener:
     """An exclusive queue of session, chatbot and command events.
 
-    What it hears is a doorbell: losing an event only means that somebody looks a second later.
+    What it hears is a doorbell: losing an event only means that somebody looks some seconds later.
 
     Args:
         url: the broker.
@@ -107,8 +107,7 @@ class Listener:
 
 
 async def _tell(hear: Hear, delivery: RabbitMessage) -> None:
-    if correlation_id := delivery.raw_message.correlation_id:
-        hear(correlation_id)
+    hear(delivery.raw_message.correlation_id or "", str(delivery.headers.get("partition-key", "")))
 
 
 async def _undecoded(message: RabbitMessage, _original: object) -> RabbitMessage:

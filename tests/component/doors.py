@@ -10,6 +10,7 @@ import httpx
 from service.errors import BrokerUnavailable
 from service.ingress.app import build_ingress
 from service.ingress.keys import Keys
+from service.ingress.streams import Streams
 from service.ingress.waiting import Waiters
 from service.persistence.database import Database
 from service.persistence.tables import SessionRow
@@ -63,7 +64,8 @@ class Ingress:
         self.database = database
         self.broker = Recorder()
         parts: tuple[Any, Any] = (self.broker, Silence())
-        self.app = build_ingress(parts[0], database, parts[1], Waiters(database), keys or Keys(), version="1.2.3")
+        waiting = Waiters(database), Streams(database)
+        self.app = build_ingress(parts[0], database, parts[1], *waiting, keys or Keys(), version="1.2.3")
         transport = httpx.ASGITransport(self.app, raise_app_exceptions=False, client=(peer, 50_000))
         self.http = httpx.AsyncClient(transport=transport, base_url="http://localhost:8000")
 

@@ -32,7 +32,7 @@ async def _partition(url: str) -> None:
 
 
 async def _listener(url: str) -> None:
-    listener = Listener(url, 2, lambda _id: None, declares=False)
+    listener = Listener(url, 2, lambda *_: None, declares=False)
     await listener._listen()  # one attempt of those that it goes on making
 
 

@@ -9,6 +9,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from service.ingress.app import build_ingress
 from service.ingress.keys import Keys
+from service.ingress.streams import Streams
 from service.ingress.waiting import Waiters
 from service.messaging.publishing import Publisher
 from service.persistence.database import Database
@@ -61,7 +62,7 @@ async def test_calls_say_503_in_time(path: str, clean_broker: str, database: All
     async with Proxy(clean_broker) as proxy:
         proxy.lose()
         publisher = AllowingPublisher(proxy.url, 4)
-        parts: tuple[Any, Any] = (Silence(), Waiters(database))
+        parts: tuple[Any, Any, Any] = (Silence(), Waiters(database), Streams(database))
         app = build_ingress(publisher, database, *parts, Keys(), version="0")
         transport = httpx.ASGITransport(app, client=("127.0.0.1", 1))
         async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as http:

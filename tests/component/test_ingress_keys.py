@@ -31,6 +31,7 @@ CALLS: dict[tuple[str, str], dict[str, Any] | None] = {
     ("GET", "/qr-code/{session_id}"): None,
     ("GET", "/status/{session_id}"): None,
     ("GET", "/session/{chatbot_id}"): None,
+    ("GET", "/events/{session_id}"): None,
     ("GET", "/messages/{message_id}"): None,
     ("DELETE", "/messages/{message_id}"): None,
     ("GET", "/conversations"): None,

@@ -91,13 +91,13 @@ class Faults:
         if work is None:
             return
         work.steps += 1
-        if self._record.exists():
-            with self._steps.open("ab", buffering=0) as steps:
-                steps.write(f"{self._process} {work.handler()} {work.steps} {kind}\n".encode())
         with suppress(FileNotFoundError):
             if self._is_meant(work, kind):
                 self._crash.rename(self._taken)  # of several only one succeeds
                 os.kill(os.getpid(), signal.SIGKILL)
+        if self._record.exists():
+            with self._steps.open("ab", buffering=0) as steps:
+                steps.write(f"{self._process} {work.handler()} {work.steps} {kind}\n".encode())
 
     def _is_meant(self, work: Work, kind: str) -> bool:
         if not self._crash.exists():
@@ -184,6 +184,7 @@ class Requests:
 
     def __init__(self, app: Any) -> None:
         self._app = app
+        self.state = app.state
 
     async def __call__(self, scope: MutableMapping[str, Any], receive: Any, send: Any) -> None:
         def route() -> str:

@@ -112,7 +112,7 @@ async def test_broker_restart(breakable_broker: Broker) -> None:
         await release.wait()
 
     handler = Handler(work)
-    listener = Listener(url, 1, heard.append)
+    listener = Listener(url, 1, lambda cause, _: heard.append(cause))
     listener.start()
     async with publishing(url) as publisher:
         await send(publisher, chatbot_id, *(str(number) for number in range(20)))
@@ -149,8 +149,9 @@ async def _until_heard(publisher: Publisher, chatbot_id: UUID, heard: list[str],
 
 
 async def test_listener_hears_what_callers_wait_for(clean_broker: str) -> None:
-    """It hears session, chatbot and command events, by their correlation id, and no others."""
+    """It hears session, chatbot and command events, by their correlation id and key, and no others."""
     heard: list[str] = []
+    keys: list[str] = []
     chatbot_id = a_chatbot()
     session = SessionConnected(
         session_id="s", chatbot_id=chatbot_id, status=SessionStatus.CONNECTED, version=1, occurred_at=NOW
@@ -159,7 +160,7 @@ async def test_listener_hears_what_callers_wait_for(clean_broker: str) -> None:
     started = ConversationStarted(
         conversation_id=chatbot_id, chatbot_id=chatbot_id, external_user_id="1", occurred_at=NOW
     )
-    listener = Listener(clean_broker, 1, heard.append)
+    listener = Listener(clean_broker, 1, lambda cause, key: (heard.append(cause), keys.append(key)))
     listener.start()
     async with publishing(clean_broker) as publisher:
         await _until_heard(publisher, chatbot_id, heard, "warm")
@@ -171,11 +172,8 @@ async def test_listener_hears_what_callers_wait_for(clean_broker: str) -> None:
         await announce(publisher, chatbot_id, "last")
         await until(lambda: heard[-1:] == ["last"])
     await listener.stop()
-    assert [cause for cause in heard if not cause.startswith("warm")] == [
-        "session.connected",
-        "command.rejected",
-        "last",
-    ]
+    rest = [(cause, key) for cause, key in zip(heard, keys, strict=True) if not cause.startswith("warm")]
+    assert rest == [("session.connected", "k"), ("command.rejected", "k"), ("last", str(chatbot_id))]
 
 
 @pytest.mark.parametrize("loss", ["cut", "cut_clients"])
@@ -183,7 +181,7 @@ async def test_listener_recovers(clean_broker: str, loss: str) -> None:
     """A listener hears again after a lost connection, also while the broker still believes in the old one."""
     heard: list[str] = []
     async with Proxy(clean_broker) as proxy, publishing(clean_broker) as publisher:
-        listener = Listener(f"{proxy.url}?heartbeat=1", 1, heard.append)
+        listener = Listener(f"{proxy.url}?heartbeat=1", 1, lambda cause, _: heard.append(cause))
         listener.start()
         await _until_heard(publisher, a_chatbot(), heard, "before")
         getattr(proxy, loss)()
@@ -198,7 +196,7 @@ async def test_listener_waits_for_its_broker(clean_broker: str, monkeypatch: pyt
     heard: list[str] = []
     async with Proxy(clean_broker) as proxy, publishing(clean_broker) as publisher:
         proxy.refuse()
-        never, listener = Listener(proxy.url, 1, heard.append), Listener(proxy.url, 1, heard.append)
+        never, listener = (Listener(proxy.url, 1, lambda cause, _: heard.append(cause)) for _ in range(2))
         never.start()
         listener.start()
         await asyncio.wait_for(never.stop(), SECONDS)

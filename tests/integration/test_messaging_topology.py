@@ -100,7 +100,7 @@ async def test_queue_with_other_arguments_is_refused(clean_broker: str) -> None:
 
 async def test_connections(clean_broker: str, shared_broker: Broker) -> None:
     """Publisher, each partition and listener have a connection each with a heartbeat of 5 s; the prefetch is ours."""
-    listener = Listener(clean_broker, 2, lambda _: None)
+    listener = Listener(clean_broker, 2, lambda *_: None)
     listener.start()
     async with publishing(clean_broker, 2) as publisher:
         await send(publisher, a_chatbot(), "1")

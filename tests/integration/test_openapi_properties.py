@@ -13,7 +13,7 @@ from tests.system import NewSystem, System
 
 SECONDS = 600
 EXAMPLES = 15
-CALLBACKS = "Gateway callbacks"
+CALLBACKS, STREAMS = "Gateway callbacks", "Streams"
 CHECKS = (
     "not_a_server_error",
     "status_code_conformance",
@@ -51,13 +51,14 @@ async def test_every_answer_is_as_documented(system: System, tmp_path: Path, whi
     command += [f"http://127.0.0.1:{system.ingress_port}/openapi.json", "--checks", ",".join(CHECKS)]
     command += ["--max-examples", str(EXAMPLES), "--generation-deterministic", "--request-timeout", "60"]
     command += ["--header", f"Authorization: Bearer {key}"]
+    command += ["--exclude-tag", STREAMS]  # which have no end: see test_streams
     for _ in range(3):
         status, told = await _run(command, tmp_path)
         if status == 0 or "[503]" not in told:  # which a machine that stands still answers, as documented
             break
     assert status == 0, told
     tags = [operation["tags"] for path in PUBLISHED.openapi["paths"].values() for operation in path.values()]
-    count = sum((CALLBACKS in of_one) is (which == "--include-tag") for of_one in tags)
+    count = sum((CALLBACKS in of_one) is (which == "--include-tag") and STREAMS not in of_one for of_one in tags)
     assert f"Operations:       {count} selected / {len(tags)} total" in told
 
 

@@ -45,9 +45,9 @@ def test_links_lead_to_titles(path: str, anchor: str) -> None:
 def test_what_is_not_there_yet_is_not_there() -> None:
     """Whoever builds it takes it out; and nothing else is said to be missing that has a folder of its own."""
     missing = README.partition("## What is not there yet\n")[2]
-    assert "/events/{sessionId}" in missing
-    assert "/events/" not in (REPOSITORY / "schemas" / "openapi.yaml").read_text()
-    for name in ("Kubernetes deployment", "fault suite", "contract checks"):
+    assert "real gateway" in missing
+    assert not (REPOSITORY / "deploy" / "gateway").exists()
+    for name in ("Kubernetes deployment", "fault suite", "contract checks", "/events/"):
         assert name not in missing
 
 

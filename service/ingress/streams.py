@@ -1,0 +1,66 @@
+"""Follows sessions for callers who show a QR code. An event is only a doorbell: what is shown is the row."""
+
+import asyncio
+from collections import defaultdict
+from collections.abc import AsyncIterator
+from contextlib import suppress
+
+from service.errors import DatabaseUnavailable
+from service.persistence.database import Database
+from service.persistence.reading import current_session_by_id
+from service.persistence.tables import SessionRow
+from whatsapp_qr_contracts.partitions import session_key
+
+_LOOK_EVERY_SECONDS = 15.0
+_READ_SECONDS = 2.0
+
+
+class Streams:
+    """Who follows which session in this process."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+        self._bells: dict[str, set[asyncio.Event]] = defaultdict(set)
+        self._ended = False
+
+    def hear(self, key: str) -> None:
+        """Note that an event was heard, by its partition key."""
+        for bell in self._bells.get(key, ()):
+            bell.set()
+
+    def end(self) -> None:
+        """End every stream: callers come again, to another process."""
+        self._ended = True
+        for key in self._bells:
+            self.hear(key)
+
+    async def follow(self, session_id: str, seen: str | None) -> AsyncIterator[SessionRow]:
+        """Yield a session as it is now and after every change, until its chatbot is removed or the process ends.
+
+        Changes that follow each other quickly may be shown as one.
+
+        Args:
+            session_id: whose.
+            seen: the version that the caller has seen already.
+        """
+        key, bell = session_key(session_id), asyncio.Event()
+        self._bells[key].add(bell)
+        try:
+            while not self._ended:
+                bell.clear()
+                with suppress(DatabaseUnavailable):  # it is shown once it can be read again
+                    session = await self._database.read(
+                        lambda tx: current_session_by_id(tx, session_id), seconds=_READ_SECONDS
+                    )
+                    if session is None:
+                        return
+                    if str(session.version) != seen:
+                        seen = str(session.version)
+                        yield session
+                with suppress(TimeoutError):  # an event may be lost: look all the same
+                    async with asyncio.timeout(_LOOK_EVERY_SECONDS):
+                        await bell.wait()
+        finally:
+            self._bells[key].discard(bell)
+            if not self._bells[key]:
+                del self._bells[key]
