@@ -5,7 +5,6 @@ import html
 import http.server
 import json
 import re
-import shutil
 import subprocess
 import threading
 from collections.abc import AsyncIterator, Iterator
@@ -18,7 +17,7 @@ import httpx
 import pytest
 import yaml
 
-from tests.servers import LOCAL, REPOSITORY, free_ports
+from tests.servers import REPOSITORY, free_ports
 from tests.system import System
 
 SECONDS = 300
@@ -37,13 +36,6 @@ class Visit:
     @property
     def hosts(self) -> set[str | None]:
         return {urlsplit(url).netloc for url in self.requests if urlsplit(url).scheme != "data"}
-
-
-@pytest.fixture(scope="module")
-def browser() -> str:
-    """Chromium, installed where it is missing and that is possible; there is no test without it."""
-    subprocess.run([LOCAL / "setup.sh", "chromium"], check=True, timeout=900)
-    return next(filter(None, map(shutil.which, ("chromium", "google-chrome"))))
 
 
 def visit(browser: str, url: str, folder: Path) -> Visit:
