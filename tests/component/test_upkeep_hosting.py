@@ -70,6 +70,23 @@ class Work:
         await eventually(runs, lambda runs: runs >= wanted)
 
 
+class LongRun:
+    """Goes on until it is cancelled."""
+
+    def __init__(self) -> None:
+        self.events: list[str] = []
+
+    async def run(self) -> None:
+        self.events.append("begun")
+        try:
+            await asyncio.Event().wait()
+        finally:
+            self.events.append("ended")
+
+    async def seen(self) -> list[str]:
+        return self.events
+
+
 async def renewed(database: Database) -> None:
     """Wait until the lease was renewed some times; who has it not has looked at it as often."""
 
@@ -131,54 +148,29 @@ async def test_a_failing_duty_is_done_again_and_logged_once(database: Database) 
 @pytest.mark.usefixtures("eager")
 async def test_a_long_run_keeps_its_lease_and_ends_with_it(database: Database, other_process: Database) -> None:
     """A run may last: the lease is renewed meanwhile; when somebody else has it, the run is cancelled."""
-    events: list[str] = []
-
-    async def long() -> None:
-        events.append("begun")
-        try:
-            await asyncio.Event().wait()
-        finally:
-            events.append("ended")
-
-    second = Work()
-
-    async def seen() -> list[str]:
-        return events
-
-    async with hosting(database, long):
-        await eventually(seen, lambda found: found == ["begun"])
+    long, second = LongRun(), Work()
+    async with hosting(database, long.run):
+        await eventually(long.seen, lambda found: found == ["begun"])
         async with hosting(other_process, second.run):
             await renewed(database)
-            assert (events, second.runs) == (["begun"], 0)
+            assert (long.events, second.runs) == (["begun"], 0)
 
             async def steal(tx: Any) -> None:
                 (await tx.get_one(LeaseRow, "test")).holder = "a thief"
 
             await other_process.transact(steal)
-            await eventually(seen, lambda found: found[:2] == ["begun", "ended"])
+            await eventually(long.seen, lambda found: found[:2] == ["begun", "ended"])
 
 
 @pytest.mark.usefixtures("eager")
 async def test_a_lease_that_ran_out_ends_the_run(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
     """While this process stood still another may have done the duty: it begins anew, though nobody has the lease."""
-    events: list[str] = []
-    stood_still = 0.0
+    long, stood_still = LongRun(), 0.0
     monkeypatch.setattr(hosting_module, "time", SimpleNamespace(monotonic=lambda: time.monotonic() + stood_still))
-
-    async def long() -> None:
-        events.append("begun")
-        try:
-            await asyncio.Event().wait()
-        finally:
-            events.append("ended")
-
-    async def seen() -> list[str]:
-        return events
-
-    async with hosting(database, long):
-        await eventually(seen)
+    async with hosting(database, long.run):
+        await eventually(long.seen)
         stood_still = STEADY
-        await eventually(seen, lambda found: found[:3] == ["begun", "ended", "begun"])
+        await eventually(long.seen, lambda found: found[:3] == ["begun", "ended", "begun"])
 
 
 async def test_a_run_ends_when_the_database_does_not_say_that_the_lease_is_ours(
