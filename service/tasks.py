@@ -1,7 +1,7 @@
-"""How tasks that go on for ever are ended, and how those are let end that must not be cut off."""
+"""How tasks that last too long or for ever are ended, and how those are let end that must not be cut off."""
 
 import asyncio
-from collections.abc import Iterable
+from collections.abc import Coroutine, Iterable
 from contextlib import suppress
 from typing import Any, TypeVar
 
@@ -29,6 +29,24 @@ async def end(tasks: Iterable[asyncio.Task[Any]]) -> None:
             task.cancel()
         _, left = await asyncio.wait(left, timeout=AGAIN_SECONDS)
     await asyncio.gather(*all_of_them, return_exceptions=True)
+
+
+async def within(seconds: float, work: Coroutine[Any, Any, T]) -> T:
+    """Return what `work` returns; where it takes longer it is ended, however often it loses its cancellation.
+
+    Raises:
+        TimeoutError: it took longer; what it had begun may have been done all the same.
+    """
+    task = asyncio.create_task(work)
+    try:
+        done, _ = await asyncio.wait([task], timeout=seconds)
+    except asyncio.CancelledError:
+        await end([task])
+        raise
+    if done:
+        return task.result()
+    await end([task])
+    raise TimeoutError
 
 
 async def let_end(task: asyncio.Task[T]) -> T:

@@ -3,7 +3,7 @@
 import asyncio
 import sqlite3
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from contextlib import AbstractAsyncContextManager, nullcontext
 from datetime import UTC, datetime, timedelta
 from typing import Any, Literal, TypeVar
@@ -23,7 +23,7 @@ from service.metrics import TRANSACTION_SECONDS
 from service.persistence.columns import UtcDateTime
 from service.persistence.engines import APPLICATION, postgres_engine, sqlite_engine
 from service.persistence.stopped_writers import end_stopped_writer
-from service.tasks import let_end
+from service.tasks import let_end, within
 
 log = structlog.get_logger()
 
@@ -125,7 +125,8 @@ class Database:
         attributes = {"db.system.name": engine.dialect.name, "db.operation.name": kind}
         try:
             with tracing.part(f"{kind} transaction", SpanKind.CLIENT, attributes, current=False):
-                return await _run(engine, work, self._longest)
+                running = _run(engine, work)
+                return await (running if self._longest is None else _cut_off(running, self._longest))
         finally:
             _SECONDS[kind].observe(time.perf_counter() - began)
 
@@ -187,9 +188,19 @@ class Database:
             log.warning("database_silent_while_closing")
 
 
-async def _run(engine: AsyncEngine, work: Work[T], seconds: float | None = None) -> T:
+async def _cut_off(running: Coroutine[Any, Any, T], seconds: float) -> T:
     try:
-        async with asyncio.timeout(seconds), AsyncSession(engine, expire_on_commit=False) as tx, tx.begin():
+        # A process that stood still finds an error, a time limit and an end of the link at once: one cancellation
+        # may get lost in the driver then, and whoever waits for it would wait for ever.
+        return await within(seconds, running)
+    except TimeoutError as error:
+        message = f"the database is not available: it took longer than {seconds} s"
+        raise DatabaseUnavailable(message) from error
+
+
+async def _run(engine: AsyncEngine, work: Work[T]) -> T:
+    try:
+        async with AsyncSession(engine, expire_on_commit=False) as tx, tx.begin():
             return await work(tx)
     except DBAPIError as error:
         if _passes(error):

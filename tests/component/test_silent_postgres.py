@@ -1,5 +1,6 @@
 """A PostgreSQL that falls silent, as behind a broken network: work on it ends, and ends as unavailable."""
 
+import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import suppress
 
@@ -7,13 +8,14 @@ import pytest
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncSession
 
+from service import tasks
 from service.errors import DatabaseUnavailable
 from service.persistence import database as module
 from service.persistence import engines
 from service.persistence.database import Database
 from tests.proxy import Proxy
 from tests.servers import Postgres
-from tests.system import eventually
+from tests.system import SECONDS, eventually
 
 
 @pytest.fixture
@@ -56,3 +58,25 @@ async def test_work_on_a_silent_database_ends(silenced: tuple[Database, Callable
         lose()
     with pytest.raises(DatabaseUnavailable):
         await database.transact(work)
+
+
+async def test_a_transaction_that_loses_its_cancellation_is_cut_off(
+    migrated_postgres: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As drivers do with one that comes together with an error: nobody waits for ever, and its turn is free again."""
+    monkeypatch.setattr(module, "_TRANSACTION_SECONDS", 0.5)
+    monkeypatch.setattr(tasks, "AGAIN_SECONDS", 0.1)
+    database = Database(migrated_postgres, pool=1)
+
+    async def loses(tx: AsyncSession) -> None:
+        await tx.execute(text("SELECT 1"))
+        with suppress(asyncio.CancelledError):
+            await asyncio.Event().wait()
+        await asyncio.Event().wait()
+
+    async with asyncio.timeout(SECONDS):
+        with pytest.raises(DatabaseUnavailable, match="longer than"):
+            await database.transact(loses)
+    monkeypatch.setattr(database, "_longest", SECONDS)
+    assert await database.transact(lambda tx: tx.scalar(text("SELECT 2"))) == 2
+    await database.close()

@@ -5,7 +5,7 @@ import asyncio
 import pytest
 
 from service import tasks
-from service.tasks import end, is_cancelled, let_end
+from service.tasks import end, is_cancelled, let_end, within
 
 
 async def test_a_task_that_loses_a_cancellation_is_cancelled_again(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -89,3 +89,45 @@ async def test_what_must_not_be_cut_off_ends_first() -> None:
     go_on.set()
     await asyncio.wait([waiting])
     assert (ended, waiting.cancelled()) == (["work", "waiting"], True)
+
+
+async def test_what_takes_too_long_is_ended_though_it_loses_its_cancellation(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is told again; what was in time returns or raises as it does alone."""
+    monkeypatch.setattr(tasks, "AGAIN_SECONDS", 0.01)
+    told = []
+
+    async def loses() -> None:
+        while len(told) < 3:
+            try:
+                await asyncio.Event().wait()
+            except asyncio.CancelledError:
+                told.append("once")
+
+    async def fails() -> None:
+        raise LookupError
+
+    with pytest.raises(TimeoutError):
+        await within(0.01, loses())
+    assert len(told) == 3
+    assert await within(60, asyncio.sleep(0, "in time")) == "in time"
+    with pytest.raises(LookupError):
+        await within(60, fails())
+
+
+async def test_who_is_cancelled_ends_what_he_limits() -> None:
+    """And hears of it once it has ended."""
+    events = list[str]()
+
+    async def work() -> None:
+        events.append("begun")
+        try:
+            await asyncio.Event().wait()
+        finally:
+            events.append("ended")
+
+    task = asyncio.create_task(within(60, work()))
+    while not events:
+        await asyncio.sleep(0)
+    task.cancel()
+    await asyncio.wait([task])
+    assert (events, task.cancelled()) == (["begun", "ended"], True)
