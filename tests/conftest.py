@@ -36,6 +36,10 @@ _ON_ONE_DATABASE = {
     "test_the_duties_of_a_killed_process_are_taken_over": "postgres",
     "test_everything_returns_after_a_long_outage": "sqlite",
     "test_a_pairing_that_hangs_is_begun_anew": "postgres",
+    "test_three_unknown_outcomes_fail_the_message": "sqlite",
+    "test_an_unknown_outcome_is_tried_again_under_the_same_id": "postgres",
+    "test_a_service_that_works_mends_nothing": "sqlite",
+    "test_what_was_not_reported_is_found": "postgres",
 }
 
 
