@@ -32,8 +32,9 @@ from service.persistence.tables import ConversationRow, MessageRow, SessionRow
 from whatsapp_qr_contracts.message import Text, WireModel
 
 Limit = Annotated[int, Query(ge=1, le=200, description="Rows per page")]
-_RETRY_MILLISECONDS = 2000
 Cursor = Annotated[str | None, Query(max_length=200, description="nextCursor of the page before")]
+
+_RETRY_MILLISECONDS = 2000  # after which a browser comes again
 
 
 B = TypeVar("B", bound=WireModel)

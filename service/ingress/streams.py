@@ -6,13 +6,13 @@ from collections.abc import AsyncIterator
 from contextlib import suppress
 
 from service.errors import DatabaseUnavailable
+from service.ingress.commands import READ_SECONDS
 from service.persistence.database import Database
 from service.persistence.reading import current_session_by_id
 from service.persistence.tables import SessionRow
 from whatsapp_qr_contracts.partitions import session_key
 
 _LOOK_EVERY_SECONDS = 15.0
-_READ_SECONDS = 2.0
 
 
 class Streams:
@@ -50,7 +50,7 @@ class Streams:
                 bell.clear()
                 with suppress(DatabaseUnavailable):  # it is shown once it can be read again
                     session = await self._database.read(
-                        lambda tx: current_session_by_id(tx, session_id), seconds=_READ_SECONDS
+                        lambda tx: current_session_by_id(tx, session_id), seconds=READ_SECONDS
                     )
                     if session is None:
                         return

@@ -75,7 +75,7 @@ async def other_process(migrated_url: str) -> AsyncIterator[Database]:
 @pytest.fixture(autouse=True)
 def patience(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let everything wait for the database: a machine that stands still for some seconds is no finding."""
-    for module in ("commands", "reads"):
+    for module in ("commands", "reads", "streams"):
         monkeypatch.setattr(f"service.ingress.{module}.READ_SECONDS", SECONDS)
     for name in ("_BUSY_SECONDS", "_CONNECT_SECONDS", "_STATEMENT_SECONDS"):
         monkeypatch.setattr(engines, name, SECONDS)

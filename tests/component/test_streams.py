@@ -23,9 +23,8 @@ from whatsapp_qr_contracts.message import SessionStatus as S
 
 @pytest.fixture(autouse=True)
 def only_by_events(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nobody looks by himself within a test, and a look may take long."""
+    """Nobody looks by himself within a test."""
     monkeypatch.setattr(module, "_LOOK_EVERY_SECONDS", 10 * SECONDS)
-    monkeypatch.setattr(module, "_READ_SECONDS", SECONDS)
 
 
 class Seen:
@@ -148,8 +147,7 @@ async def test_it_ends(database: Database, why: str) -> None:
         if why == "told":
             streams.end()
         else:
-            async with asyncio.timeout(SECONDS):
-                await database.transact(lambda tx: _remove(tx, session))
+            await database.transact(lambda tx: _remove(tx, session))
             streams.hear(str(session.chatbot_id))
         await eventually(shown.over)
     assert not streams._bells
