@@ -9,7 +9,9 @@ from tests.servers import LOCAL
 
 
 @pytest.fixture(scope="session")
-def browser() -> str:
-    """Chromium, installed where it is missing and that is possible; there is no test without it."""
+def browser() -> list[str]:
+    """The command of a Chromium that asks for nothing by itself; it is installed where it is missing, or no test runs."""
     subprocess.run([LOCAL / "setup.sh", "chromium"], check=True, timeout=900)
-    return next(filter(None, map(shutil.which, ("chromium", "google-chrome"))))
+    program = next(filter(None, map(shutil.which, ("chromium", "google-chrome"))))
+    flags = ["--headless", "--no-sandbox", "--disable-gpu", "--no-first-run"]
+    return [program, *flags, "--disable-background-networking", "--disable-component-update"]

@@ -38,11 +38,10 @@ class Visit:
         return {urlsplit(url).netloc for url in self.requests if urlsplit(url).scheme != "data"}
 
 
-def visit(browser: str, url: str, folder: Path) -> Visit:
+def visit(browser: list[str], url: str, folder: Path) -> Visit:
     """Open a page, wait until nothing moves any more, and return what is there. No name leads to another machine."""
     record = folder / "requests.json"
-    command = [browser, "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--dump-dom"]
-    command += ["--disable-background-networking", "--disable-component-update", "--virtual-time-budget=20000"]
+    command = [*browser, "--dump-dom", "--virtual-time-budget=20000"]
     command += ["--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1"]
     command += [f"--user-data-dir={folder / 'profile'}", f"--log-net-log={record}", url]
     done = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS, check=True)
@@ -70,7 +69,7 @@ def _operations(document: dict[str, Any]) -> list[dict[str, Any]]:
     return list(document["operations"].values())
 
 
-def test_the_amqp_page_shows_the_interface(browser: str, ingress: str, tmp_path: Path) -> None:
+def test_the_amqp_page_shows_the_interface(browser: list[str], ingress: str, tmp_path: Path) -> None:
     """Every operation, channel and message, without a request to elsewhere."""
     page = visit(browser, f"{ingress}/asyncapi", tmp_path)
     document = yaml.safe_load(ASYNCAPI.read_text(encoding="utf-8"))
@@ -86,7 +85,7 @@ def test_the_amqp_page_shows_the_interface(browser: str, ingress: str, tmp_path:
     assert f"{ingress}/asyncapi.yaml" in page.requests
 
 
-def test_the_rest_page_shows_the_interface(browser: str, ingress: str, tmp_path: Path) -> None:
+def test_the_rest_page_shows_the_interface(browser: list[str], ingress: str, tmp_path: Path) -> None:
     """Every path, without a request to elsewhere."""
     page = visit(browser, f"{ingress}/docs", tmp_path)
     paths = httpx.get(f"{ingress}/openapi.json").json()["paths"]
@@ -116,6 +115,6 @@ def hungry_page(tmp_path: Path) -> Iterator[str]:
         server.shutdown()
 
 
-def test_a_request_to_elsewhere_would_be_seen(browser: str, hungry_page: str, tmp_path: Path) -> None:
+def test_a_request_to_elsewhere_would_be_seen(browser: list[str], hungry_page: str, tmp_path: Path) -> None:
     """The same visit finds what a page wants from other machines."""
     assert visit(browser, hungry_page, tmp_path).hosts == {urlsplit(hungry_page).netloc, *OUTSIDE}

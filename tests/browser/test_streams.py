@@ -79,14 +79,9 @@ class Backend(http.server.BaseHTTPRequestHandler):
 
 
 @contextlib.contextmanager
-def opened(browser: str, events: str, folder: Path) -> Iterator[Platform]:
+def opened(browser: list[str], events: str, folder: Path) -> Iterator[Platform]:
     """Serve the page, and open it in a browser for as long as the test lasts."""
-    command = [browser, "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--remote-debugging-port=0"]
-    command += [
-        "--disable-background-networking",
-        "--disable-component-update",
-        f"--user-data-dir={folder / 'profile'}",
-    ]
+    command = [*browser, "--remote-debugging-port=0", f"--user-data-dir={folder / 'profile'}"]
     with Platform(events) as platform, (folder / "browser.log").open("wb") as log:
         threading.Thread(target=platform.serve_forever, daemon=True).start()
         url = f"http://127.0.0.1:{platform.server_port}/"
@@ -100,7 +95,7 @@ def opened(browser: str, events: str, folder: Path) -> Iterator[Platform]:
 
 
 async def test_a_page_shows_the_code_and_what_becomes_of_it(
-    browser: str, new_system: NewSystem, tmp_path: Path
+    browser: list[str], new_system: NewSystem, tmp_path: Path
 ) -> None:
     """The picture as soon as it is there, the link, and its end, also over a restart of the ingress."""
     async with new_system(API_KEYS=KEY) as system:
