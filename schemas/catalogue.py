@@ -1,27 +1,15 @@
-"""The messages of the contract, and the JSON Schema of each: of its body and of its headers."""
+"""The JSON Schema of each message of the contract: of its body and of its headers."""
 
-import importlib
 import inspect
-import pkgutil
 from collections.abc import Sequence
 from typing import Any
 
 from pydantic import BaseModel
 from pydantic.json_schema import GenerateJsonSchema, JsonSchemaMode, models_json_schema
 
-import whatsapp_qr_contracts
 from whatsapp_qr_contracts.message import COMMANDS, Message
 
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
-
-
-def contract_messages() -> list[type[Message]]:
-    """Return every message class of the contracts, by name."""
-    found: set[type[Message]] = set()
-    for module in pkgutil.iter_modules(whatsapp_qr_contracts.__path__, f"{whatsapp_qr_contracts.__name__}."):
-        classes = inspect.getmembers(importlib.import_module(module.name), inspect.isclass)
-        found.update(kind for _, kind in classes if issubclass(kind, Message) and hasattr(kind, "name"))
-    return sorted(found, key=lambda message: message.name)
 
 
 def mode_of(message: type[Message]) -> JsonSchemaMode:

@@ -5,16 +5,16 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from schemas.catalogue import contract_messages
 from schemas.objects import DEAD_LETTER
 from service.messaging import topology
+from whatsapp_qr_contracts.catalogue import MESSAGES
 from whatsapp_qr_contracts.message import EVENTS, Message
 
 PARTITION = "{partition}"
 _VERSION = {"bindingVersion": "0.3.0"}
 _PARTITION_TEXT = (
     "crc32(partition key) modulo PARTITIONS, from 0. Whoever does not know PARTITIONS leaves it out, with its dot: the "
-    "message is passed on to its partition, in order."
+    "message is rerouted to its partition, in order among those that come so."
 )
 _QUEUE_PARTITION_TEXT = "From 1 to PARTITIONS - 1; the queue of partition 0 has the name without dot and number."
 
@@ -66,11 +66,21 @@ _USES = {
         "sendDeadLetters",
         "send",
         public=False,
-        text="What can never be processed, what no queue was bound for, and what crashed its reader too often.",
+        text="What reached no handler: callbacks that the ingress refused, what no queue was bound for, and what "
+        "crashed its reader too often. What a consumer cannot process it writes into the table itself.",
     ),
     "sessionsQueue": Use("handleSessions", "receive", public=False, text="Read by the session consumer."),
     "conversationsQueue": Use(
         "handleConversations", "receive", public=False, text="Read by the conversation consumer."
+    ),
+    "sessionsEntryQueue": Use(
+        "rerouteSessions", "receive", public=False, text="What came without a partition; rerouted, in order per key."
+    ),
+    "conversationsEntryQueue": Use(
+        "rerouteConversations",
+        "receive",
+        public=False,
+        text="What came without a partition; rerouted, in order per key.",
     ),
     "sendQueue": Use("handleSends", "receive", public=False, text="Read by the outbound consumer."),
     "deadLettersQueue": Use(
@@ -121,8 +131,8 @@ def _operation_binding(channel: str, use: Use) -> dict[str, Any]:
 
 def _exchange_channels() -> Iterator[tuple[str, dict[str, Any]]]:
     for exchange in topology.EXCHANGES:
-        messages = [message for message in contract_messages() if message.exchange == exchange.name]
-        partitioned = bool(messages) and all(map(topology.is_partitioned, messages))
+        messages = [message for message in MESSAGES if message.exchange == exchange.name]
+        partitioned = bool(messages) and all("{partition}" in message.routing_key for message in messages)
         binding: dict[str, Any] = {
             "name": exchange.name,
             "type": exchange.type.value,
@@ -156,7 +166,7 @@ def _queue_channels() -> Iterator[tuple[str, dict[str, Any]]]:
         if queue.name in first:
             continue  # the second one stands for all
         carried = {(exchange, topology.name_of(key)) for exchange, keys in queue.bindings.items() for key in keys}
-        messages = [message for message in contract_messages() if (message.exchange, message.name) in carried]
+        messages = [message for message in MESSAGES if (message.exchange, message.name) in carried]
         channel_id = _channel_id(topology.name_of(queue.name), "Queue")
         yield channel_id, _queue_channel(channel_id, queue, messages)
 

@@ -3,7 +3,8 @@
 from importlib.metadata import version
 from typing import Any
 
-from schemas.catalogue import contract_messages, headers_schema, message_schema
+from schemas.catalogue import headers_schema, message_schema
+from whatsapp_qr_contracts.catalogue import MESSAGES
 from whatsapp_qr_contracts.jobs import IncomingJob
 from whatsapp_qr_contracts.message import COMMANDS, EVENTS, Message
 
@@ -13,11 +14,10 @@ FOLDER = "messages"
 
 def message_documents() -> dict[str, Any]:
     """Return every document by its path: `messages/<name>.json`, and `routing.json`, which lists them."""
-    messages = contract_messages()
-    documents = {f"{FOLDER}/{message.name}.json": message_schema(message) for message in messages}
+    documents = {f"{FOLDER}/{message.name}.json": message_schema(message) for message in MESSAGES}
     routing = {
         "version": version("whatsapp-qr-contracts"),
-        "messages": {message.name: _routing(message) for message in messages},
+        "messages": {message.name: _routing(message) for message in MESSAGES},
     }
     return documents | {ROUTING: routing}
 

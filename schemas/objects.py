@@ -2,7 +2,8 @@
 
 from typing import Any
 
-from schemas.catalogue import contract_messages, description, examples, headers_schema, mode_of, schemas_of
+from schemas.catalogue import description, examples, headers_schema, mode_of, schemas_of
+from whatsapp_qr_contracts.catalogue import MESSAGES
 from whatsapp_qr_contracts.message import COMMANDS, Message
 
 DEAD_LETTER = "DeadLetter"
@@ -13,32 +14,27 @@ _KEYS = {
 _DEAD_LETTER_HEADERS = {
     "reason": "Stable code; missing where the broker moved the message (routing key `delivery_limit` or its own)",
     "detail": "The reason in words",
-    "source-queue": "The queue it was read from",
-    "source-exchange": "The exchange it was published to",
-    "source-routing-key": "The routing key it was published under",
     "source-path": "The path it was posted to, for the body of a gateway callback",
     "burial": "Identifies this death: a dead letter that is delivered twice counts once",
-    "original": "JSON: the properties of the original, and those of its headers that could not be copied as they were",
+    "original": "JSON: what was known of the original's properties",
 }
 _DEAD_LETTER_EXAMPLE = {
-    "name": "aMessageWithoutId",
-    "summary": "A `message.send` that came without `message_id`",
+    "name": "aRefusedCallback",
+    "summary": "A callback of the gateway without its `sessionId`",
     "headers": {
-        "reason": "missing_id",
-        "detail": "a command needs the AMQP property message_id, unique per command",
-        "source-queue": "whatsapp-qr.conversations",
-        "source-exchange": "whatsapp-qr.commands",
-        "source-routing-key": "message.send.0",
+        "reason": "invalid_callback",
+        "detail": "sessionId: Field required",
+        "source-path": "/whatsapp-qr/webhook",
         "burial": "5f0c7ad2b1de5c3f9a3c6a8d2e4b7f10",
-        "original": '{"type": "message.send", "headers": {}}',
+        "original": "{}",
     },
-    "payload": {"chatbotId": "6f9619ff-8b86-4011-b42d-00c04fc964ff", "to": "5491112345678", "message": "Hello"},
+    "payload": {"type": "qr", "data": {}},
 }
 
 
 def message_objects() -> dict[str, Any]:
     """Return the AsyncAPI message object of every message, by class name."""
-    objects = {message.__name__: _message_object(message) for message in contract_messages()}
+    objects = {message.__name__: _message_object(message) for message in MESSAGES}
     return dict(sorted({**objects, DEAD_LETTER: _dead_letter()}.items()))
 
 
@@ -69,8 +65,9 @@ def _dead_letter() -> dict[str, Any]:
     return {
         "name": "dead-letter",
         "title": DEAD_LETTER,
-        "summary": "A message that can never be processed",
-        "description": "A message that can never be processed: its original bytes, with the reason in the headers.",
+        "summary": "A message that reached no handler",
+        "description": "A message that reached no handler: its bytes, with the reason in the headers. What a consumer "
+        "cannot process it writes into the table itself.",
         "contentType": "application/json",
         "headers": {
             "type": "object",
@@ -87,7 +84,7 @@ def _dead_letter() -> dict[str, Any]:
 
 def schemas() -> dict[str, Any]:
     """Return the schema of every payload and of every type in them, each once, by name."""
-    found = schemas_of([(message, mode_of(message)) for message in contract_messages()])
+    found = schemas_of([(message, mode_of(message)) for message in MESSAGES])
     return {name: _without_siblings_of_ref(schema) for name, schema in found.items()}
 
 

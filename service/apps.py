@@ -3,8 +3,8 @@
 A process imports only what it runs: that is a third of its start.
 """
 
-import asyncio
 from datetime import timedelta
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -95,67 +95,58 @@ def _revealed(secret: SecretStr | None) -> str | None:
 
 def session_consumer_app(settings: Settings) -> "Starlette":
     """Return the session consumer: the state machine."""
+    from service.consumers.announcing import OF_SESSIONS, Announcer
     from service.consumers.session import SessionConsumer
     from service.upkeep.gauges import Gauges
     from service.upkeep.hosting import Upkeep
 
     parts = Parts.of(settings)
-    handlers = SessionConsumer(parts.database, parts.gateway, parts.announcer, strict=settings.chatbots == "strict")
-    consumer = parts.consumer(topology.SESSIONS, handlers.routes())
+    announcer = Announcer(parts.database, parts.publisher, OF_SESSIONS, lambda: parts.part(consumer))
+    handler = SessionConsumer(parts.database, parts.gateway, announcer, strict=settings.chatbots == "strict")
+    consumer = parts.consumer(topology.SESSIONS, handler)
     upkeep = Upkeep(parts.database, _duties(parts), seconds=settings.lease)
-
-    async def stop() -> None:
-        await asyncio.gather(upkeep.stop(), consumer.stop())
-
-    gauges = Gauges(parts.database)
-    return consumer_app(
-        parts,
-        consumer,
-        topology.SESSIONS,
-        stop,
-        start=upkeep.start,
-        observe=gauges.refresh,
-        alive=lambda: upkeep.alive,
-    )
+    return consumer_app(parts, consumer, announcer, topology.SESSIONS, upkeep, observe=Gauges(parts.database).refresh)
 
 
 def _duties(parts: Parts) -> list["Duty"]:
     """Return what one session consumer at a time does for all processes."""
     from service.domain.reconciling import Patience
     from service.messaging.dead_letter_queue import DeadLetterQueue
-    from service.upkeep.dead_letters import DeadLetterStore
+    from service.persistence.dead_letters import DeadLetters
     from service.upkeep.hosting import Duty
     from service.upkeep.reconciler import Reconciler
     from service.upkeep.sweeper import Sweeper
 
     settings = parts.settings
-    sweeper = Sweeper(parts.database, parts.announcer, timedelta(seconds=settings.sweep_age))
+    sweeper = Sweeper(parts.database, timedelta(seconds=settings.sweep_age))
     patience = Patience(passing=settings.reconcile_age, stuck=settings.stuck_after)
     reconciler = Reconciler(
         parts.database, parts.gateway, parts.publisher, patience=patience, pause=settings.reconcile_pause
     )
     queue = DeadLetterQueue(settings.amqp_url, settings.partitions, declares=settings.declare_topology)
-    store = DeadLetterStore(parts.database, queue)
     return [
         Duty("sweeper", settings.sweep_period, sweeper.run),
         Duty("reconciler", settings.reconcile_period, reconciler.run),
-        Duty("dead-letter-store", 1.0, store.run),
+        Duty("dead-letter-store", 1.0, partial(queue.consume, DeadLetters(parts.database).keep)),
     ]
 
 
 def conversation_consumer_app(settings: Settings) -> "Starlette":
     """Return the conversation consumer: messages in both directions, receipts."""
+    from service.consumers.announcing import OF_CONVERSATIONS, Announcer
     from service.consumers.conversation import ConversationConsumer
 
     parts = Parts.of(settings)
-    handlers = ConversationConsumer(parts.database, parts.announcer, timedelta(seconds=settings.send_expiry))
-    consumer = parts.consumer(topology.CONVERSATIONS, handlers.routes())
-    return consumer_app(parts, consumer, topology.CONVERSATIONS, consumer.stop)
+    announcer = Announcer(parts.database, parts.publisher, OF_CONVERSATIONS, lambda: parts.part(consumer))
+    handler = ConversationConsumer(parts.database, announcer, timedelta(seconds=settings.send_expiry))
+    consumer = parts.consumer(topology.CONVERSATIONS, handler)
+    return consumer_app(parts, consumer, announcer, topology.CONVERSATIONS)
 
 
 def outbound_consumer_app(settings: Settings) -> "Starlette":
     """Return the outbound consumer: sending."""
-    from service.consumers.outbound import OutboundConsumer
+    from service.consumers.announcing import OF_SENDING, Announcer
+    from service.consumers.outbound import OutboundConsumer, Sender
 
     parts = Parts.of(settings)
     policy = SendPolicy(
@@ -167,16 +158,10 @@ def outbound_consumer_app(settings: Settings) -> "Starlette":
         expiry=settings.send_expiry,
         call_timeout=settings.gateway_timeout,
     )
-    handlers = OutboundConsumer(parts.database, parts.gateway, parts.announcer, parts.hold, policy)
-    # The lane is in the database; a job is only its doorbell and must not wait behind the one that drains it.
-    consumer = parts.consumer(topology.SENDS, handlers.routes(), ordered=False)
-
-    async def stop() -> None:
-        handlers.stop()
-        await consumer.stop()
-        await handlers.stopped()
-
-    return consumer_app(parts, consumer, topology.SENDS, stop)
+    announcer = Announcer(parts.database, parts.publisher, OF_SENDING, lambda: parts.part(consumer))
+    sender = Sender(parts.database, parts.gateway, announcer, policy, lambda: parts.part(consumer))
+    consumer = parts.consumer(topology.SENDS, OutboundConsumer(parts.database, sender))
+    return consumer_app(parts, consumer, announcer, topology.SENDS, sender)
 
 
 def simulator_app(settings: Settings) -> "FastAPI":

@@ -4,6 +4,7 @@ ServiceError                  has a stable `code` and a sentence that says what 
 ├── Unavailable               passes by itself: hold the message and try again
 │   ├── DatabaseUnavailable
 │   └── BrokerUnavailable     a publish was not confirmed (it may have arrived)
+│       └── PublishRefused    a queue had no room for it; others, bound beside that one, may have it
 ├── GatewayError
 │   ├── GatewayUnreachable    the gateway did not take the call: nothing has happened
 │   ├── GatewayOutcomeUnknown it may or may not have happened
@@ -51,6 +52,12 @@ class BrokerUnavailable(Unavailable):
     def __init__(self, detail: str, *, code: str | None = None, refused: bool = False) -> None:
         super().__init__(detail, code=code)
         self.refused = refused
+
+
+class PublishRefused(BrokerUnavailable):
+    """A queue that the message was for has no room, and RabbitMQ does not say which one."""
+
+    code = "queue_full"
 
 
 class GatewayError(ServiceError):

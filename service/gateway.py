@@ -14,7 +14,7 @@ from service.errors import GatewayError, GatewayOutcomeUnknown, GatewayRefused, 
 from service.metrics import GATEWAY_SECONDS
 from whatsapp_qr_contracts.message import Identifier, SessionStatus, Text
 
-_MAX_CONNECTIONS = 256
+MAX_CONNECTIONS = 256
 _REDIRECTS = range(300, 400)
 _NOT_FOUND = 404
 _TOO_MANY = 429
@@ -64,7 +64,7 @@ class Gateway:
 
     def __init__(self, base_url: str, timeouts: Timeouts | None = None) -> None:
         self._timeouts = timeouts or Timeouts()
-        limits = httpx.Limits(max_connections=_MAX_CONNECTIONS, max_keepalive_connections=_MAX_CONNECTIONS)
+        limits = httpx.Limits(max_connections=MAX_CONNECTIONS, max_keepalive_connections=MAX_CONNECTIONS)
         url = httpx.URL(base_url)
         self._server: dict[str, str | int] = {"server.address": url.host}
         if url.port is not None:

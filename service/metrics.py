@@ -7,6 +7,8 @@ import math
 
 from prometheus_client import CONTENT_TYPE_LATEST, Counter, Gauge, Histogram, generate_latest
 
+from whatsapp_qr_contracts.codes import DeadLetterReason, FailureCode, StatusReason
+
 _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
 _TRANSACTION_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 12)
 _AGES = (1, 2, 5, 10, 30, 60, 120, 300, 900, 3600, 21_600, 86_400)  # AMQP's timestamps are in whole seconds
@@ -18,33 +20,13 @@ REQUESTS = Counter(
 )
 HANDLED = Counter(
     "whatsapp_qr_handled",
-    "Messages that ended in this process: done, passed_on or dead_letter.",
+    "Messages that ended in this process: done, rerouted or dead_letter.",
     ["queue", "type", "outcome"],
 )
 DEAD_LETTERS = Counter(
     "whatsapp_qr_dead_letters", "Messages that this process gave up for good, by the code of the reason.", ["reason"]
 )
-_DEAD_LETTER_REASONS = frozenset(
-    {
-        "missing_id",
-        "unknown_type",
-        "unknown_version",
-        "invalid_json",
-        "invalid_message",
-        "invalid_callback",
-        "unknown_session",
-        "unknown_message",
-        "handler_failed",
-        "unroutable",
-        "unreadable",
-        # the broker's own words
-        "delivery_limit",
-        "rejected",
-        "expired",
-        "maxlen",
-        "moved",
-    }
-)
+_DEAD_LETTER_REASONS = frozenset(DeadLetterReason)
 HANDLING_SECONDS = Histogram(
     "whatsapp_qr_handling_seconds",
     "From the turn of a message to its end or to the next pause of what is held, its repeated attempts included.",
@@ -62,7 +44,8 @@ HANDLER_ERRORS = Counter(
 )
 PUBLISHED = Counter(
     "whatsapp_qr_published",
-    "Publishes by outcome: confirmed, unroutable (no queue took it) or failed (not confirmed; it may have arrived).",
+    "Publishes by outcome: confirmed, refused (a queue is full), unroutable (no queue took it) or failed (not "
+    "confirmed; it may have arrived).",
     ["type", "outcome"],
 )
 HELD = Gauge("whatsapp_qr_held", "Operations that wait for the database or the broker at this moment.")
@@ -74,8 +57,21 @@ SENDS = Counter(
     "Attempts to send, by outcome: sent, retry, or the code under which the message failed.",
     ["outcome"],
 )
-_SEND_CODES = frozenset({"outcome_unknown", "refused", "not_on_whatsapp", "restricted", "expired"})
-ACTIVE_DRAINS = Gauge("whatsapp_qr_active_drains", "Lanes that are being sent from at this moment.")
+_SEND_CODES = frozenset(FailureCode)
+SENDING = Gauge("whatsapp_qr_sending", "Messages that are on their way to the gateway at this moment.")
+EVENTS_REFUSED = Counter(
+    "whatsapp_qr_events_refused",
+    "Events that a full queue refused as often as they were tried: its subscriber lacks them, the others have them.",
+    ["type"],
+)
+RELAYING = Gauge(
+    "whatsapp_qr_relaying",
+    "1 while what is committed for a destination waits in its rows: it is full, away, or has just been taken over.",
+    ["destination"],
+)
+RELAYED = Counter(
+    "whatsapp_qr_relayed", "Outputs that were told from their rows, not right after the commit.", ["destination"]
+)
 REDRIVEN = Counter(
     "whatsapp_qr_redriven", "What the sweeper and the reconciler mended, by kind: zero while all is well.", ["kind"]
 )
@@ -86,20 +82,7 @@ TRANSITIONS = Counter(
     "Changes of sessions by the status and reason that they led to; reason other: one that the gateway made up.",
     ["status", "reason"],
 )
-_REASONS = frozenset(
-    {
-        "requested",
-        "connection_lost",
-        "logged_out",
-        "replaced",
-        "restricted",
-        "action_required",
-        "qr_expired",
-        "no_qr_code",
-        "gateway_unreachable",
-        "gateway_error",
-    }
-)
+_REASONS = frozenset(StatusReason)
 GATEWAY_SECONDS = Histogram(
     "whatsapp_qr_gateway_seconds",
     "Calls to the gateway, by outcome: ok, unreachable (not taken), unknown (whether it was done) or refused.",

@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from typing import Protocol
 
 from starlette.applications import Starlette
 from uuid_utils.compat import uuid7
@@ -13,13 +14,14 @@ from service.consumers.sharing import Sharing
 from service.gateway import Gateway, Timeouts
 from service.health import Health
 from service.messaging import topology
-from service.messaging.consuming import Consumer, Routes
+from service.messaging.consuming import Consumer, Handler
 from service.messaging.holding import Hold
 from service.messaging.publishing import Publisher
-from service.persistence.confirmations import Confirmations
 from service.persistence.database import Database
+from service.persistence.dead_letters import DeadLetters
 from service.persistence.heartbeats import Heartbeats
 from service.persistence.schema import Schema
+from service.persistence.untold import Part
 from service.settings import Settings
 
 
@@ -30,42 +32,38 @@ class Parts:
     settings: Settings
     database: Database
     publisher: Publisher
-    confirmations: Confirmations
-    announcer: Announcer
     gateway: Gateway
     hold: Hold
 
     @classmethod
     def of(cls, settings: Settings) -> "Parts":
         """Build the parts; nothing connects yet."""
-        database = Database(settings.database_url, settings.database_pool)
-        publisher = Publisher(settings.amqp_url, settings.partitions)
-        confirmations = Confirmations(database)
         seconds = settings.gateway_timeout
         return cls(
             settings=settings,
-            database=database,
-            publisher=publisher,
-            confirmations=confirmations,
-            announcer=Announcer(database, publisher, confirmations),
+            database=Database(settings.database_url, settings.database_pool),
+            publisher=Publisher(settings.amqp_url, settings.partitions),
             gateway=Gateway(
                 settings.whatsapp_qr_service_url, Timeouts(send=seconds, init=seconds * 0.8, other=seconds / 2)
             ),
             hold=Hold(settings.give_up_after),
         )
 
-    def consumer(self, queue: topology.PartitionedQueue, routes: Routes, *, ordered: bool = True) -> Consumer:
+    def consumer(self, queue: topology.PartitionedQueue, handler: Handler) -> Consumer:
         """Return the consumer of a queue."""
         return Consumer(
             self.settings.amqp_url,
             queue,
-            routes,
+            handler,
+            bury=DeadLetters(self.database).keep,
             publisher=self.publisher,
             hold=self.hold,
-            partitions=self.settings.partitions,
             prefetch=self.settings.prefetch,
-            ordered=ordered,
         )
+
+    def part(self, consumer: Consumer) -> Part:
+        """Return which rows a process may tell and send, by what it consumes."""
+        return Part(self.settings.partitions, consumer.owned, busy=consumer.busy)
 
     def sharing(self, queue: topology.PartitionedQueue, consumer: Consumer) -> Sharing:
         """Return what shares a queue's partitions with the other processes of the kind."""
@@ -75,8 +73,7 @@ class Parts:
         return Sharing(consumer.subscriptions, heartbeats, process_id=process_id, queue=queue.name, period=period)
 
     async def close(self) -> None:
-        """Close what connects; the publisher last, because closing the others may still publish."""
-        await self.confirmations.close()
+        """Close what connects; the publisher before the database, because closing it may still take a while."""
         await self.gateway.close()
         await self.publisher.close()
         await self.database.close()
@@ -86,45 +83,59 @@ async def _nothing() -> None:
     """Observe nothing: this process shows only what it does itself."""
 
 
+class Background(Protocol):
+    """Something that a process does beside consuming."""
+
+    @property
+    def alive(self) -> bool:
+        """Whether its tasks are there."""
+
+    def start(self) -> None:
+        """Begin; returns at once."""
+
+    async def stop(self) -> None:
+        """Finish what has begun."""
+
+
 def consumer_app(
     parts: Parts,
     consumer: Consumer,
+    announcer: Announcer,
     queue: topology.PartitionedQueue,
-    stop: Callable[[], Awaitable[None]],
-    *,
-    start: Callable[[], None] = lambda: None,
+    background: Background | None = None,
     observe: Callable[[], Awaitable[None]] = _nothing,
-    alive: Callable[[], bool] = lambda: True,
 ) -> Starlette:
     """Return the ASGI app of a consumer process: it consumes while its lifespan runs, and tells how it is.
 
     Args:
         parts: what it stands on.
         consumer: its partitions.
+        announcer: tells what follows.
         queue: what it reads.
-        stop: finishes what has begun, before the parts are closed.
-        start: begins what it does besides.
+        background: what else it does.
         observe: refreshes the metrics that are looked up rather than counted.
-        alive: whether what it does besides is still done.
     """
     sharing = parts.sharing(queue, consumer)
 
     @asynccontextmanager
     async def lifespan(_app: Starlette) -> AsyncIterator[None]:
-        parts.confirmations.start()
+        announcer.start()
         consumer.start(sharing.first_share, sharing.check, declares=parts.settings.declare_topology)
         sharing.start()
-        start()
+        if background is not None:
+            background.start()
         yield
-        await asyncio.gather(sharing.stop(), stop())
+        ending = [sharing.stop(), consumer.stop()]
+        await asyncio.gather(*ending, *([] if background is None else [background.stop()]))
+        await announcer.stop()
         await parts.close()
 
     def living() -> dict[str, bool]:
         return {
             "consumer": consumer.alive,
             "sharing": sharing.alive,
-            "confirmations": parts.confirmations.alive,
-            "besides": alive(),
+            "announcer": announcer.alive,
+            "background": background is None or background.alive,
         }
 
     health = Health(living, lambda: consumer.ready, observe, parts.publisher, parts.database, Schema(parts.database))

@@ -165,7 +165,13 @@ class Settings(BaseSettings):
         le=1000,
         description="Connections to PostgreSQL per process, at most; two are for what is urgent; SQLite has its own",
     )
-    prefetch: int = Field(default=128, ge=1, le=1000, description="Unacknowledged messages per partition and process")
+    prefetch: int = Field(
+        default=64,
+        ge=1,
+        le=1000,
+        description="Unacknowledged messages per partition and process; a consumer's memory: 128 MiB + 2 x PREFETCH x "
+        "(PARTITIONS + 1) x 1 MiB",
+    )
     heartbeat_period: float = Field(
         default=15, gt=0, description="Seconds between two heartbeats by which consumers of a kind share the partitions"
     )

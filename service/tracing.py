@@ -12,7 +12,7 @@ from typing import Any
 import structlog
 from opentelemetry import trace
 from opentelemetry.context import Context, attach, detach
-from opentelemetry.trace import INVALID_SPAN, Link, Span, SpanKind, StatusCode
+from opentelemetry.trace import INVALID_SPAN, Span, SpanKind, StatusCode
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
 from service import privacy
@@ -81,34 +81,32 @@ def part(name: str, kind: SpanKind, attributes: Attributes, *, current: bool = T
 
 @contextmanager
 def resumed(parent: str | None, name: str, **ids: object) -> Iterator[None]:
-    """Trace something as part of the trace of a row, linked with the trace of whoever does it.
+    """Trace something as part of the trace of a row.
 
     Args:
         parent: the row's.
         name: what is done.
         ids: see `about`; until it ends.
     """
-    here = trace.get_current_span().get_span_context()
-    with continued(parent) as elsewhere:
-        links = [Link(here)] if elsewhere and here.is_valid else None
+    with continued(parent):
         span: Span = INVALID_SPAN
         if trace.get_current_span().get_span_context().is_valid:
-            span = _tracer.start_span(name, links=links, record_exception=False, set_status_on_exception=False)
+            span = _tracer.start_span(name, record_exception=False, set_status_on_exception=False)
         with _during(span, None), structlog.contextvars.bound_contextvars(**_told(ids)):
             yield
 
 
 @contextmanager
-def continued(parent: str | None) -> Iterator[bool]:
-    """Go on with the trace of a row, unless this is part of it anyway; say whether it is another one."""
+def continued(parent: str | None) -> Iterator[None]:
+    """Go on with the trace of a row, unless this is part of it anyway."""
     context = extracted({"traceparent": parent})
     its = trace.get_current_span(context).get_span_context()
     if not its.is_valid or its.trace_id == trace.get_current_span().get_span_context().trace_id:
-        yield False
+        yield
         return
     token = attach(context)
     try:
-        yield True
+        yield
     finally:
         detach(token)
 

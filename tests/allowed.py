@@ -4,8 +4,8 @@ COMMANDS, GATEWAY, EVENTS, JOBS, DEAD_LETTERS = (
     f"whatsapp-qr.{name}" for name in ("commands", "gateway", "events", "jobs", "dead-letters")
 )
 EXCHANGES = {COMMANDS, GATEWAY, EVENTS, JOBS, DEAD_LETTERS}
-SESSIONS = {"whatsapp-qr.sessions", "whatsapp-qr.sessions.1", "whatsapp-qr.sessions.63"}
-CONVERSATIONS = {"whatsapp-qr.conversations", "whatsapp-qr.conversations.1", "whatsapp-qr.conversations.63"}
+SESSIONS = {f"whatsapp-qr.sessions{end}" for end in ("", ".1", ".63", ".entry")}
+CONVERSATIONS = {f"whatsapp-qr.conversations{end}" for end in ("", ".1", ".63", ".entry")}
 SENDS = {"whatsapp-qr-send", "whatsapp-qr-send.1", "whatsapp-qr-send.63"}
 INCOMING = "incoming-messages"
 OWN = "whatsapp-qr.ingress.0198c1f4"
@@ -23,6 +23,8 @@ FOREIGN = {
     "whatsapp-qr.sessions.",
     "whatsapp-qr.sessions.one",
     "whatsapp-qr.sessions.1.2",
+    "whatsapp-qr.sessions.1.entry",
+    "whatsapp-qr-send.entry",
     "whatsapp-qr.ingress",
     "whatsapp-qr-ingress.x",
     "incoming-messages.1",
@@ -35,9 +37,9 @@ NOTHING: set[str] = set()
 # By user: what it may configure, write to, read from. Everything else is refused.
 ALLOWED: dict[str, tuple[set[str], set[str], set[str]]] = {
     "whatsapp-qr-ingress": ({OWN}, {COMMANDS, GATEWAY, DEAD_LETTERS, OWN}, {EVENTS, OWN}),
-    "whatsapp-qr-session-consumer": (NOTHING, EXCHANGES, SESSIONS | {DEAD_LETTERS}),
-    "whatsapp-qr-conversation-consumer": (NOTHING, EXCHANGES, CONVERSATIONS),
-    "whatsapp-qr-outbound-consumer": (NOTHING, {EVENTS, JOBS, DEAD_LETTERS}, SENDS),
+    "whatsapp-qr-session-consumer": (NOTHING, EXCHANGES - {DEAD_LETTERS}, SESSIONS | {DEAD_LETTERS}),
+    "whatsapp-qr-conversation-consumer": (NOTHING, EXCHANGES - {DEAD_LETTERS}, CONVERSATIONS),
+    "whatsapp-qr-outbound-consumer": (NOTHING, {EVENTS, JOBS}, SENDS),
     "whatsapp-qr-topology": (EVERYTHING, EVERYTHING, EVERYTHING),
     "whatsapp-qr-operator": (NOTHING, {COMMANDS, GATEWAY, JOBS}, NOTHING),
     "whatsapp-qr-keda": (NOTHING, NOTHING, NOTHING),

@@ -2,23 +2,26 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, ClassVar, Self, cast
 from uuid import UUID, uuid4
 
 import aio_pika
 from aio_pika.abc import AbstractIncomingMessage
 
+from service.domain.dead_letters import DeadLetter
+from service.errors import Undeliverable
 from service.messaging import topology
-from service.messaging.consuming import Consumer, Routes
+from service.messaging.consuming import Consumer, Failures
 from service.messaging.envelope import Envelope, Properties
 from service.messaging.holding import Hold
 from service.messaging.publishing import Publisher
+from service.messaging.receiving import Received
 from whatsapp_qr_contracts.commands import SendMessage
-from whatsapp_qr_contracts.message import COMMANDS
+from whatsapp_qr_contracts.message import COMMANDS, Message
 from whatsapp_qr_contracts.partitions import partition_of
 
 SECONDS = 60.0
@@ -48,20 +51,39 @@ def a_message(chatbot_id: UUID | None = None, text: str = "Hola") -> SendMessage
 async def send(publisher: Publisher, chatbot_id: UUID, *texts: str) -> None:
     """Publish one `message.send` of the chatbot for each text, one after another; the text is the id too."""
     for text in texts:
-        await publisher.publish(a_message(chatbot_id, text), message_id=text, correlation_id=text, key=str(chatbot_id))
+        await publisher.publish(a_message(chatbot_id, text), message_id=text, correlation_id=text)
 
 
 class Handler:
-    """Handles `message.send`: records its text once it is done; `work` may wait or fail first."""
+    """Handles `message.send`: records its text once it is done; `work` may wait or fail first.
 
-    def __init__(self, work: Callable[[SendMessage], Any] | None = None) -> None:
+    Args:
+        work: is done for each message.
+        side_by_side: whether messages of different keys are handled beside each other, or all in batches.
+    """
+
+    models: ClassVar[dict[str, type[Message]]] = {SendMessage.name: SendMessage}
+
+    def __init__(self, work: Callable[[SendMessage], Any] | None = None, *, side_by_side: bool = True) -> None:
         self._work = work
+        self.side_by_side = side_by_side
+        self.batches: list[int] = []
         self.begun: list[str] = []
         self.done: list[str] = []
         self.cancelled: list[str] = []
         self.envelopes: list[Envelope] = []
 
-    async def __call__(self, message: SendMessage, envelope: Envelope) -> None:
+    async def handle(self, batch: Sequence[Received]) -> Failures:
+        failures: Failures = []
+        self.batches.append(len(batch))
+        for received in batch:
+            try:
+                await self._handle(cast("SendMessage", received.body), received.envelope)
+            except Undeliverable as error:
+                failures.append((received, error))
+        return failures
+
+    async def _handle(self, message: SendMessage, envelope: Envelope) -> None:
         self.begun.append(message.message)
         self.envelopes.append(envelope)
         try:
@@ -71,10 +93,6 @@ class Handler:
             self.cancelled.append(message.message)
             raise
         self.done.append(message.message)
-
-    @property
-    def routes(self) -> Routes:
-        return {SendMessage: self}
 
 
 @asynccontextmanager
@@ -91,23 +109,28 @@ async def publishing(url: str, partitions: int = 1) -> AsyncIterator[Publisher]:
 @asynccontextmanager
 async def consuming(
     url: str,
-    routes: Routes,
+    handler: Any,
     publisher: Publisher,
     *,
-    partitions: int = 1,
     prefetch: int = 64,
-    ordered: bool = True,
+    dead: list[DeadLetter] | None = None,
 ) -> AsyncIterator[Consumer]:
-    """Consume the conversations until the test is over; begins when the consumer is subscribed."""
+    """Consume the conversations until the test is over; begins when the consumer is subscribed.
+
+    Args:
+        url: the broker.
+        handler: does what the messages ask for.
+        publisher: publishes what is rerouted, and knows how many partitions there are.
+        prefetch: unacknowledged messages per partition.
+        dead: gets the dead letters; without it there may be none.
+    """
+
+    async def bury(letter: DeadLetter) -> None:
+        assert dead is not None, letter
+        dead.append(letter)
+
     consumer = Consumer(
-        url,
-        topology.CONVERSATIONS,
-        routes,
-        publisher=publisher,
-        hold=Hold(),
-        partitions=partitions,
-        prefetch=prefetch,
-        ordered=ordered,
+        url, topology.CONVERSATIONS, handler, bury=bury, publisher=publisher, hold=Hold(), prefetch=prefetch
     )
     consumer.start()
     try:

@@ -222,10 +222,11 @@ class Broker:
     """A RabbitMQ that a test may stop and start; `url` names the virtual host in use."""
 
     _POOL = 12
+    _ARGUMENTS = "-rabbit max_message_size 1048576"  # in a container; a private node has it in its rabbitmq.conf
 
     def __init__(self) -> None:
         self._server: Server = (
-            ContainerServer("rabbitmq:4", 5672, speaks_amqp)
+            ContainerServer("rabbitmq:4", 5672, speaks_amqp, RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS=self._ARGUMENTS)
             if docker_answers()
             else PrivateServer("rabbitmq.sh", speaks_amqp, ports=3)
         )

@@ -184,7 +184,7 @@ def read(message: AbstractIncomingMessage, models: Mapping[str, type[M]]) -> Rec
     if version not in range(1, model.schema_version + 1):
         raise UnreadableError(f"schema-version {version!r} of {model.name}: this package knows {model.schema_version}")
     try:
-        body = model.model_validate_json(message.body)
+        body = model.read(message.body)
     except ValueError as error:
         raise UnreadableError(f"the body of {message.message_id} is no {model.name}") from error
     return Received(body, message.message_id or "", message.correlation_id, message.headers)

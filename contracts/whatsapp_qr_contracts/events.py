@@ -6,9 +6,11 @@ kept only in the queues that are bound for it. Events of one session come with a
 """
 
 from typing import Annotated, ClassVar, Literal
+from uuid import UUID
 
 from pydantic import Field
 
+from whatsapp_qr_contracts.codes import RejectionCode, listed
 from whatsapp_qr_contracts.fields import (
     CallerMetadata,
     Channel,
@@ -106,6 +108,11 @@ class MessageEvent(Event):
     session_id: SessionId
     external_user_id: Customer
     whatsapp_message_id: SentWhatsappId
+    version: int = Field(
+        description="Rises with every change of the message; a subscriber that drops lower versions than it has seen "
+        "ends right",
+        examples=[2],
+    )
     occurred_at: OccurredAt
 
 
@@ -128,7 +135,10 @@ class MessageReceived(MessageEvent):
 
 
 class MessageStatusEvent(MessageEvent):
-    """Base of the delivery states of a message that was sent."""
+    """Base of the delivery states of a message that was sent.
+
+    Events of one message may come more than once or late: compare `version`.
+    """
 
     delivery_status: DeliveryStatus = Field(description="How far the message has come", examples=["SENT"])
     metadata: CallerMetadata
@@ -235,10 +245,13 @@ class CommandRejected(Event):
     command_id: str = Field(description="The AMQP `message_id` of the command", examples=["order-1234-shipped"])
     command: str = Field(description="The name of the command", examples=["message.send"])
     chatbot_id: ChatbotId
-    code: str = Field(
-        description="Stable code: unknown_chatbot, no_session, id_reused, not_pending, being_sent, …",
-        examples=["no_session"],
+    message_id: UUID | None = Field(
+        default=None,
+        description="The message of a rejected message.send, message.cancel or message.retry, as in GET "
+        "/whatsapp-qr/messages",
+        examples=["213479c7-5b5a-56f5-8798-e081035027a2"],
     )
+    code: str = Field(description=f"Why, as a stable code: {listed(RejectionCode)}", examples=["no_session"])
     detail: str = Field(
         description="The reason in words, for people",
         examples=["the chatbot has no session: POST /whatsapp-qr/init makes one"],

@@ -5,6 +5,7 @@ from uuid import UUID
 
 from pydantic import Field
 
+from whatsapp_qr_contracts import codes
 from whatsapp_qr_contracts.addresses import ADDRESS_PATTERN, Address
 from whatsapp_qr_contracts.message import Identifier, Instant
 
@@ -86,16 +87,15 @@ CallerMetadata = Annotated[
 StatusReason = Annotated[
     str | None,
     Field(
-        description="Why, as a stable code, where there is something to say: logged_out, replaced, requested, "
-        "qr_expired, no_qr_code, gateway_unreachable, gateway_error, restricted, action_required, …; there may be more"
+        description="Why, as a stable code, where there is something to say: "
+        f"{codes.listed(codes.StatusReason)}; there may be more"
     ),
 ]
 LinkedNumber = Annotated[str | None, Field(description="The linked number, where known", examples=[A_PHONE_NUMBER])]
 ErrorCode = Annotated[
     str,
     Field(
-        description="Why, as a stable code: expired, cancelled, outcome_unknown, number_changed, not_on_whatsapp, "
-        "restricted, refused, failed_by_whatsapp, …; there may be more",
+        description=f"Why, as a stable code: {codes.listed(codes.FailureCode)}; there may be more",
         examples=["not_on_whatsapp"],
     ),
 ]

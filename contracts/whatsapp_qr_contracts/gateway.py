@@ -27,7 +27,16 @@ from whatsapp_qr_contracts.fields import (
     SENT_WHATSAPP_ID,
     ReportedSessionId,
 )
-from whatsapp_qr_contracts.message import GATEWAY, Identifier, Message, Moment, Text, WireModel, storable
+from whatsapp_qr_contracts.message import (
+    GATEWAY,
+    Identifier,
+    InOneSpelling,
+    Message,
+    Moment,
+    Text,
+    WireModel,
+    storable,
+)
 
 _MILLISECONDS_FROM = 100_000_000_000  # as seconds this is the year 5138
 
@@ -202,5 +211,14 @@ class GatewayMessage(GatewayReport):
         return self
 
 
-Webhook = Annotated[GatewayQr | GatewayConnected | GatewayDisconnected | GatewayReceipt, Field(discriminator="type")]
+Webhook = Annotated[
+    Annotated[GatewayQr, InOneSpelling]
+    | Annotated[GatewayConnected, InOneSpelling]
+    | Annotated[GatewayDisconnected, InOneSpelling]
+    | Annotated[GatewayReceipt, InOneSpelling],
+    Field(discriminator="type"),
+]
 """The body of POST /whatsapp-qr/webhook."""
+
+Incoming = Annotated[GatewayMessage, InOneSpelling]
+"""The body of POST /whatsapp-qr/incoming."""

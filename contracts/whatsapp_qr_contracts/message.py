@@ -6,15 +6,28 @@ The body of a message is plain JSON in camelCase. Everything about its transport
 """
 
 import re
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from datetime import UTC, datetime
 from enum import StrEnum
-from typing import Annotated, Any, ClassVar, Literal, get_args, get_origin
+from functools import cache
+from typing import Annotated, Any, ClassVar, Literal, Self, get_args, get_origin
 
-from pydantic import AfterValidator, AwareDatetime, BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints
+from pydantic import (
+    AfterValidator,
+    AwareDatetime,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    StringConstraints,
+    ValidationError,
+    ValidatorFunctionWrapHandler,
+    WrapValidator,
+)
 from pydantic.alias_generators import to_camel
 from pydantic.fields import FieldInfo
-from pydantic_core import to_jsonable_python
+from pydantic_core import InitErrorDetails, PydanticCustomError, from_json, to_jsonable_python
 
 from whatsapp_qr_contracts.partitions import chatbot_key, session_key
 
@@ -22,6 +35,13 @@ COMMANDS = "whatsapp-qr.commands"
 GATEWAY = "whatsapp-qr.gateway"
 EVENTS = "whatsapp-qr.events"
 JOBS = "whatsapp-qr.jobs"
+
+MAX_BODY_BYTES = 524_288
+"""The largest body that the service reads; it refuses larger ones, and its readers stay small.
+
+512 KiB: the longest text with every character escaped (`\\u0001`, 6 bytes), and the rest of the body. Write what need
+not be escaped as UTF-8: an emoji that is escaped takes 12 bytes.
+"""
 
 
 class SessionStatus(StrEnum):
@@ -112,6 +132,32 @@ class WireModel(BaseModel):
         return self.model_dump_json(by_alias=True).encode()
 
     @classmethod
+    def read(cls, body: bytes) -> Self:
+        """Return what the JSON on the wire says. Python's own spelling of a field (`chatbot_id`) is refused.
+
+        An optional field under that name would otherwise be ignored, and nobody would know.
+
+        Raises:
+            ValidationError: it is no JSON, or a field is missing, wrong or in the other spelling.
+        """
+        if any(name in body for name in _quoted_names(cls)):  # rarely so: parsed twice only then
+            cls.refuse_other_spelling(_parsed(body))
+        return cls.model_validate_json(body, by_alias=True, by_name=False)
+
+    @classmethod
+    def refuse_other_spelling(cls, value: Any) -> None:
+        """Let nothing pass that names a field as Python does: `chatbot_id` instead of `chatbotId`.
+
+        Args:
+            value: a whole body, parsed.
+
+        Raises:
+            ValidationError: a field of it, or of a part of it, is spelt so.
+        """
+        if faults := list(_other_spellings(cls, value)):
+            raise ValidationError.from_exception_data(cls.__name__, faults, input_type="json", hide_input=True)
+
+    @classmethod
     def example(cls, *, required_only: bool = False) -> dict[str, Any]:
         """Return the JSON of one as it may come, made of its fields' examples; where they have none, of the defaults.
 
@@ -123,6 +169,61 @@ class WireModel(BaseModel):
         """
         fields = [field for field in cls.model_fields.values() if field.is_required() or not required_only]
         return {str(field.alias): _example_of(field) for field in fields}
+
+
+def _in_one_spelling(value: Any, validate: ValidatorFunctionWrapHandler) -> Any:
+    read = validate(value)
+    if isinstance(read, WireModel):
+        read.refuse_other_spelling(value)
+    return read
+
+
+InOneSpelling = WrapValidator(_in_one_spelling)
+"""Marks a model that is made of parsed JSON from the wire: what `WireModel.read` refuses is refused here too."""
+
+
+def _parsed(body: bytes) -> Any:
+    try:
+        return from_json(body)
+    except ValueError:
+        return None  # what is no JSON is told where it is validated
+
+
+def _other_spellings(
+    model: type[WireModel], value: Any, place: tuple[str | int, ...] = ()
+) -> Iterator[InitErrorDetails]:
+    if isinstance(value, list):
+        for index, item in enumerate(value):
+            yield from _other_spellings(model, item, (*place, index))
+    if not isinstance(value, Mapping):
+        return
+    for name, alias, parts in _spellings(model):
+        # Where the field has another word on the wire (`from`), our own beside it may be somebody else's field.
+        if name != alias and name in value and (alias == to_camel(name) or alias not in value):
+            fault = PydanticCustomError("other_spelling", "write {alias}, not {name}", {"alias": alias, "name": name})
+            yield InitErrorDetails(type=fault, loc=(*place, name), input=None)
+        for part in parts:
+            yield from _other_spellings(part, value.get(alias), (*place, alias))
+
+
+@cache
+def _quoted_names(model: type[WireModel]) -> tuple[bytes, ...]:
+    names = {name for name, alias, _ in _spellings(model) if name != alias}
+    quoted = {f'"{name}"'.encode() for name in names}
+    return tuple(quoted.union(*(_quoted_names(part) for _, _, parts in _spellings(model) for part in parts)))
+
+
+@cache
+def _spellings(model: type[WireModel]) -> tuple[tuple[str, str, tuple[type[WireModel], ...]], ...]:
+    """Return a model's fields: the name in Python, that on the wire, and the models of the field's own fields."""
+    return tuple((name, str(one.alias), tuple(_models(one.annotation))) for name, one in model.model_fields.items())
+
+
+def _models(kind: Any) -> Iterator[type[WireModel]]:
+    if isinstance(kind, type) and issubclass(kind, WireModel):
+        yield kind
+    for part in get_args(kind):
+        yield from _models(part)
 
 
 def _example_of(field: FieldInfo) -> Any:

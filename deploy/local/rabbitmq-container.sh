@@ -25,6 +25,7 @@ docker rm --force "$name" >/dev/null 2>&1 || true
 trap 'docker stop --time 20 "$name" >/dev/null 2>&1 || true' TERM INT HUP
 # RabbitMQ keeps its data under its host name, so that is fixed.
 docker run --rm --name "$name" --hostname whatsapp-qr --publish "127.0.0.1:$2:5672" \
+    --env "RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS=-rabbit max_message_size 1048576" \
     --volume "$name:/var/lib/rabbitmq" rabbitmq:4 &
 client=$!
 status=0

@@ -53,6 +53,7 @@ listeners.tcp.1 = 127.0.0.1:$port
 log.console = true
 log.console.level = warning
 log.file.level = info
+max_message_size = 1048576
 CONF
 cat >"$dir/rabbitmqctl" <<CTL
 #!/bin/sh

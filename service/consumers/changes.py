@@ -8,7 +8,8 @@ from service.domain import session as machine
 from service.domain.identities import customer_address
 from service.domain.session import Trigger
 from service.persistence import lanes, sessions
-from service.persistence.tables import SessionRow
+from service.persistence.tables import MessageRow, SessionRow
+from whatsapp_qr_contracts.codes import FailureCode
 from whatsapp_qr_contracts.message import SessionStatus
 
 
@@ -43,23 +44,30 @@ def is_old_news(session: SessionRow, change: Change) -> bool:
     return False
 
 
-async def apply(tx: AsyncSession, *, seen: SessionRow, change: Change) -> SessionRow:
-    """Change a session as it was seen.
+async def apply(
+    tx: AsyncSession, *, seen: SessionRow, change: Change, caused_by: str
+) -> tuple[SessionRow, list[MessageRow]]:
+    """Change a session as it was seen; return it, and the messages that can never be sent because of that.
+
+    Once it is connected its lane is woken: what waited goes out.
 
     Raises:
         DatabaseUnavailable: somebody changed it meanwhile; decide again.
     """
     session = await sessions.locked_unchanged(tx, seen)
-    number = change.phone_number
+    number, failed = change.phone_number, []
     if number and session.phone_number and number != session.phone_number:
         detail = "the session was linked to another number while the message waited"
-        await lanes.fail_pending(tx, session.session_id, code="number_changed", detail=detail)
+        failed = await lanes.fail_pending(tx, session.session_id, code=FailureCode.NUMBER_CHANGED, detail=detail)
     sessions.move(
         session,
         machine.TRANSITIONS[session.status, change.trigger],
         wanted=change.wanted,
+        caused_by=caused_by,
         reason=change.reason,
         qr_code=change.qr_code,
         phone_number=number,
     )
-    return session
+    if session.status is SessionStatus.CONNECTED:
+        await lanes.wake_existing(tx, session.session_id)
+    return session, failed

@@ -1,148 +1,243 @@
 """The conversation consumer: puts messages into conversations, in both directions, and follows receipts.
 
-A customer's message becomes a row, a job for the AI workers and an event; a message to send becomes a row at the end
-of its session's lane and a job that rings for it. Run again, a handler repeats what is not known to be confirmed.
+What waits is taken in batches: their rows are locked and read together, each message is decided on in the order of
+arrival, and all is committed at once. What follows is told from the rows: a job for the AI workers or for the outbound
+consumer, and events.
 """
 
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import partial
+from typing import Any, ClassVar
 from uuid import UUID
 
 import structlog
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from service import tracing
+from service.consumers import message_commands, telling
 from service.consumers.announcing import Announcer
-from service.consumers.mending import MessageMender
-from service.consumers.outcomes import rejection
-from service.domain.identities import outgoing_message_id, output_id
+from service.consumers.outcomes import end
+from service.consumers.telling import Output
+from service.domain import identities
 from service.errors import Rejected, Undeliverable
-from service.messaging.consuming import Routes
+from service.messaging.consuming import Failures
 from service.messaging.envelope import Envelope
-from service.persistence import conversations
-from service.persistence.conversations import Stored
+from service.messaging.receiving import Received
+from service.messaging.topology import CONVERSATIONS
+from service.persistence import conversations, intake
 from service.persistence.database import Database
-from service.persistence.reading import current_session
-from service.persistence.sessions import session_by_id
-from service.persistence.tables import MessageRow, SessionRow, now
-from whatsapp_qr_contracts.commands import SendMessage
+from service.persistence.intake import Intake
+from service.persistence.tables import ConversationRow, ReceiptRow, SessionRow, now
+from whatsapp_qr_contracts.codes import DeadLetterReason, FailureCode, RejectionCode
+from whatsapp_qr_contracts.commands import CancelMessage, Command, MessageCommand, RetryMessage, SendMessage
 from whatsapp_qr_contracts.gateway import GatewayMessage, GatewayReceipt, GatewayReport, moment_of
 from whatsapp_qr_contracts.message import DeliveryStatus
-from whatsapp_qr_contracts.partitions import chatbot_key
 
 log = structlog.get_logger()
 
 
 @dataclass(frozen=True)
 class ConversationConsumer:
-    """The handlers of `whatsapp-qr.conversations`.
+    """The handler of `whatsapp-qr.conversations`.
 
     Args:
         database: conversations and messages.
-        announcer: publishes what follows.
+        announcer: tells what follows.
         expiry: how long a message may wait to be sent where its caller does not say.
     """
 
     database: Database
     announcer: Announcer
     expiry: timedelta
+    models: ClassVar[Mapping[str, Any]] = {model.name: model for model in CONVERSATIONS.carries}
+    side_by_side: ClassVar[bool] = False
 
-    def routes(self) -> Routes:
-        """Return the handler of each message."""
-        mender = MessageMender(self.database, self.announcer, self.expiry)
-        own: Routes = {SendMessage: self.send, GatewayMessage: self.receive, GatewayReceipt: self.follow_receipt}
-        return {**own, **mender.routes()}
+    async def handle(self, batch: Sequence[Received]) -> Failures:
+        """Do what a batch asks for, in one transaction, and tell what follows."""
+        outputs, failures = await self.database.transact(partial(self._do_all, batch=batch))
+        self.announcer.tell(list({output.message_id: output for output in outputs}.values()))
+        return failures
+
+    async def _do_all(self, tx: AsyncSession, *, batch: Sequence[Received]) -> tuple[list[Output], Failures]:
+        rows = await _rows_for(tx, batch)
+        outputs: list[Output] = []
+        failures: Failures = []
+        for received in batch:
+            with received.traced(CONVERSATIONS.name):
+                try:
+                    outputs += self._do(rows, received.body, received.envelope)
+                except Undeliverable as error:
+                    failures.append((received, error))
+        await rows.finish()
+        return outputs, failures
+
+    def _do(self, rows: Intake, body: Any, envelope: Envelope) -> list[Output]:
+        """Change the rows as one message asks; return what is told of it once that is committed."""
+        match body:
+            case SendMessage():
+                return self._send(rows, body, envelope)
+            case CancelMessage():
+                return message_commands.cancel(rows, body, envelope)
+            case RetryMessage():
+                return message_commands.retry(rows, body, envelope, expires_at=rows.at + self.expiry)
+            case GatewayMessage():
+                return self._receive(rows, body, envelope)
+            case _:
+                return self._follow_receipt(rows, body)
 
     # A message to send
 
-    async def send(self, command: SendMessage, envelope: Envelope) -> None:
-        """Store the message at the end of its session's lane and ring for it."""
+    def _send(self, rows: Intake, command: SendMessage, envelope: Envelope) -> list[Output]:
+        """Store the message at the end of its session's lane."""
         caller_id = command.message_id or envelope.id_or_dead_letter()
-        message_id = outgoing_message_id(command.chatbot_id, caller_id)
-        try:
-            stored = await self.database.transact(
-                partial(self._store_outgoing, command=command, message_id=message_id, envelope=envelope)
-            )
-        except Rejected as error:
-            await self._reject(command, envelope, error)
-            return
-        tracing.about(session_id=stored.message.session_id)
-        await self.announcer.conversation(stored.conversation, caused_by=envelope.message_id)
-        if stored.message.delivery_status is DeliveryStatus.PENDING:
-            await self.announcer.ring(stored.message, ring_id=output_id(stored.message.id, "job"))
-
-    async def _store_outgoing(
-        self, tx: AsyncSession, *, command: SendMessage, message_id: UUID, envelope: Envelope
-    ) -> Stored:
-        session = await current_session(tx, command.chatbot_id, lock=True)
+        message_id = identities.outgoing_message_id(command.chatbot_id, caller_id)
+        session, known = rows.chatbots.get(command.chatbot_id), rows.messages.get(message_id)
+        tracing.about(session_id=session and session.session_id)
+        if known is not None and conversations.same_content(known, command):
+            return telling.job_of(known)
+        command_id = _command_id(command, envelope)
+        if (command.chatbot_id, command_id) in rows.commands:  # it was rejected, and stays so whatever came meanwhile
+            return telling.of_command(message_commands.row_of(rows, command, command_id))
+        if known is not None:
+            reused = "a message with other content was sent under this id: use a new id for a new message"
+            return _reject(rows, command, command_id, Rejected(reused, code=RejectionCode.ID_REUSED), message_id)
         if session is None:
-            message = "the chatbot has no session: initialize one first (session.initialize)"
-            raise Rejected(message, code="no_session")
-        stored = await conversations.store_outgoing(
-            self.database,
-            tx,
+            missing = "the chatbot has no session: initialize one first (session.initialize)"
+            return _reject(rows, command, command_id, Rejected(missing, code=RejectionCode.NO_SESSION), message_id)
+        conversation, begun = _conversation(rows, session, command.to, envelope.message_id)
+        message = conversations.new_outgoing(
             session,
+            conversation,
             command,
-            message_id=message_id,
-            correlation_id=envelope.message_id or str(message_id),
-            expiry=self.expiry,
+            correlation_id=envelope.message_id,
+            caller_id=caller_id,
+            expires_at=command.expires_at or rows.at + self.expiry,
         )
-        if not stored.is_new and not conversations.same_content(stored.message, command):
-            message = "a message with other content was sent under this id: use a new id for a new message"
-            raise Rejected(message, code="id_reused")
-        return stored
-
-    async def _reject(self, command: SendMessage, envelope: Envelope, error: Rejected) -> None:
-        command_id = envelope.message_id or command.message_id or ""
-        await self.announcer.publisher.publish(
-            rejection(command, envelope, error),
-            message_id=output_id(command.chatbot_id, f"command.rejected {command_id}"),
-            correlation_id=command_id,
-            key=chatbot_key(command.chatbot_id),
-        )
+        if command.chatbot_id in rows.removed:  # it was accepted before: it must not vanish
+            removed = "the chatbot was removed before the message was stored"
+            code = FailureCode.CHATBOT_REMOVED
+            conversations.raise_status(message, DeliveryStatus.FAILED, now(), code=code, detail=removed)
+            message.handed_over = True
+        rows.add(message)
+        return [*begun, *telling.of_message(message)]
 
     # A customer's message
 
-    async def receive(self, report: GatewayMessage, envelope: Envelope) -> None:
-        """Store the message once, hand it to the AI workers and tell everybody."""
-
-        async def store(tx: AsyncSession) -> Stored:
-            session = _known(await session_by_id(tx, report.session_id, lock=True), report)
-            return await conversations.store_incoming(
-                self.database, tx, session, report, correlation_id=envelope.message_id
-            )
-
-        conversation, message, _ = await self.database.transact(store)
-        await self.announcer.conversation(conversation, caused_by=envelope.message_id)
-        await self.announcer.received(message)
+    def _receive(self, rows: Intake, report: GatewayMessage, envelope: Envelope) -> list[Output]:
+        """Store the message once."""
+        session = _known(rows, report)
+        known = rows.messages.get(identities.incoming_message_id(session.id, report.message_id))
+        if known is not None:  # where nobody knew whether it was committed it is told now, before what comes after it
+            return telling.of_message(known)
+        address = identities.customer_address(report.sender)
+        conversation, begun = _conversation(rows, session, address, envelope.message_id)
+        message = conversations.new_incoming(session, conversation, report, correlation_id=envelope.message_id)
+        rows.add(message)
+        return [*begun, *telling.of_message(message)]
 
     # A receipt
 
-    async def follow_receipt(self, report: GatewayReceipt, envelope: Envelope) -> None:  # noqa: ARG002
+    def _follow_receipt(self, rows: Intake, report: GatewayReceipt) -> list[Output]:
         """Raise the status of the message that it is about; keep it where that is not known yet."""
+        _known(rows, report)
         receipt = report.data
-
-        async def apply(tx: AsyncSession) -> MessageRow | None:
-            _known(await session_by_id(tx, report.session_id), report)
-            return await conversations.apply_receipt(
-                tx,
+        status = DeliveryStatus(receipt.status.upper())
+        at = moment_of(receipt.timestamp) if receipt.timestamp is not None else now()
+        message = rows.sent_as.get((report.session_id, receipt.message_id))
+        if message is None or message.whatsapp_message_id != receipt.message_id:  # tried again meanwhile, under another
+            kept = ReceiptRow(
                 session_id=report.session_id,
-                whatsapp_id=receipt.message_id,
-                status=DeliveryStatus(receipt.status.upper()),
-                at=moment_of(receipt.timestamp) if receipt.timestamp is not None else now(),
+                whatsapp_message_id=receipt.message_id,
+                status=status,
+                at=at,
                 error=receipt.error,
             )
-
-        message = await self.database.transact(apply)
-        if message is None:
+            rows.keep_receipt(kept)
             log.info("receipt_waits_for_its_message")
-        else:
-            await self.announcer.status(message)
+            return []
+        code = FailureCode.FAILED_BY_WHATSAPP
+        conversations.raise_status(message, status, at, code=code, detail=receipt.error)
+        return telling.event_of(message)
 
 
-def _known(session: SessionRow | None, report: GatewayReport) -> SessionRow:
+def _conversation(
+    rows: Intake, session: SessionRow, external_user_id: str, cause: str
+) -> tuple[ConversationRow, list[Output]]:
+    """Return the conversation with a customer, and what is told of it where it has just begun."""
+    known = rows.conversations.get(identities.conversation_id(session.chatbot_id, external_user_id))
+    if known is not None:
+        return known, []
+    new = conversations.new_conversation(session, external_user_id, correlation_id=cause)
+    rows.add(new)
+    return new, telling.of_conversation(new)
+
+
+def _known(rows: Intake, report: GatewayReport) -> SessionRow:
+    session = rows.sessions.get(report.session_id)
     if session is None:
         message = f"no session has the sessionId {report.session_id!r}"
-        raise Undeliverable(message, code="unknown_session")
+        raise Undeliverable(message, code=DeadLetterReason.UNKNOWN_SESSION)
     return session
+
+
+def _reject(rows: Intake, command: SendMessage, command_id: str, error: Rejected, message_id: UUID) -> list[Output]:
+    row = message_commands.row_of(rows, command, command_id)
+    end(row, command, error, about=message_id)
+    return telling.of_command(row)
+
+
+def _command_id(command: Command, envelope: Envelope) -> str:
+    if isinstance(command, SendMessage):
+        return envelope.message_id or command.message_id or ""
+    return envelope.message_id
+
+
+async def _rows_for(tx: AsyncSession, batch: Sequence[Received]) -> Intake:
+    """Lock and read the rows that a batch needs."""
+    bodies = [received.body for received in batch]
+    reports = [body for body in bodies if isinstance(body, GatewayReport)]
+    commands = [body for body in bodies if isinstance(body, Command)]
+    rows = await intake.begin(
+        tx, {report.session_id for report in reports}, {command.chatbot_id for command in commands}
+    )
+    known = [(report, rows.sessions[report.session_id]) for report in reports if report.session_id in rows.sessions]
+    customers = [
+        identities.conversation_id(session.chatbot_id, identities.customer_address(report.sender))
+        for report, session in known
+        if isinstance(report, GatewayMessage)
+    ]
+    recipients = [
+        identities.conversation_id(body.chatbot_id, body.to) for body in commands if isinstance(body, SendMessage)
+    ]
+    receipts = [body for body in reports if isinstance(body, GatewayReceipt)]
+    await rows.load(
+        conversations={*customers, *recipients},
+        messages=[
+            *(
+                identities.incoming_message_id(session.id, report.message_id)
+                for report, session in known
+                if isinstance(report, GatewayMessage)
+            ),
+            *_message_ids(batch),
+        ],
+        sent_as={(report.session_id, report.data.message_id) for report in receipts},
+        lanes_of={body.chatbot_id for body in bodies if isinstance(body, CancelMessage)},
+        commands={
+            (received.body.chatbot_id, _command_id(received.body, received.envelope))
+            for received in batch
+            if isinstance(received.body, Command)
+        },
+    )
+    return rows
+
+
+def _message_ids(batch: Sequence[Received]) -> Iterable[UUID]:
+    for received in batch:
+        match received.body:
+            case SendMessage() as command:
+                caller_id = command.message_id or received.envelope.message_id
+                yield identities.outgoing_message_id(command.chatbot_id, caller_id)
+            case MessageCommand() as command:
+                yield command.message_id

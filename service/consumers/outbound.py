@@ -1,196 +1,236 @@
 """The outbound consumer: sends each session's messages in order, one at a time; sessions side by side.
 
-The rows are the lane, the job is only its doorbell. A job starts a drain of its session, or tells the one that runs
-here to look again. A session that has to wait gives its job back and is resumed by a timer.
+The rows are the lanes. A job marks its lane as due, in the lane's row, and is acknowledged: a lane that has to wait,
+for its pace or for the gateway, holds no job. Rounds of one transaction each record what the gateway answered and claim
+the next message of every lane that may send; then the calls go out. Who takes a partition over finds the lanes that
+are due in their rows.
 """
 
 import asyncio
 import time
-from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from contextvars import Context
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
-from typing import TypeVar
+from itertools import islice
+from typing import Any, ClassVar
 
 import structlog
-from uuid_utils.compat import uuid7
+from sqlalchemy.ext.asyncio import AsyncSession
 
 from service import metrics, tracing
+from service.consumers import telling
 from service.consumers.announcing import Announcer
-from service.domain.sending import Retry, SendPolicy, TokenBucket, after_failure
-from service.errors import GatewayError, GatewayOutcomeUnknown, GatewayRefused, GatewayUnreachable, Undeliverable
-from service.gateway import Gateway
-from service.messaging.consuming import Routes
-from service.messaging.envelope import Envelope
-from service.messaging.holding import Hold, Stopping
+from service.domain.sending import Retry, SendPolicy, after_failure
+from service.errors import (
+    GatewayError,
+    GatewayOutcomeUnknown,
+    GatewayRefused,
+    GatewayUnreachable,
+    Unavailable,
+    Undeliverable,
+)
+from service.gateway import MAX_CONNECTIONS, Gateway
+from service.messaging.consuming import Failures
+from service.messaging.receiving import Received
+from service.messaging.subscriptions import GRACE_SECONDS
 from service.persistence import lanes
-from service.persistence.database import Database, Work
-from service.persistence.lanes import Claimed, Expired, Idle, Wait
-from service.persistence.tables import MessageRow
+from service.persistence.database import Database
+from service.persistence.lanes import Answer, Claimed, Round
+from service.persistence.untold import Part
 from service.privacy import shown_code
+from service.tasks import end
+from whatsapp_qr_contracts.codes import DeadLetterReason, FailureCode
 from whatsapp_qr_contracts.jobs import SendJob
 from whatsapp_qr_contracts.message import SessionStatus
 
 log = structlog.get_logger()
-T = TypeVar("T")
 
-_DRAIN_SECONDS = 10.0
-_RING_SECONDS = 5.0
-_LONGEST_PAUSE = 1.5  # longer than the pause of one message per second with its jitter
-
-
-@dataclass
-class Drain:
-    """One run through a session's lane."""
-
-    task: asyncio.Task[None] = field(init=False)
-    look_again: bool = True
-    """Set by whoever rings while it runs."""
-    after_crash: bool = False
-    """Whether somebody may have died between sending a message of this lane and announcing it."""
+_LOOK_EVERY_SECONDS = 1.0
+_MOST_DUE = 1000
+_SHORTEST_PAUSE = 0.01
+_PAUSE_AFTER_TROUBLE = 1.0
+_TRIES = 5
+"""How often a database that is away is tried before what was answered at the end is left unrecorded."""
 
 
-@dataclass
-class Pace:
-    """What this process remembers of a session between drains."""
-
-    bucket: TokenBucket
-    deferrals: int = 0
-    """Times in a row that the session could not send at all."""
-
-
+@dataclass(frozen=True)
 class OutboundConsumer:
     """The handler of `whatsapp-qr-send`.
 
     Args:
         database: the lanes.
+        sender: looks at the lanes that are due.
+    """
+
+    database: Database
+    sender: "Sender"
+    models: ClassVar[Mapping[str, Any]] = {SendJob.name: SendJob}
+    side_by_side: ClassVar[bool] = False
+
+    async def handle(self, batch: Sequence[Received]) -> Failures:
+        """Mark the lanes of a batch of jobs as due."""
+
+        async def mark(tx: AsyncSession) -> dict[Any, str]:
+            known = await lanes.known_messages(tx, {received.body.message_id for received in batch})  # type: ignore[attr-defined]
+            await lanes.wake(tx, set(known.values()))
+            return known
+
+        known = await self.database.transact(mark)
+        self.sender.look_at(set(known.values()))
+        unknown = Undeliverable("no message has the messageId of this job", code=DeadLetterReason.UNKNOWN_MESSAGE)
+        return [(received, unknown) for received in batch if received.body.message_id not in known]  # type: ignore[attr-defined]
+
+
+class Sender:
+    """Sends what is due in the lanes of this process's partitions.
+
+    Args:
+        database: the lanes.
         gateway: sends.
-        announcer: publishes what became of each message.
-        hold: waits while the database or the broker is away.
+        announcer: tells what became of each message.
         policy: how patient sending is.
+        part: says which partitions this process owns.
     """
 
     def __init__(
-        self, database: Database, gateway: Gateway, announcer: Announcer, hold: Hold, policy: SendPolicy
+        self, database: Database, gateway: Gateway, announcer: Announcer, policy: SendPolicy, part: Callable[[], Part]
     ) -> None:
-        self.database = database
-        self.gateway = gateway
-        self.announcer = announcer
-        self.hold = hold
-        self.policy = policy
-        self._drains: dict[str, Drain] = {}
-        self._tasks: set[asyncio.Task[None]] = set()
-        self._timers: dict[str, asyncio.TimerHandle] = {}
-        self._paces: dict[str, Pace] = defaultdict(
-            lambda: Pace(TokenBucket(policy.rate, policy.burst, time.monotonic(), policy.jitter))
-        )
+        self.database, self.gateway, self.announcer = database, gateway, announcer
+        self.policy, self._part = policy, part
+        self._due: dict[str, None] = {}
+        """Lanes to look at, in their order: the longest waiting first."""
+        self._answers: list[Answer] = []
+        self._calls: dict[str, asyncio.Task[None]] = {}
+        """By session: at most one message of each is on its way."""
+        self._wake = asyncio.Event()
+        self._next_look = 0.0
         self._stopping = False
-        metrics.ACTIVE_DRAINS.set_function(lambda: len(self._drains))
+        self._task: asyncio.Task[None] | None = None
+        metrics.SENDING.set_function(lambda: len(self._calls))
 
-    def routes(self) -> Routes:
-        """Return the handler of each message."""
-        return {SendJob: self.send}
+    def start(self) -> None:
+        """Begin to send; returns at once."""
+        self._task = asyncio.create_task(self._run())
 
-    async def send(self, job: SendJob, envelope: Envelope) -> None:
-        """Drain the session's lane, or tell the drain that runs to look again."""
-        message = await self.database.read(lambda tx: tx.get(MessageRow, job.message_id))
-        if message is None:
-            detail = "no message has the messageId of this job"
-            raise Undeliverable(detail, code="unknown_message")
-        runs_already = message.session_id in self._drains
-        drain = self._drain(message.session_id)
-        drain.after_crash |= envelope.redelivered
-        if not runs_already:
-            # The connection may be lost and this handler cancelled; what the drain has begun it ends.
-            await asyncio.shield(drain.task)
+    @property
+    def alive(self) -> bool:
+        """Whether its task is there, or the process ends."""
+        return self._stopping or (self._task is not None and not self._task.done())
 
-    def _drain(self, session_id: str) -> Drain:
-        drain = self._drains.get(session_id)
-        if drain is None:
-            drain = self._drains[session_id] = Drain()
-            drain.task = asyncio.create_task(self._run(session_id, drain))
-            self._tasks.add(drain.task)
-            drain.task.add_done_callback(self._ended)
-        drain.look_again = True
-        return drain
+    def look_at(self, session_ids: set[str]) -> None:
+        """Look at lanes soon."""
+        self._due |= dict.fromkeys(session_ids)
+        self._wake.set()
 
-    async def _run(self, session_id: str, drain: Drain) -> None:
-        if timer := self._timers.pop(session_id, None):
-            timer.cancel()
+    async def _run(self) -> None:
+        trouble, failures = "", 0
+        while not (self._stopping and not self._calls and not self._answers):
+            await self._pause()
+            try:
+                await self._look_for_due()
+                await self._round()
+            except Unavailable as error:
+                if trouble != (trouble := error.detail):
+                    log.warning("sending_held", code=error.code, reason=error.detail)
+                failures += 1
+                if self._stopping and failures >= _TRIES:
+                    return
+                await asyncio.sleep(_PAUSE_AFTER_TROUBLE)
+            except Exception:
+                log.exception("sending_failed")
+                await asyncio.sleep(_PAUSE_AFTER_TROUBLE)
+            else:
+                trouble, failures = "", 0
+
+    async def _pause(self) -> None:
+        seconds = max(_SHORTEST_PAUSE, self._next_look - time.monotonic())
+        if not self._next_lanes() and not self._answers:
+            self._wake.clear()
+            with suppress(TimeoutError):
+                async with asyncio.timeout(seconds):
+                    await self._wake.wait()
+
+    async def _look_for_due(self) -> None:
+        """Find the lanes that wait for a moment which has come: their rows say it, also after a take-over."""
+        if time.monotonic() < self._next_look or self._stopping or len(self._due) >= _MOST_DUE:
+            return
+        self._next_look = time.monotonic() + _LOOK_EVERY_SECONDS
+        part = self._part()
+        if part.owned:
+            besides = self._calls.keys() | self._due.keys()
+            found = await self.database.read(partial(lanes.due, part=part, besides=besides))
+            self._due |= dict.fromkeys(found)
+            if len(found) == lanes.BATCH:
+                self._next_look = time.monotonic()  # there are more
+
+    async def _round(self) -> None:
+        answers = list(self._answers)
+        self._due |= dict.fromkeys(answer.claimed.message.session_id for answer in answers)
+        due = self._next_lanes()
+        if not answers and not due:
+            return
+        for session_id in due:
+            del self._due[session_id]
         try:
-            await self._send_in_order(session_id, drain)
-        finally:
-            self._leave(session_id, drain)
+            work = partial(lanes.send_round, answers=answers, due=due, policy=self.policy)
+            done: Round = await self.database.transact(work)
+        except BaseException:
+            self._due |= dict.fromkeys(due)
+            raise
+        del self._answers[: len(answers)]
+        for message in done.changed:
+            if message.error_code == FailureCode.EXPIRED:
+                metrics.SENDS.labels(message.error_code).inc()
+        self.announcer.tell([output for message in done.changed for output in telling.event_of(message)])
+        for claimed in done.claimed:
+            self._call(claimed)
+        if done.next_at is not None:
+            seconds = (done.next_at - done.at).total_seconds()
+            self._next_look = min(self._next_look, time.monotonic() + max(0.0, seconds))
 
-    def _leave(self, session_id: str, drain: Drain) -> None:
-        if self._drains.get(session_id) is drain:
-            del self._drains[session_id]
+    def _next_lanes(self) -> list[str]:
+        """Return the lanes whose turn it is, as many as connections to the gateway are free; at the end none."""
+        if self._stopping:
+            return []
+        free = max(0, MAX_CONNECTIONS - len(self._calls))
+        return list(islice((session_id for session_id in self._due if session_id not in self._calls), free))
 
-    async def _send_in_order(self, session_id: str, drain: Drain) -> None:
-        pace = self._paces[session_id]
-        until = time.monotonic() + _DRAIN_SECONDS
-        while time.monotonic() < until and not (self._stopping or self.hold.left):
-            if drain.after_crash:
-                drain.after_crash = False
-                await self.hold(partial(self.announcer.lane, session_id))
-            pause = pace.bucket.wait(time.monotonic()) or await self._step(session_id, drain, pace)
-            if pause is None:
-                return
-            if pause > _LONGEST_PAUSE:
-                await self._resume_later(session_id, pause)
-                return
-            await asyncio.sleep(pause)
-        # Whoever rings from here on starts a drain of his own; this one only passes on what it leaves.
-        self._leave(session_id, drain)
-        await self.hold(partial(self._ring_anew, session_id))
+    def _call(self, claimed: Claimed) -> None:
+        session_id = claimed.message.session_id
+        task = self._calls[session_id] = asyncio.create_task(self._send(claimed))
+        task.add_done_callback(lambda _: self._returned(session_id))
 
-    async def _step(self, session_id: str, drain: Drain, pace: Pace) -> float | None:
-        """Do what is next in the lane; return the seconds to wait then, or None once the drain has left the table."""
-        drain.look_again = False
-        claim = partial(lanes.claim_next, self.database, session_id=session_id, policy=self.policy)
-        match await self._write(claim):
-            case Idle(postponed=True):
-                await self._write(partial(lanes.postpone, self.database, session_id=session_id, seconds=None))
-            case Idle() if not drain.look_again:
-                # One step with seeing the mark unset: no await may come in between.
-                self._leave(session_id, drain)
-                return None
-            case Expired(message):
-                metrics.SENDS.labels("expired").inc()
-                await self.hold(partial(self.announcer.status, message))
-            case Claimed(message):
-                pace.bucket.take()
-                await self._attempt(message, pace)
-            case Wait(seconds):
-                return seconds
-        return 0.0
+    def _returned(self, session_id: str) -> None:
+        del self._calls[session_id]
+        self._wake.set()
 
-    async def _attempt(self, message: MessageRow, pace: Pace) -> None:
-        # The drain was started by the job of some message of the lane, or by a timer: this may be another one's trace.
+    async def _send(self, claimed: Claimed) -> None:
+        # The lane was woken by a job of another message, perhaps: this is another one's trace.
+        message = claimed.message
         ids = {"correlation_id": message.correlation_id, "message_id": message.id, "session_id": message.session_id}
         with tracing.resumed(message.traceparent, "send message", **ids):
-            await self._try(message, pace)
+            self._answers.append(Answer(claimed, await self._result(claimed)))
 
-    async def _try(self, message: MessageRow, pace: Pace) -> None:
+    async def _result(self, claimed: Claimed) -> Any:
+        message = claimed.message
         try:
             sent_as = await self.gateway.send(
                 message.session_id, message.external_user_id, message.content, message.whatsapp_message_id
             )
         except GatewayError as refusal:
             error = await self._explain(message.session_id, refusal)
-            attempts = message.attempts + isinstance(error, GatewayOutcomeUnknown)
-            verdict = after_failure(error, attempts=attempts, deferrals=pace.deferrals + 1, policy=self.policy)
-            pace.deferrals = pace.deferrals + 1 if isinstance(verdict, Retry) and not verdict.counts else 0
-            metrics.SENDS.labels("retry" if isinstance(verdict, Retry) else metrics.send_code(verdict.code)).inc()
-            log.warning("not_sent", code=shown_code(error.code), verdict=type(verdict).__name__)
-            recorded = await self._write(partial(lanes.record_failure, self.database, claimed=message, verdict=verdict))
+        except Exception as unforeseen:  # whether it was sent is not known
+            log.exception("send_failed")
+            error = GatewayOutcomeUnknown(f"the call failed: {type(unforeseen).__name__}")
         else:
-            pace.deferrals = 0
             metrics.SENDS.labels("sent").inc()
-            recorded = await self._write(partial(lanes.record_sent, claimed=message, whatsapp_id=sent_as))
-        if recorded is not None:
-            await self.hold(partial(self.announcer.status, recorded))
+            return sent_as
+        attempts = message.attempts + isinstance(error, GatewayOutcomeUnknown)
+        verdict = after_failure(error, attempts=attempts, deferrals=claimed.deferrals + 1, policy=self.policy)
+        metrics.SENDS.labels("retry" if isinstance(verdict, Retry) else metrics.send_code(verdict.code)).inc()
+        log.warning("not_sent", code=shown_code(error.code), verdict=type(verdict).__name__)
+        return verdict
 
     async def _explain(self, session_id: str, error: GatewayError) -> GatewayError:
         """Find out what a refusal without a code means: the session is not connected, or the message is no good."""
@@ -204,35 +244,10 @@ class OutboundConsumer:
             return GatewayRefused(error.detail, code="not_connected")
         return error
 
-    async def _resume_later(self, session_id: str, seconds: float) -> None:
-        await self._write(partial(lanes.postpone, self.database, session_id=session_id, seconds=seconds))
-        loop = asyncio.get_running_loop()
-        self._timers[session_id] = loop.call_later(seconds, self._drain, session_id, context=Context())
-
-    async def _ring_anew(self, session_id: str) -> None:
-        waiting = await self.database.read(lambda tx: lanes.first_pending(tx, session_id))
-        if waiting is not None:
-            await self.announcer.ring(waiting, ring_id=str(uuid7()))
-
-    async def _write(self, work: Work[T]) -> T:
-        return await self.hold(partial(self.database.transact, work))
-
-    def _ended(self, task: asyncio.Task[None]) -> None:
-        self._tasks.discard(task)
-        if not task.cancelled() and (error := task.exception()) and not isinstance(error, Stopping):
-            log.error("drain_failed", exc_info=error)
-
-    def stop(self) -> None:
-        """Let each drain end after its present message; whoever is active next goes on."""
+    async def stop(self) -> None:
+        """End after the messages that are on their way; whoever is active next goes on from the lanes' rows."""
         self._stopping = True
-
-    async def stopped(self) -> None:
-        """Wait until every drain has ended, and ring for the lanes that wait: their jobs are acknowledged."""
-        while self._tasks:  # a timer may start one more drain meanwhile
-            await asyncio.gather(*self._tasks, return_exceptions=True)
-        for timer in self._timers.values():
-            timer.cancel()
-        with suppress(Stopping, TimeoutError):  # the broker is away: `drain_at` on the sessions' rows remains
-            async with asyncio.timeout(_RING_SECONDS):
-                for session_id in list(self._timers):
-                    await self.hold(partial(self._ring_anew, session_id))
+        self._wake.set()
+        if self._task is not None:
+            await asyncio.wait([self._task], timeout=GRACE_SECONDS)
+            await end([self._task, *self._calls.values()])

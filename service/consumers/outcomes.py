@@ -1,66 +1,54 @@
-"""A command is executed once: its row holds the event that answers it, and a repetition only repeats that event."""
+"""A command is executed once: its row holds the event that answers it, and a repetition only tells that event again."""
 
 import hashlib
-from dataclasses import asdict, dataclass
-from typing import Any
+from uuid import UUID
 
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from service.domain.identities import output_id
+from service.domain.identities import key_hash, output_id
 from service.errors import Rejected
-from service.messaging.envelope import Envelope
-from service.messaging.publishing import Publisher
-from service.persistence.database import Database
 from service.persistence.sessions import command_row
 from service.persistence.tables import CommandRow
-from whatsapp_qr_contracts import events
+from whatsapp_qr_contracts.codes import RejectionCode
 from whatsapp_qr_contracts.commands import Command
 from whatsapp_qr_contracts.events import CommandRejected, Event
-from whatsapp_qr_contracts.partitions import chatbot_key
 
-_EVENTS: dict[str, type[Event]] = {
-    event.name: event
-    for event in vars(events).values()
-    if isinstance(event, type) and issubclass(event, Event) and "name" in vars(event)
-}
+_REUSED = Rejected(
+    "another command was given under this id: use a new id for a new command", code=RejectionCode.ID_REUSED
+)
 
 
-@dataclass(frozen=True, slots=True)
-class Outcome:
-    """The event that answers a command."""
-
-    name: str
-    message_id: str
-    body: dict[str, Any]
+async def begin(tx: AsyncSession, command: Command, command_id: str) -> CommandRow:
+    """Write a command down and return its row; where it has ended before, or its id is another's, it has an outcome."""
+    known = await command_row(tx, new_row(command, command_id))
+    row = repeated(known, command)
+    return known if row is known else await tx.merge(row)
 
 
-def rejection(command: Command, envelope: Envelope, error: Rejected) -> CommandRejected:
-    """Return the event that says why a command was not carried out."""
-    return CommandRejected(
-        command_id=envelope.message_id,
-        command=command.name,
+def new_row(command: Command, command_id: str) -> CommandRow:
+    """Return the row of a command that begins."""
+    return CommandRow(
         chatbot_id=command.chatbot_id,
-        code=error.code,
-        detail=error.detail,
+        command_id=command_id,
+        name=command.name,
+        digest=_digest(command),
+        key_hash=key_hash(command.partition_key),
     )
 
 
-async def begin(database: Database, tx: AsyncSession, command: Command, envelope: Envelope) -> Outcome | None:
-    """Write the command down; return its outcome where it has one already, or where its id is another command's.
+def repeated(known: CommandRow, command: Command) -> CommandRow:
+    """Return the row that answers a command whose id is known: its outcome, where there is one, is told again.
 
-    Raises:
-        Undeliverable: the command has no id.
+    Where the known row is another command's, this one is rejected, in a row of its own.
     """
-    command_id, digest = envelope.id_or_dead_letter(), _digest(command)
-    row = await command_row(
-        database, tx, chatbot_id=command.chatbot_id, command_id=command_id, name=command.name, digest=digest
-    )
-    if (row.name, row.digest or digest) != (command.name, digest):
-        reused = Rejected("another command was given under this id: use a new id for a new command", code="id_reused")
-        # The row is the other command's, and so is the id of a rejection that is derived from the command's id alone.
-        own_id = output_id(command.chatbot_id, f"{reused.code} {command.name} {digest} {command_id}")
-        return _outcome(rejection(command, envelope, reused), own_id)
-    return Outcome(**row.outcome) if row.outcome else None
+    digest = _digest(command)
+    if (known.name, known.digest or digest) == (command.name, digest):
+        known.told = known.outcome is None
+        return known
+    own_id = output_id(command.chatbot_id, f"{_REUSED.code} {command.name} {digest} {known.command_id}")
+    row = new_row(command, own_id)
+    end(row, command, _REUSED, command_id=known.command_id, message_id=own_id)
+    return row
 
 
 def _digest(command: Command) -> str:
@@ -69,40 +57,42 @@ def _digest(command: Command) -> str:
     return hashlib.sha256(body.encode()).hexdigest()
 
 
-async def end(
-    tx: AsyncSession,
+def end(
+    row: CommandRow,
     command: Command,
-    envelope: Envelope,
     result: Event | Rejected,
     *,
+    command_id: str | None = None,
     message_id: str | None = None,
-) -> Outcome:
-    """Write down the event that answers a command, which `begin` wrote down before.
+    about: UUID | None = None,
+) -> None:
+    """Write down the event that answers a command; it is told once that is committed.
 
     Args:
-        tx: the transaction that also holds what the command changed.
+        row: the command's.
         command: the command.
-        envelope: its envelope.
         result: the event, or why the command was rejected.
+        command_id: the command's id where its row has another.
         message_id: the event's id where it has one of its own; else one is derived from the command's.
+        about: the message that a rejected command is about.
     """
-    event = rejection(command, envelope, result) if isinstance(result, Rejected) else result
-    row = await tx.get_one(CommandRow, (command.chatbot_id, envelope.message_id))
-    own_id = output_id(command.chatbot_id, f"{event.name} {envelope.message_id}")
-    outcome = _outcome(event, message_id or own_id)
-    row.outcome = asdict(outcome)
-    return outcome
+    command_id = command_id or row.command_id
+    event = _rejection(command, command_id, result, about) if isinstance(result, Rejected) else result
+    row.outcome = {
+        "name": event.name,
+        "message_id": message_id or output_id(command.chatbot_id, f"{event.name} {command_id}"),
+        "body": event.model_dump(mode="json", by_alias=True),
+        "command_id": command_id,
+    }
+    row.told = False
 
 
-def _outcome(event: Event, message_id: str) -> Outcome:
-    return Outcome(event.name, message_id, event.model_dump(mode="json", by_alias=True))
-
-
-async def publish_outcome(publisher: Publisher, outcome: Outcome, command: Command, envelope: Envelope) -> None:
-    """Publish the event that answers a command."""
-    await publisher.publish(
-        _EVENTS[outcome.name].model_validate(outcome.body),
-        message_id=outcome.message_id,
-        correlation_id=envelope.message_id,
-        key=chatbot_key(command.chatbot_id),
+def _rejection(command: Command, command_id: str, error: Rejected, about: UUID | None) -> CommandRejected:
+    return CommandRejected(
+        command_id=command_id,
+        command=command.name,
+        chatbot_id=command.chatbot_id,
+        code=error.code,
+        detail=error.detail,
+        message_id=about,
     )

@@ -1,33 +1,40 @@
 """The session consumer: carries out session and chatbot commands, and follows what the gateway reports.
 
-One session's commands and reports are handled one after another, in order of arrival. Each handler commits its
-decision, then publishes what follows; run again, it publishes again what is not known to be confirmed.
+One session's commands and reports are handled one after another, in order of arrival; sessions side by side, because
+the gateway is called. Each handler commits its decision; what follows is told from the rows.
 """
 
 import asyncio
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import partial
+from typing import Any, ClassVar
 
 import structlog
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from service import tracing
-from service.consumers.announcing import Announcer, session_event, session_event_id
+from service.consumers import telling
+from service.consumers.announcing import Announcer
 from service.consumers.changes import Change, apply, is_old_news, phone
-from service.consumers.outcomes import Outcome, begin, end, publish_outcome
+from service.consumers.outcomes import begin, end
+from service.consumers.telling import session_event, session_event_id
 from service.domain import session as machine
 from service.domain.identities import new_session_id
 from service.domain.reconciling import NO_QR_CODE
 from service.domain.session import Trigger
 from service.errors import GatewayError, GatewayUnreachable, Rejected, Undeliverable
 from service.gateway import Gateway, GatewaySession
-from service.messaging.consuming import Routes
+from service.messaging.consuming import Failures
 from service.messaging.envelope import Envelope
+from service.messaging.receiving import Received
+from service.messaging.topology import SESSIONS
 from service.persistence import sessions
 from service.persistence.database import Database
-from service.persistence.tables import SessionRow
+from service.persistence.tables import CommandRow, MessageRow, SessionRow
 from service.privacy import shown_code
+from whatsapp_qr_contracts.codes import DeadLetterReason, RejectionCode, StatusReason
 from whatsapp_qr_contracts.commands import (
     Command,
     DisconnectSession,
@@ -47,12 +54,12 @@ _ASK_AGAIN_AFTER = (1.0, 3.0)
 
 @dataclass(frozen=True)
 class SessionConsumer:
-    """The handlers of `whatsapp-qr.sessions`.
+    """The handler of `whatsapp-qr.sessions`.
 
     Args:
         database: sessions, chatbots and commands.
         gateway: holds the connections.
-        announcer: publishes what follows.
+        announcer: tells what follows.
         strict: whether a chatbot must be registered before its first initialize.
     """
 
@@ -60,42 +67,66 @@ class SessionConsumer:
     gateway: Gateway
     announcer: Announcer
     strict: bool = False
+    models: ClassVar[Mapping[str, Any]] = {model.name: model for model in SESSIONS.carries}
+    side_by_side: ClassVar[bool] = True
 
-    def routes(self) -> Routes:
-        """Return the handler of each message."""
-        return {
-            InitializeSession: self.initialize,
-            DisconnectSession: self.disconnect,
-            RegisterChatbot: self.register,
-            RemoveChatbot: self.remove,
-            GatewayQr: self.follow_qr,
-            GatewayConnected: self.follow_connected,
-            GatewayDisconnected: self.follow_disconnected,
-        }
+    async def handle(self, batch: Sequence[Received]) -> Failures:
+        """Do what each message asks for, one after another."""
+        failures: Failures = []
+        for received in batch:
+            with received.traced(SESSIONS.name):
+                try:
+                    await self._do(received.body, received.envelope)
+                except Undeliverable as error:
+                    failures.append((received, error))
+        return failures
+
+    async def _do(self, body: Any, envelope: Envelope) -> None:
+        match body:
+            case InitializeSession():
+                await self.initialize(body, envelope)
+            case DisconnectSession():
+                await self.disconnect(body, envelope)
+            case RegisterChatbot():
+                await self.register(body, envelope)
+            case RemoveChatbot():
+                await self.remove(body, envelope)
+            case GatewayQr():
+                await self.follow_qr(body, envelope)
+            case GatewayConnected():
+                await self.follow_connected(body, envelope)
+            case _:
+                await self.follow_disconnected(body, envelope)
 
     # Commands
 
     async def initialize(self, command: InitializeSession, envelope: Envelope) -> None:
         """Open the session at the gateway, unless it is connected there."""
         opened = await self.database.transact(partial(self._open, command=command, envelope=envelope))
-        outcome = opened if isinstance(opened, Outcome) else await self._initialize(opened, command, envelope)
-        await self._answer(outcome, command, envelope)
+        if isinstance(opened, SessionRow):
+            opened = await self._initialize(opened, command, envelope)
+        self.announcer.tell(telling.of_command(opened))
 
-    async def _open(self, tx: AsyncSession, *, command: InitializeSession, envelope: Envelope) -> SessionRow | Outcome:
-        if outcome := await begin(self.database, tx, command, envelope):
-            return outcome
+    async def _open(
+        self, tx: AsyncSession, *, command: InitializeSession, envelope: Envelope
+    ) -> SessionRow | CommandRow:
+        row = await begin(tx, command, envelope.id_or_dead_letter())
+        if row.outcome is not None:
+            return row
         if command.repair_of is not None and (rejected := await _overtaken(tx, command)):
-            return await end(tx, command, envelope, rejected)
+            end(row, command, rejected)
+            return row
         if not self.strict:
-            await sessions.register_chatbot(self.database, tx, command.chatbot_id)
+            await sessions.register_chatbot(tx, command.chatbot_id)
         elif not await sessions.chatbot_is_known(tx, command.chatbot_id):
-            rejected = Rejected("register the chatbot first (chatbot.register)", code="unknown_chatbot")
-            return await end(tx, command, envelope, rejected)
+            detail = "register the chatbot first (chatbot.register)"
+            end(row, command, Rejected(detail, code=RejectionCode.UNKNOWN_CHATBOT))
+            return row
         asked_at = command.requested_at or envelope.timestamp or datetime.now(UTC)
         session_id = new_session_id(command.chatbot_id, asked_at)
-        return await sessions.open_session(self.database, tx, command.chatbot_id, session_id)
+        return await sessions.open_session(tx, command.chatbot_id, session_id)
 
-    async def _initialize(self, seen: SessionRow, command: InitializeSession, envelope: Envelope) -> Outcome:
+    async def _initialize(self, seen: SessionRow, command: InitializeSession, envelope: Envelope) -> CommandRow:
         tracing.about(session_id=seen.session_id)
         finish = partial(self._end, command=command, envelope=envelope)
         repairs = command.repair_of is not None
@@ -114,7 +145,9 @@ class SessionConsumer:
         if cannot_say or (shows_qr and not repairs):
             return await finish(seen)
         reason = NO_QR_CODE if repairs and seen.status is SessionStatus.CONNECTING else None
-        connecting = await self._change(seen, Change(Trigger.INITIALIZE, wanted=True, reason=reason))
+        connecting = await self._change(
+            seen, Change(Trigger.INITIALIZE, wanted=True, reason=reason), caused_by=envelope.message_id
+        )
         if repairs and _hangs(reported, connecting):
             await self._tell_gateway(connecting.session_id)  # it would leave a pairing that runs as it is
         try:
@@ -127,36 +160,40 @@ class SessionConsumer:
     async def disconnect(self, command: DisconnectSession, envelope: Envelope) -> None:
         """End the session; where the gateway is away it is told later."""
         closed = await self.database.transact(partial(self._close, command=command, envelope=envelope))
-        if isinstance(closed, SessionRow):
-            await self._tell_gateway(closed.session_id)
-            closed = await self._end(closed, command=command, envelope=envelope)
-        if closed is None:
-            rejected = Rejected("the chatbot has no session: nothing to disconnect", code="no_session")
-            closed = await self._end(rejected, command=command, envelope=envelope)
-        await self._answer(closed, command, envelope)
+        if not isinstance(closed, CommandRow):
+            if closed is not None:
+                await self._tell_gateway(closed.session_id)
+            detail = "the chatbot has no session: nothing to disconnect"
+            result = closed or Rejected(detail, code=RejectionCode.NO_SESSION)
+            closed = await self._end(result, command=command, envelope=envelope)
+        self.announcer.tell(telling.of_command(closed))
 
     async def remove(self, command: RemoveChatbot, envelope: Envelope) -> None:
         """End the session and forget the chatbot; what was said is kept."""
         closed = await self.database.transact(partial(self._close, command=command, envelope=envelope))
-        if isinstance(closed, SessionRow):
+        if isinstance(closed, CommandRow):
+            self.announcer.tell(telling.of_command(closed))
+            return
+        if closed is not None:
             await self._tell_gateway(closed.session_id)
-        if not isinstance(closed, Outcome):
 
-            async def forget(tx: AsyncSession) -> Outcome:
-                await sessions.remove_chatbot(tx, command.chatbot_id)
-                event = ChatbotRemoved(chatbot_id=command.chatbot_id)
-                return await end(tx, command, envelope, event)
+        async def forget(tx: AsyncSession) -> CommandRow:
+            row = await begin(tx, command, envelope.message_id)
+            await sessions.remove_chatbot(tx, command.chatbot_id)
+            end(row, command, ChatbotRemoved(chatbot_id=command.chatbot_id))
+            return row
 
-            closed = await self.database.transact(forget)
-        await self._answer(closed, command, envelope)
+        ended = await self.database.transact(forget)
+        self.announcer.tell([*(telling.of_session(closed) if closed else ()), *telling.of_command(ended)])
 
-    async def _close(self, tx: AsyncSession, *, command: Command, envelope: Envelope) -> SessionRow | Outcome | None:
-        if outcome := await begin(self.database, tx, command, envelope):
-            return outcome
+    async def _close(self, tx: AsyncSession, *, command: Command, envelope: Envelope) -> SessionRow | CommandRow | None:
+        row = await begin(tx, command, envelope.id_or_dead_letter())
+        if row.outcome is not None:
+            return row
         session = await sessions.session_of(tx, command.chatbot_id, lock=True)
         if session and (session.wanted or session.status is not SessionStatus.DISCONNECTED):
             closed = machine.TRANSITIONS[session.status, Trigger.DISCONNECT]
-            sessions.move(session, closed, wanted=False, reason="requested")
+            sessions.move(session, closed, wanted=False, reason=StatusReason.REQUESTED, caused_by=envelope.message_id)
         return session
 
     async def _tell_gateway(self, session_id: str) -> None:
@@ -169,14 +206,14 @@ class SessionConsumer:
     async def register(self, command: RegisterChatbot, envelope: Envelope) -> None:
         """Make the chatbot known."""
 
-        async def register(tx: AsyncSession) -> Outcome:
-            if outcome := await begin(self.database, tx, command, envelope):
-                return outcome
-            await sessions.register_chatbot(self.database, tx, command.chatbot_id)
-            event = ChatbotRegistered(chatbot_id=command.chatbot_id)
-            return await end(tx, command, envelope, event)
+        async def register(tx: AsyncSession) -> CommandRow:
+            row = await begin(tx, command, envelope.id_or_dead_letter())
+            if row.outcome is None:
+                await sessions.register_chatbot(tx, command.chatbot_id)
+                end(row, command, ChatbotRegistered(chatbot_id=command.chatbot_id))
+            return row
 
-        await self._answer(await self.database.transact(register), command, envelope)
+        self.announcer.tell(telling.of_command(await self.database.transact(register)))
 
     # Reports of the gateway
 
@@ -185,14 +222,14 @@ class SessionConsumer:
         await self._follow(report, Change(Trigger.QR, wanted=True, qr_code=report.data.qr_code), envelope)
 
     async def follow_connected(self, report: GatewayConnected, envelope: Envelope) -> None:
-        """Mark the session connected and ring for what waited to be sent."""
+        """Mark the session connected; what waited to be sent goes out."""
         number = phone(report.data.phone_number)
         change = Change(Trigger.CONNECTED, wanted=True, reason=report.data.reason, phone_number=number)
         await self._follow(report, change, envelope)
 
     async def follow_disconnected(self, report: GatewayDisconnected, envelope: Envelope) -> None:
         """Mark the session disconnected, with the gateway's reason."""
-        reason = report.data.reason or "connection_lost"
+        reason = report.data.reason or StatusReason.CONNECTION_LOST
         change = Change(Trigger.DISCONNECTED, wanted=machine.still_wanted(reason), reason=reason)
         await self._follow(report, change, envelope)
 
@@ -200,15 +237,15 @@ class SessionConsumer:
         session = await self.database.read(lambda tx: sessions.session_by_id(tx, report.session_id))
         if session is None:
             message = "no session has this sessionId"
-            raise Undeliverable(message, code="unknown_session")
+            raise Undeliverable(message, code=DeadLetterReason.UNKNOWN_SESSION)
         change = replace(reported, wanted=session.wanted and reported.wanted)
         moves = machine.target(session.status, change.trigger, wanted=session.wanted) is not None
         if moves and not is_old_news(session, change):
             if confirmed := await self._confirmed(session, change):
-                session = await self._change(session, confirmed)
+                changed = await self._change(session, confirmed, caused_by=envelope.message_id)
+                self.announcer.tell(telling.of_session(changed))
         elif change.trigger is Trigger.CONNECTED and not session.wanted:
             await self._tell_gateway(session.session_id)
-        await self.announcer.session(session, caused_by=envelope.message_id)
 
     async def _confirmed(self, session: SessionRow, change: Change) -> Change | None:
         """Return the change as the gateway confirms it; None where it keeps contradicting its own report."""
@@ -230,8 +267,10 @@ class SessionConsumer:
 
     # What both do
 
-    async def _change(self, seen: SessionRow, change: Change) -> SessionRow:
-        return await self.database.transact(partial(apply, seen=seen, change=change))
+    async def _change(self, seen: SessionRow, change: Change, *, caused_by: str) -> SessionRow:
+        session, failed = await self.database.transact(partial(apply, seen=seen, change=change, caused_by=caused_by))
+        self.announcer.tell([output for message in failed for output in telling.event_of(message)])
+        return session
 
     async def _end(
         self,
@@ -240,35 +279,41 @@ class SessionConsumer:
         *,
         command: Command,
         envelope: Envelope,
-    ) -> Outcome:
-        async def write(tx: AsyncSession) -> Outcome:
+    ) -> CommandRow:
+        """Write down how a command ended, with the last change of its session, if there is one."""
+
+        async def write(tx: AsyncSession) -> tuple[CommandRow, list[MessageRow]]:
+            failed: list[MessageRow] = []
+            row = await begin(tx, command, envelope.message_id)
             if isinstance(result, Rejected):
-                return await end(tx, command, envelope, result)
-            session = await apply(tx, seen=result, change=change) if change else result
+                end(row, command, result)
+                return row, failed
+            session = await sessions.locked_unchanged(tx, result)
+            if change is not None:
+                session, failed = await apply(tx, seen=session, change=change, caused_by=envelope.message_id)
             news = session.announced_version < session.version
-            message_id = session_event_id(session) if news else None
-            return await end(tx, command, envelope, session_event(session), message_id=message_id)
+            end(row, command, session_event(session), message_id=session_event_id(session) if news else None)
+            session.announced_version = session.version  # the command's row tells it
+            return row, failed
 
-        return await self.database.transact(write)
-
-    async def _answer(self, outcome: Outcome, command: Command, envelope: Envelope) -> None:
-        session = await self.database.read(lambda tx: sessions.session_of(tx, command.chatbot_id))
-        announced = await self.announcer.session(session, caused_by=envelope.message_id) if session else None
-        if outcome.message_id != announced:
-            await publish_outcome(self.announcer.publisher, outcome, command, envelope)
+        row, failed = await self.database.transact(write)
+        self.announcer.tell([output for message in failed for output in telling.event_of(message)])
+        return row
 
 
 def _reason(error: GatewayError) -> str:
-    return error.code if isinstance(error, GatewayUnreachable) else "gateway_error"
+    return error.code if isinstance(error, GatewayUnreachable) else StatusReason.GATEWAY_ERROR
 
 
 async def _overtaken(tx: AsyncSession, command: InitializeSession) -> Rejected | None:
     """Say why a repair is not needed any more: what it was decided on has changed while it waited."""
     session = await sessions.session_of(tx, command.chatbot_id, lock=True)
     if session is None or not session.wanted:
-        return Rejected("nobody wants the session any more", code="not_wanted")
+        return Rejected("nobody wants the session any more", code=RejectionCode.NOT_WANTED)
     if session.version != command.repair_of:
-        return Rejected("the session has changed since its repair was decided: nothing to do", code="outdated")
+        return Rejected(
+            "the session has changed since its repair was decided: nothing to do", code=RejectionCode.OUTDATED
+        )
     return None
 
 

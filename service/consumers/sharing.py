@@ -50,7 +50,7 @@ class Sharing:
         self._asked: dict[int, float] = {}
         self._trouble = ""
         self._looping: asyncio.Task[None] | None = None
-        PARTITIONS_OWNED.labels(queue).set_function(lambda: len(subscriptions.active))
+        PARTITIONS_OWNED.labels(queue).set_function(lambda: len(subscriptions.owned))
 
     async def first_share(self) -> Sequence[int]:
         """Return the partitions to subscribe to before the others: all of them where the rows cannot be read."""

@@ -3,6 +3,7 @@
 import hashlib
 from datetime import datetime
 from uuid import UUID, uuid5
+from zlib import crc32
 
 from whatsapp_qr_contracts.addresses import normalize_address
 
@@ -40,6 +41,11 @@ def whatsapp_message_id(message_id: UUID) -> str:
 def output_id(source: UUID, output: str) -> str:
     """Return the AMQP message_id of one output of a row: the same at every repetition, different per output."""
     return str(uuid5(source, output))
+
+
+def key_hash(key: str) -> int:
+    """Return the number from which the partition of a key follows, however many partitions there are."""
+    return crc32(key.encode())
 
 
 def customer_address(sender: str) -> str:

@@ -87,27 +87,24 @@ def backoff(failures: int, *, first: float = 0.2, jitter: float | None = None) -
     return full * (0.5 + share / 2)
 
 
-class TokenBucket:
-    """Paces one session: `burst` messages at once, then `rate` per second.
+def wait_for_token(tokens: float | None, elapsed: float, policy: SendPolicy) -> float:
+    """Return the seconds until the next message of a session may go; 0 where it may go now.
 
-    Pauses are lengthened by a random share of at most `jitter`, so that they do not look like a machine's. It is given
-    the time, so that it can be tested without waiting.
+    A pause is lengthened by a random share of at most `jitter`, so that it does not look like a machine's.
+
+    Args:
+        tokens: messages that might have gone at once `elapsed` seconds ago; None: none has gone yet.
+        elapsed: seconds since then.
+        policy: `burst` messages may go at once, then `rate` per second.
     """
+    least = max(0.0, (1 - _tokens(tokens, elapsed, policy)) / policy.rate)
+    return least * (1 + policy.jitter * random.random())  # noqa: S311  # disguises, protects nothing
 
-    def __init__(self, rate: float, burst: int, now: float, jitter: float = 0.0) -> None:
-        self._rate = rate
-        self._burst = burst
-        self._jitter = jitter
-        self._tokens = float(burst)
-        self._at = now
 
-    def wait(self, now: float) -> float:
-        """Return the seconds until the next message may go; 0 where it may go now."""
-        self._tokens = min(self._burst, self._tokens + (now - self._at) * self._rate)
-        self._at = now
-        least = max(0.0, (1 - self._tokens) / self._rate)
-        return least * (1 + self._jitter * random.random())  # noqa: S311  # disguises, protects nothing
+def taken(tokens: float | None, elapsed: float, policy: SendPolicy) -> float:
+    """Return how many messages might go at once after one more has gone; see `wait_for_token`."""
+    return _tokens(tokens, elapsed, policy) - 1
 
-    def take(self) -> None:
-        """Count one message that goes."""
-        self._tokens -= 1
+
+def _tokens(tokens: float | None, elapsed: float, policy: SendPolicy) -> float:
+    return float(policy.burst) if tokens is None else min(policy.burst, tokens + elapsed * policy.rate)

@@ -12,8 +12,7 @@ from service.errors import BrokerUnavailable
 from service.ingress.bodies import Accepted
 from service.ingress.problems import responses
 from service.messaging.publishing import Publisher
-from whatsapp_qr_contracts.gateway import GatewayMessage, GatewayReport, Webhook
-from whatsapp_qr_contracts.partitions import session_key
+from whatsapp_qr_contracts.gateway import GatewayReport, Incoming, Webhook
 
 _SECONDS = 4.5
 
@@ -32,7 +31,7 @@ def callbacks(publisher: Publisher) -> APIRouter:
         return Accepted()
 
     @router.post("/incoming")
-    async def incoming(body: GatewayMessage) -> Accepted:
+    async def incoming(body: Incoming) -> Accepted:
         """Take a customer's message. 200 once the broker has it on disk, also for a session that is unknown."""
         await _publish(publisher, body)
         return Accepted()
@@ -52,7 +51,6 @@ async def _publish(publisher: Publisher, report: GatewayReport) -> None:
                 report,
                 message_id=report_id,
                 correlation_id=report_id,
-                key=session_key(report.session_id),
                 seconds=until - time.monotonic(),
             )
         except BrokerUnavailable:

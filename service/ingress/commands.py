@@ -39,8 +39,7 @@ from whatsapp_qr_contracts.commands import (
     SendMessage,
 )
 from whatsapp_qr_contracts.events import CommandRejected, SessionDisconnected
-from whatsapp_qr_contracts.message import SessionStatus
-from whatsapp_qr_contracts.partitions import chatbot_key
+from whatsapp_qr_contracts.message import InOneSpelling, SessionStatus
 
 READ_SECONDS = 2.0
 PUBLISH_SECONDS = 2.5  # with the one read before it less than the 5 s in which a caller is told that it failed
@@ -60,7 +59,8 @@ IdempotencyKey = Annotated[
         min_length=1, max_length=200, description="The same key with the same body has one effect; keep it per message"
     ),
 ]
-
+NamedChatbot = Annotated[ChatbotRequest, InOneSpelling]
+TextToSend = Annotated[SendRequest, InOneSpelling]
 
 _UNDER_WAY: dict[int | str, dict[str, Any]] = {202: {"model": SessionState, "description": "Under way"}}
 _ACCEPTED: dict[int | str, dict[str, Any]] = {202: {"model": Accepted, "description": "Under way"}}
@@ -87,7 +87,7 @@ class Commands:
         router.delete("/chatbots/{chatbot_id}", tags=["Chatbots"], responses=_ACCEPTED)(self.remove)
         return router
 
-    async def init(self, body: ChatbotRequest, response: Response) -> SessionState:
+    async def init(self, body: NamedChatbot, response: Response) -> SessionState:
         """Link a chatbot to a WhatsApp account: opens its session, for which a QR code follows."""
         seen = await self.database.read(lambda tx: sessions.session_of(tx, body.chatbot_id), seconds=READ_SECONDS)
         now = datetime.now(UTC)
@@ -100,14 +100,14 @@ class Commands:
         tracing.about(session_id=session_id)
         return _state(outcome, session_id, seen.status if seen else SessionStatus.CONNECTING, response)
 
-    async def disconnect(self, body: ChatbotRequest, response: Response) -> SessionState:
+    async def disconnect(self, body: NamedChatbot, response: Response) -> SessionState:
         """End the link of a chatbot, also while the gateway is away."""
         seen = await self._session(body.chatbot_id)
         tracing.about(session_id=seen.session_id)
         outcome = await self._carry_out(DisconnectSession(chatbot_id=body.chatbot_id))
         return _state(outcome, seen.session_id, seen.status, response)
 
-    async def send(self, body: SendRequest, idempotency_key: IdempotencyKey = None) -> Sent:
+    async def send(self, body: TextToSend, idempotency_key: IdempotencyKey = None) -> Sent:
         """Send a text. 202 once the broker has it on disk; GET /whatsapp-qr/messages/{messageId} says how far it is."""
         command = SendMessage(message_id=idempotency_key, **dict(body))
         command_id = str(uuid7())
@@ -172,7 +172,6 @@ class Commands:
             command,
             message_id=command_id,
             correlation_id=command_id,
-            key=chatbot_key(command.chatbot_id),
             seconds=PUBLISH_SECONDS,
         )
 

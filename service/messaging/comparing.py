@@ -1,6 +1,7 @@
 """What is missing on the broker or has other properties, as far as AMQP tells: not what is bound or left over.
 
-Looking changes nothing. `management` tells more, where RabbitMQ's management API can be asked.
+And how large a message may be, which the management API does not tell. Looking changes nothing. `management` tells
+more, where RabbitMQ's management API can be asked.
 """
 
 import asyncio
@@ -8,6 +9,7 @@ import time
 from dataclasses import dataclass
 
 import structlog
+from aio_pika import Message
 from aio_pika.abc import AbstractChannel, AbstractConnection
 from aio_pika.exceptions import ChannelNotFoundEntity, ChannelPreconditionFailed
 from aiormq.exceptions import ChannelAccessRefused
@@ -15,11 +17,17 @@ from aiormq.exceptions import ChannelAccessRefused
 from service.domain.sending import backoff
 from service.messaging import topology
 from service.messaging.connections import BROKER_TROUBLE, connect, unavailable
+from whatsapp_qr_contracts.message import EVENTS, MAX_BODY_BYTES
 
 log = structlog.get_logger()
 
 APPLY = "run whatsapp-qr topology apply"
+MAX_MESSAGE_SIZE = 1_048_576
+"""The broker's `max_message_size`. Consumers' memory is reckoned with it (docs/operations.md)."""
+NEEDED_SIZE = MAX_BODY_BYTES + 65_536
+"""What the broker has to take: the largest body that the service takes, with a margin."""
 _SECONDS = 30.0
+_PUBLISH_SECONDS = 10.0
 
 
 @dataclass(frozen=True)
@@ -107,3 +115,48 @@ def _difference(wanted: topology.Exchange | topology.Queue, error: Exception) ->
         return Difference(f"{kind} {wanted.name} is missing", APPLY)
     remedy = f"stop what publishes{first}, delete it, {APPLY}, start again"
     return Difference(f"{kind} {wanted.name} has other properties: {error}", remedy)
+
+
+async def compare_size(url: str) -> list[Difference]:
+    """Return what is wrong with the largest message that RabbitMQ takes. Nobody gets one by this, whoever listens.
+
+    Raises:
+        BrokerUnavailable: the broker does not tell.
+    """
+    try:
+        async with asyncio.timeout(_SECONDS), await connect(url) as connection:
+            try:
+                async with asyncio.timeout(_PUBLISH_SECONDS):
+                    return await _compared_size(connection)
+            except TimeoutError:
+                what = "RabbitMQ takes no messages now, so that it cannot be seen how large they may be"
+                return [Difference(what, "see rabbitmq-diagnostics alarms, then check again")]
+    except BROKER_TROUBLE as error:
+        raise unavailable(error) from error
+
+
+async def _compared_size(connection: AbstractConnection) -> list[Difference]:
+    remedy = f"set max_message_size = {MAX_MESSAGE_SIZE} in rabbitmq.conf on every node, and restart them one by one"
+    if await _takes(connection, MAX_MESSAGE_SIZE + 1):
+        what = f"RabbitMQ takes messages over {MAX_MESSAGE_SIZE} bytes: a few of them use up a consumer's memory"
+        return [Difference(what, remedy)]
+    if not await _takes(connection, NEEDED_SIZE):
+        return [Difference(f"RabbitMQ refuses messages of {NEEDED_SIZE} bytes, which the service may send", remedy)]
+    return []
+
+
+async def _takes(connection: AbstractConnection, size: int) -> bool:
+    """Say whether a message may be so large.
+
+    RabbitMQ (3.10 to 4.3) compares the size before it looks at rights, exchange and properties: any other refusal means
+    that the size is right. No message with an expiration below 0 is ever taken.
+    """
+    channel = await connection.channel()  # goes with the connection: a broker that takes nothing closes none
+    exchange = await channel.get_exchange(EVENTS, ensure=False)
+    try:
+        await exchange.publish(Message(bytes(size), expiration=-1), "probe.size", mandatory=False)
+    except ChannelPreconditionFailed as error:
+        return "message size" not in str(error)
+    except (ChannelAccessRefused, ChannelNotFoundEntity):
+        pass
+    return True

@@ -1,8 +1,8 @@
-"""The life of a message: read it, handle it, publish what follows, acknowledge it. There are few ways to end.
+"""The life of a delivery: read it, handle it, acknowledge it. What follows from it is told from the rows, by others.
 
-done          handled, every output confirmed                        acknowledged
-passed on     its key belongs to another partition                   acknowledged once the copy is confirmed
-dead letter   it can never be processed, or failed three times       acknowledged once the copy is confirmed
+done          handled: what it asks for is committed                 acknowledged
+rerouted      its key belongs to another partition                   acknowledged once the copy is confirmed
+dead letter   it can never be processed, or failed three times       acknowledged once it is in the table
 held          the database or the broker is away                     waits here, is tried again
 left          the process ends, or gives up, while it is held        unacknowledged: another process gets it
 """
@@ -11,39 +11,58 @@ import asyncio
 import time
 import traceback
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import partial
-from typing import Any
+from typing import ClassVar, Protocol
 
 import structlog
-from faststream.rabbit import RabbitMessage
-from opentelemetry.trace import Span, SpanKind
-from pydantic import ValidationError
 
 from service import tracing
+from service.domain.dead_letters import DeadLetter
 from service.domain.sending import backoff
-from service.errors import BrokerUnavailable, Unavailable, Undeliverable
+from service.errors import BrokerUnavailable, Undeliverable
 from service.messaging import topology
-from service.messaging.dead_letters import dead_letter
-from service.messaging.envelope import Envelope, Properties, copied_headers, received_attributes
+from service.messaging.dead_letters import dead_letter_of
 from service.messaging.holding import Hold, Stopping
+from service.messaging.inbox import Delivery, Inbox
 from service.messaging.partitions import Partition
 from service.messaging.publishing import Publisher
+from service.messaging.receiving import Received, is_probe, name_of, read, traced
+from service.messaging.rerouting import check_hops, reroute
 from service.messaging.subscriptions import GRACE_SECONDS, Check, Share, Subscriptions
-from service.messaging.turns import lane_key
 from service.metrics import DEAD_LETTERS, HANDLED, HANDLER_ERRORS, HANDLING_SECONDS, MESSAGE_AGE
-from whatsapp_qr_contracts.message import Message, storable
+from service.tasks import end
+from whatsapp_qr_contracts.codes import DeadLetterReason
+from whatsapp_qr_contracts.message import Message
 from whatsapp_qr_contracts.partitions import partition_of
 
 log = structlog.get_logger()
 
+_BATCH = 200
 _TRIES = 3
 _TRACEBACK_CHARACTERS = 8_000
 _UNKNOWN = "unknown"
 
+Failures = list[tuple[Received, Undeliverable]]
+Bury = Callable[[DeadLetter], Awaitable[None]]
+"""Keeps a dead letter for good; raises Unavailable where that is not possible at present."""
 
-Handler = Callable[[Any, Envelope], Awaitable[None]]
-Routes = Mapping[type[Message], Handler]
+
+class Handler(Protocol):
+    """Does what messages ask for. It may be run again for the same messages at any time."""
+
+    models: ClassVar[Mapping[str, type[Message]]]
+    """The messages that it knows, by name."""
+    side_by_side: ClassVar[bool]
+    """Whether messages of different keys are handled beside each other, one at a time, rather than in one batch."""
+
+    async def handle(self, batch: Sequence[Received]) -> Failures:
+        """Do what the messages ask for, in their order, and commit it; return those that can never be processed.
+
+        Raises:
+            Unavailable: a part is away; nothing was committed as far as is known.
+        """
 
 
 class Consumer:
@@ -52,40 +71,38 @@ class Consumer:
     Args:
         url: the broker.
         queue: the partitioned queue.
-        routes: the handler of each message that the queue carries. A handler may be run again for the same message
-            at any time; it raises Unavailable where a part is away and Undeliverable where the message is no good.
-        publisher: publishes what is passed on and the dead letters.
+        handler: does what the messages ask for.
+        bury: keeps the dead letters.
+        publisher: publishes what is rerouted.
         hold: waits while a part is away.
-        partitions: partitions of the queue.
         prefetch: unacknowledged messages per partition.
-        ordered: whether messages of one key are handled one after another.
     """
 
     def __init__(
         self,
         url: str,
         queue: topology.PartitionedQueue,
-        routes: Routes,
+        handler: Handler,
         *,
+        bury: Bury,
         publisher: Publisher,
         hold: Hold,
-        partitions: int,
         prefetch: int,
-        ordered: bool = True,
     ) -> None:
-        self._queue = queue
-        self._routes = {message.name: (message, handler) for message, handler in routes.items()}
+        self._queue, self._handler, self._bury_one, self._publisher, self._hold = queue, handler, bury, publisher, hold
+        self._count = publisher.partitions
         # Only names that we know may be a label: anybody may publish any other.
-        self._seconds = {name: HANDLING_SECONDS.labels(queue.name, name) for name in (*self._routes, _UNKNOWN)}
+        self._seconds = {name: HANDLING_SECONDS.labels(queue.name, name) for name in (*handler.models, _UNKNOWN)}
         self._age = MESSAGE_AGE.labels(queue.name)
-        self._publisher = publisher
-        self._hold = hold
-        self._count = partitions
+        self._inbox, self._entry = Inbox(), Inbox()
+        self._chains: dict[str, asyncio.Task[None]] = {}
+        self._tasks: list[asyncio.Task[None]] = []
+        names = [queue.queue_name(number) for number in range(self._count)] + ([queue.entry] if queue.entry else [])
         self.subscriptions = Subscriptions(
             url,
             [
-                Partition(url, queue.queue(number), partial(self._live, number), prefetch=prefetch, ordered=ordered)
-                for number in range(partitions)
+                Partition(url, topology.declared_queue(name), self._receive, number=number, prefetch=prefetch)
+                for number, name in enumerate(names)
             ],
             publisher,
             hold,
@@ -101,7 +118,7 @@ class Consumer:
         """
 
         async def everything() -> Sequence[int]:
-            return range(self._count)
+            return range(len(self.subscriptions.partitions))
 
         async def check_all() -> None:
             if not await self._publisher.ping():
@@ -110,6 +127,7 @@ class Consumer:
             if check is not None:
                 await check()
 
+        self._tasks = [asyncio.create_task(self._work(inbox)) for inbox in (self._inbox, self._entry)]
         self.subscriptions.start(share or everything, check_all, declares=declares)
 
     @property
@@ -117,115 +135,160 @@ class Consumer:
         """Whether every partition is subscribed and nothing is held."""
         return self.subscriptions.ready and not self._hold.held
 
+    @property
+    def alive(self) -> bool:
+        """Whether what subscribes and what works is there; the broker may be away."""
+        working = self._hold.stopped or not any(task.done() for task in self._tasks)
+        return self.subscriptions.alive and working
+
+    @property
+    def owned(self) -> dict[int, float]:
+        """Partitions on which this process is known to be active, without the entry, and since when."""
+        return self.subscriptions.owned
+
+    @property
+    def busy(self) -> frozenset[str]:
+        """Keys whose messages are being handled, where that is done side by side."""
+        return frozenset(self._chains)
+
     async def stop(self, seconds: float = GRACE_SECONDS) -> None:
         """Finish what has begun, for at most so many seconds, and give up all partitions."""
         await self.subscriptions.stop(seconds)
+        await end([*self._tasks, *self._chains.values()])
 
-    @property
-    def alive(self) -> bool:
-        """Whether what subscribes is there; the broker may be away."""
-        return self.subscriptions.alive
+    def _receive(self, delivery: Delivery) -> None:
+        (self._entry if delivery.number == self._count else self._inbox).add(delivery)
 
-    async def _live(self, number: int, delivery: RabbitMessage) -> bool:
-        raw, name = delivery.raw_message, _name(delivery)
-        if raw.timestamp is not None:
-            self._age.observe(max(0.0, (datetime.now(UTC) - raw.timestamp).total_seconds()))
-        attributes = received_attributes(self._queue.queue_name(number), number, raw)
-        with tracing.root(f"process {self._queue.name}", SpanKind.CONSUMER, attributes, raw.headers) as span:
-            tracing.about(correlation_id=raw.correlation_id or raw.message_id, message_id=raw.message_id)
-            try:
-                await self._hold(partial(self._process, number, name, delivery, span))
-            except Stopping:
-                span.set_attribute("whatsapp_qr.outcome", "left")
-                return False
-        return True
-
-    async def _process(self, number: int, name: str, delivery: RabbitMessage, span: Span) -> None:
-        known, began = name if name in self._routes else _UNKNOWN, time.perf_counter()
-        try:
-            try:
-                outcome = await self._try(number, name, delivery)
-            except Undeliverable as error:
-                await self._bury(delivery, error)
-                tracing.failed(span, error)
-                outcome = "dead_letter"
-        finally:
-            self._seconds[known].observe(time.perf_counter() - began)
-        span.set_attribute("whatsapp_qr.outcome", outcome)
-        HANDLED.labels(self._queue.name, known, outcome).inc()
-
-    async def _try(self, number: int, name: str, delivery: RabbitMessage) -> str:
-        attempt = 1
+    async def _work(self, inbox: Inbox) -> None:
+        side_by_side = self._handler.side_by_side and inbox is self._inbox
         while True:
-            try:
-                return await self._handle(number, name, delivery)
-            except (Unavailable, Undeliverable, Stopping):
-                raise
-            except Exception as error:
-                HANDLER_ERRORS.labels(self._queue.name, name if name in self._routes else _UNKNOWN).inc()
-                log.exception("handler_failed", queue=self._queue.name, attempt=attempt)
-                if attempt == _TRIES:
-                    reason = "".join(traceback.format_exception(error))[-_TRACEBACK_CHARACTERS:]
-                    raise Undeliverable(reason, code="handler_failed") from error
-            await asyncio.sleep(backoff(attempt))
-            attempt += 1
+            batch = self._read(await inbox.take(1 if side_by_side else _BATCH))
+            if side_by_side:
+                self._chain(batch)
+            else:
+                await self._live(batch)
 
-    async def _bury(self, delivery: RabbitMessage, error: Undeliverable) -> None:
-        log.error("dead_letter", queue=self._queue.name, code=error.code)
-        await dead_letter(self._publisher, delivery, error, queue=self._queue.name)
+    def _chain(self, batch: "_Batch") -> None:
+        """Let a message be handled behind those of its key, beside all others."""
+        key = batch.readable[0].key if batch.readable else ""
+        task = asyncio.create_task(self._after(self._chains.get(key), batch))
+        self._chains[key] = task
+        task.add_done_callback(partial(self._unchain, key))
+
+    def _unchain(self, key: str, task: asyncio.Task[None]) -> None:
+        if self._chains.get(key) is task:
+            del self._chains[key]
+        if not task.cancelled() and (error := task.exception()):
+            log.error("message_not_ended", queue=self._queue.name, exc_info=error)
+
+    async def _after(self, before: asyncio.Task[None] | None, batch: "_Batch") -> None:
+        if before is not None:
+            await asyncio.wait([before])
+        if batch.deliveries[0].is_void:
+            batch.deliveries[0].gate.leave()
+        else:
+            await self._live(batch)
+
+    def _read(self, deliveries: list[Delivery]) -> "_Batch":
+        batch = _Batch(deliveries)
+        for delivery in deliveries:
+            raw = delivery.raw
+            if raw.timestamp is not None:
+                self._age.observe(max(0.0, (datetime.now(UTC) - raw.timestamp).total_seconds()))
+            if is_probe(delivery):
+                continue
+            try:
+                received = read(delivery, self._handler.models, self._queue.name)
+                if partition_of(received.key, self._count) == delivery.number:
+                    batch.readable.append(received)
+                else:
+                    check_hops(received, self._count)
+                    batch.strays.append(received)
+            except Undeliverable as error:
+                batch.dead.append((delivery, error))
+        return batch
+
+    async def _live(self, batch: "_Batch") -> None:
+        began = time.perf_counter()
+        try:
+            if batch.strays:
+                strays = list(batch.strays)
+                await self._hold(partial(reroute, self._publisher, strays))
+            if batch.readable:
+                failures = await self._handle(batch.readable)
+                batch.dead += [(received.delivery, error) for received, error in failures]
+            for delivery, error in batch.dead:
+                await self._bury(delivery, error)
+        except Stopping:
+            for delivery in batch.deliveries:
+                delivery.gate.closed = True  # what is left may not be overtaken
+        else:
+            self._count_ended(batch, time.perf_counter() - began)
+            await self._acknowledge(batch.deliveries)
+        finally:
+            for delivery in batch.deliveries:
+                delivery.gate.leave()
+
+    async def _handle(self, batch: Sequence[Received], attempt: int = 1) -> Failures:
+        """Handle a batch; one that fails for a reason of its own is split until the culprit is alone."""
+        try:
+            return await self._hold(partial(self._handler.handle, batch))
+        except Stopping:
+            raise
+        except Exception as error:  # noqa: BLE001  # whatever it is, it must not stop those behind it
+            failure = error
+        if len(batch) > 1:
+            log.warning("batch_split", queue=self._queue.name, messages=len(batch), error=type(failure).__name__)
+            half = len(batch) // 2
+            return [*await self._handle(batch[:half]), *await self._handle(batch[half:])]
+        [received] = batch
+        HANDLER_ERRORS.labels(self._queue.name, type(received.body).name).inc()
+        with received.traced(self._queue.name) as span:
+            log.error("handler_failed", queue=self._queue.name, attempt=attempt, exc_info=failure)
+            tracing.failed(span, failure)
+        if attempt == _TRIES:
+            reason = "".join(traceback.format_exception(failure))[-_TRACEBACK_CHARACTERS:]
+            return [(received, Undeliverable(reason, code=DeadLetterReason.HANDLER_FAILED))]
+        await asyncio.sleep(backoff(attempt))
+        return await self._handle(batch, attempt + 1)
+
+    async def _bury(self, delivery: Delivery, error: Undeliverable) -> None:
+        with traced(delivery, self._queue.name) as span:
+            log.error("dead_letter", queue=self._queue.name, code=error.code)
+            tracing.failed(span, error)
+        dead = dead_letter_of(delivery.raw, error, queue=topology.name_of(self._subscription(delivery).name))
+        await self._hold(partial(self._bury_one, dead))
         DEAD_LETTERS.labels(error.code).inc()
 
-    async def _handle(self, number: int, name: str, delivery: RabbitMessage) -> str:
-        raw = delivery.raw_message
-        if name not in self._routes:
-            message = f"{self._queue.name} carries no message of type {name!r}"
-            raise Undeliverable(message, code="unknown_type")
-        model, handler = self._routes[name]
-        body = _read(model, raw.body, raw.headers or {})
-        tracing.about(session_id=getattr(body, "session_id", None), chatbot_id=getattr(body, "chatbot_id", None))
-        key = lane_key(raw.body, raw.headers)
-        if (home := partition_of(key, self._count)) != number:
-            await self._pass_on(delivery, model, home)
-            return "passed_on"
-        await handler(
-            body,
-            Envelope(
-                message_id=storable(raw.message_id or "").strip(),
-                timestamp=raw.timestamp,
-                redelivered=bool(raw.redelivered),
-            ),
-        )
-        return "done"
+    def _subscription(self, delivery: Delivery) -> Partition:
+        return self.subscriptions.partitions[delivery.number]
 
-    async def _pass_on(self, delivery: RabbitMessage, model: type[Message], home: int) -> None:
-        raw = delivery.raw_message
-        await self._publisher.publish_raw(
-            raw.body,
-            exchange=model.exchange,
-            routing_key=topology.routing_key(model, home),
-            properties=Properties(
-                raw.message_id or "", raw.correlation_id or "", model.name, copied_headers(raw.headers)
-            ),
-        )
+    def _count_ended(self, batch: "_Batch", seconds: float) -> None:
+        dead = {delivery for delivery, _ in batch.dead}
+        for received in (*batch.readable, *batch.strays):
+            if received.delivery not in dead:
+                outcome = "done" if partition_of(received.key, self._count) == received.delivery.number else "rerouted"
+                HANDLED.labels(self._queue.name, type(received.body).name, outcome).inc()
+                self._seconds[type(received.body).name].observe(seconds)
+        for delivery in dead:
+            name = name_of(delivery) if name_of(delivery) in self._handler.models else _UNKNOWN
+            HANDLED.labels(self._queue.name, name, "dead_letter").inc()
+            self._seconds[name].observe(seconds)
+
+    async def _acknowledge(self, deliveries: Sequence[Delivery]) -> None:
+        if self._handler.side_by_side:  # others that came before may not have ended
+            for delivery in deliveries:
+                await delivery.acknowledge()
+            return
+        for delivery in {delivery.number: delivery for delivery in deliveries}.values():  # the last of each
+            await delivery.acknowledge(multiple=True)
 
 
-def _name(delivery: RabbitMessage) -> str:
-    raw = delivery.raw_message
-    return raw.type or topology.name_of(raw.routing_key or "")
+@dataclass(slots=True)
+class _Batch:
+    """Deliveries that were taken together, and what they are."""
 
-
-def _read(model: type[Message], body: bytes, headers: Mapping[str, Any]) -> Message:
-    version = headers.get("schema-version", model.schema_version)
-    if version not in range(1, model.schema_version + 1):
-        message = (
-            f"schema-version {version!r} of {model.name} is not known here; this service knows {model.schema_version}"
-        )
-        raise Undeliverable(message, code="unknown_version")
-    try:
-        return model.model_validate_json(body)
-    except ValidationError as error:
-        # The content itself stays in the dead letter's body: it may hold what must not be in a log.
-        faults = error.errors(include_url=False, include_input=False, include_context=False)
-        detail = "; ".join(f"{'.'.join(map(str, fault['loc'])) or 'body'}: {fault['msg']}" for fault in faults)
-        code = "invalid_json" if faults[0]["type"] == "json_invalid" else "invalid_message"
-        raise Undeliverable(detail, code=code) from error
+    deliveries: list[Delivery]
+    readable: list[Received] = field(default_factory=list)
+    strays: list[Received] = field(default_factory=list)
+    dead: list[tuple[Delivery, Undeliverable]] = field(default_factory=list)

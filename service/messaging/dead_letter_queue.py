@@ -5,15 +5,15 @@ from collections.abc import Awaitable, Callable
 from functools import partial
 
 import structlog
-from faststream.rabbit import RabbitMessage
 
 from service.domain.dead_letters import DeadLetter
 from service.messaging import topology
 from service.messaging.connections import BROKER_TROUBLE, unavailable, with_heartbeat
 from service.messaging.dead_letters import read_dead_letter
 from service.messaging.holding import Hold, Stopping
+from service.messaging.inbox import Inbox
 from service.messaging.partitions import Partition
-from service.tasks import is_cancelled
+from service.tasks import end, is_cancelled
 
 log = structlog.get_logger()
 
@@ -42,15 +42,20 @@ class DeadLetterQueue:
 
     async def consume(self, keep: Keep) -> None:
         """Keep what comes until cancelled; then finish what has begun and give the queue up."""
-        hold = Hold()
-        queue = topology.dead_letter_queue()
-        reader = Partition(self._url, queue, partial(_live, hold, keep), prefetch=_PREFETCH, ordered=False)
+        hold, inbox = Hold(), Inbox()
+        queue = topology.declared_queue(topology.DEAD_LETTERS)
+        reader = Partition(self._url, queue, inbox.add, prefetch=_PREFETCH)
+        working: asyncio.Task[None] | None = None
         try:
             await hold(partial(self._subscribe, reader))
-            await asyncio.Event().wait()
+            working = asyncio.create_task(_work(inbox, hold, keep))
+            await asyncio.wait([working])
+            working.result()
         finally:
             hold.stop()
             await reader.give_up(_GRACE_SECONDS)
+            if working is not None:
+                await end([working])
 
     async def _subscribe(self, reader: Partition) -> None:
         try:
@@ -64,9 +69,13 @@ class DeadLetterQueue:
             raise unavailable(error) from error
 
 
-async def _live(hold: Hold, keep: Keep, delivery: RabbitMessage) -> bool:
-    try:
-        await hold(partial(keep, read_dead_letter(delivery)))
-    except Stopping:
-        return False
-    return True
+async def _work(inbox: Inbox, hold: Hold, keep: Keep) -> None:
+    while True:
+        for delivery in await inbox.take(_PREFETCH):
+            try:
+                await hold(partial(keep, read_dead_letter(delivery.raw)))
+                await delivery.acknowledge()
+            except Stopping:
+                delivery.gate.closed = True
+            finally:
+                delivery.gate.leave()

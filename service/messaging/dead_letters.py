@@ -1,8 +1,8 @@
-"""What can never be processed is kept: the original bytes, with why, where from and which attempt in the headers.
+"""What can never be processed is kept: the original message, and why.
 
-A message comes to the dead letters in four ways, and `read_dead_letter` tells them apart: buried by a consumer, kept
-by the ingress (a callback that it refused), moved by the broker (delivery limit), or passed on by an exchange that
-has no queue for it.
+A consumer writes its dead letters into the table directly. The dead letters' queue is for what reached no handler, and
+`read_dead_letter` tells the ways apart: kept by the ingress (a callback that it refused), moved by the broker (delivery
+limit, or refused by an AI worker), or sent there by an exchange that has no queue for it.
 """
 
 import hashlib
@@ -10,27 +10,19 @@ import json
 from collections.abc import Mapping
 from datetime import datetime
 from typing import Any
-from uuid import UUID, uuid5
 
-from faststream.rabbit import RabbitMessage
-from pamqp.decode import embedded_value as decode_table_value
-from pamqp.encode import encode_table_value
 from uuid_utils.compat import uuid7
 
 from service.domain.dead_letters import UNROUTABLE, DeadLetter, Original
 from service.errors import Undeliverable
 from service.messaging import topology
-from service.messaging.envelope import Properties, copied_headers
+from service.messaging.envelope import Properties
 from service.messaging.lossless import to_json
 from service.messaging.publishing import Publisher
 from service.messaging.topology import DEAD_LETTERS
-from whatsapp_qr_contracts.message import storable
+from whatsapp_qr_contracts.message import MAX_BODY_BYTES, storable
 
 _DETAIL_CHARACTERS = 8_000
-_MAX_ORIGINAL_BYTES = 16_384
-"""With the headers that are copied and the detail, all must fit into one frame of 128 KiB."""
-
-_BURIALS = UUID("0b7a7c1e-3f44-4c55-8a35-5b0f4e2f6f6d")
 _OURS = frozenset(
     {
         "source-queue",
@@ -46,63 +38,44 @@ _OURS = frozenset(
 _BROKERS = ("x-death", "x-first-death-", "x-last-death-", "x-delivery-count", "x-acquired-count")
 
 
-async def dead_letter(publisher: Publisher, delivery: RabbitMessage, error: Undeliverable, *, queue: str) -> None:
-    """Publish the original message to the dead letters, confirmed; the caller acknowledges it afterwards."""
-    raw = delivery.raw_message
-    copied = copied_headers(raw.headers)
-    headers: dict[str, Any] = {
-        **copied,
-        "source-queue": queue,
-        "source-exchange": raw.exchange or "",
-        "source-routing-key": raw.routing_key or "",
-        # The same for every attempt to bury this delivery.
-        "burial": uuid5(_BURIALS, f"{raw.consumer_tag} {raw.delivery_tag} {raw.message_id}").hex,
-        "original": _rest_of(raw, copied),
-    }
-    await _publish(
-        publisher,
-        raw.body,
-        error,
-        properties=Properties(raw.message_id or str(uuid7()), raw.correlation_id or "", raw.type or "", headers),
+def dead_letter_of(raw: Any, error: Undeliverable, *, queue: str) -> DeadLetter:
+    """Return the dead letter of a message that a consumer could not process; a body that is too large is cut."""
+    return DeadLetter(
+        _as_published(raw),
+        reason=error.code,
+        detail=error.detail[:_DETAIL_CHARACTERS],
+        source=queue,
+        burial="",
+        redelivered=bool(raw.redelivered),
+        died_at=None,
+    )
+
+
+def _as_published(raw: Any) -> Original:
+    return Original(
+        body=raw.body[:MAX_BODY_BYTES],
+        exchange=raw.exchange or "",
+        routing_key=raw.routing_key or "",
+        properties=_properties(raw),
+        headers={name: to_json(value) for name, value in _without_brokers(raw.headers).items()},
     )
 
 
 async def dead_letter_callback(publisher: Publisher, body: bytes, error: Undeliverable, *, path: str) -> None:
-    """Keep the body of a gateway callback that fails validation."""
-    properties = Properties(str(uuid7()), "", "", {"source-path": path, "burial": uuid7().hex, "original": "{}"})
-    await _publish(publisher, body, error, properties=properties)
-
-
-async def _publish(publisher: Publisher, body: bytes, error: Undeliverable, *, properties: Properties) -> None:
-    why = {"reason": error.code, "detail": error.detail[:_DETAIL_CHARACTERS]}
+    """Keep the body of a gateway callback that fails validation: the ingress does not write to the database."""
+    headers = {
+        "source-path": path,
+        "burial": uuid7().hex,
+        "original": "{}",
+        "reason": error.code,
+        "detail": error.detail[:_DETAIL_CHARACTERS],
+    }
     await publisher.publish_raw(
-        body,
+        body[:MAX_BODY_BYTES],
         exchange=DEAD_LETTERS,
         routing_key=error.code,
-        properties=Properties(
-            properties.message_id, properties.correlation_id, properties.type, {**properties.headers, **why}
-        ),
+        properties=Properties(str(uuid7()), "", "", headers),
     )
-
-
-def _rest_of(raw: Any, copied: Mapping[str, Any]) -> str:
-    """Return, as JSON, what a dead letter's own properties and headers do not say of the original."""
-    changed = {
-        name: to_json(value)
-        for name, value in _without_brokers(raw.headers).items()
-        if name in _OURS or name not in copied or not _survives(value)
-    }
-    properties = _properties(raw)
-    text = json.dumps({**properties, "headers": changed})
-    return text if len(text) <= _MAX_ORIGINAL_BYTES else json.dumps({**properties, "headersCut": True})
-
-
-def _survives(value: Any) -> bool:
-    try:
-        encoded = encode_table_value(value)
-        return bool(decode_table_value(encoded)[1] == value)
-    except (TypeError, ValueError, OverflowError):
-        return False
 
 
 def _without_brokers(headers: Mapping[str, Any] | None) -> dict[str, Any]:
@@ -129,15 +102,14 @@ def _properties(raw: Any) -> dict[str, Any]:
 # Reading them
 
 
-def read_dead_letter(delivery: RabbitMessage) -> DeadLetter:
+def read_dead_letter(raw: Any) -> DeadLetter:
     """Return what a message on the dead letters' queue is."""
-    raw = delivery.raw_message
     try:
         dead = _read(raw)
         dead.id  # noqa: B018  # raises where it cannot be computed
     except (ValueError, TypeError, ArithmeticError, AttributeError, LookupError, RecursionError) as error:
         # Whoever forged its headers must not block those behind it.
-        nothing = Original(raw.body, "", "", {}, {})
+        nothing = Original(raw.body[:MAX_BODY_BYTES], "", "", {}, {})
         what = f"what it says of its origin cannot be read: {type(error).__name__}"
         return DeadLetter(nothing, "unreadable", what, "", "", redelivered=bool(raw.redelivered), died_at=None)
     return dead
@@ -155,7 +127,7 @@ def _buried(raw: Any) -> DeadLetter:
     properties: dict[str, Any] = _rest_in(headers["original"]) if "original" in headers else _properties(raw)
     kept = {name: to_json(value) for name, value in _without_brokers(headers).items() if name not in _OURS}
     original = Original(
-        body=raw.body,
+        body=raw.body[:MAX_BODY_BYTES],
         exchange=str(headers.get("source-exchange", "")),
         routing_key=str(headers.get("source-routing-key", "")),
         properties={name: value for name, value in properties.items() if name != "headers"},
@@ -206,7 +178,7 @@ def _moved(raw: Any) -> DeadLetter:
     reason, at = str(death.get("reason", "moved")), death.get("time")
     what = f"{raw.message_id} {reason} {at} {death.get('count')}"
     original = Original(
-        body=raw.body,
+        body=raw.body[:MAX_BODY_BYTES],
         exchange=str(death.get("exchange", "")),
         routing_key=str(_first(death.get("routing-keys")) or ""),
         properties=properties,
@@ -224,15 +196,8 @@ def _moved(raw: Any) -> DeadLetter:
 
 
 def _unroutable(raw: Any) -> DeadLetter:
-    original = Original(
-        body=raw.body,
-        exchange=raw.exchange or "",
-        routing_key=raw.routing_key or "",
-        properties=_properties(raw),
-        headers={name: to_json(value) for name, value in _without_brokers(raw.headers).items()},
-    )
     return DeadLetter(
-        original,
+        _as_published(raw),
         reason=UNROUTABLE,
         detail=f"no queue is bound to {raw.exchange!r} under {raw.routing_key!r}",
         source=raw.exchange or "",

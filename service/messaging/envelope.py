@@ -6,15 +6,14 @@ from datetime import datetime
 from typing import Any
 
 from pamqp.encode import encode_table_value
-from pamqp.encode import field_table as encode_table
 
 from service.errors import Undeliverable
 from service.privacy import shown
 
 # aiormq makes up an id where there is none, and a made-up id would hide that the sender gave none.
 NO_ID = " "
-_MAX_HEADER_BYTES = 65_536
-_OWN_HEADERS = frozenset({"partition-key", "schema-version"})
+_CONTRACT_HEADERS = frozenset({"partition-key", "schema-version", "conversation-sequence", "traceparent", "tracestate"})
+_MOST_HEADER_BYTES = 4096
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,15 +49,14 @@ class Properties:
     headers: Mapping[str, Any]
 
 
-def copied_headers(headers: Mapping[str, Any] | None) -> dict[str, Any]:
-    """Return the headers that a sender gave, without the broker's, as they can be published again.
+def forwarded_headers(headers: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Return those headers that go on with a message that is published again.
 
-    Headers must fit into one frame, with room for ours: where they are too large only our own are kept.
+    Only those of the contract: the broker itself interprets some (CC, BCC), and would multiply the message. None that
+    is so large that it might not fit into a frame beside ours: each attempt would cost the connection.
     """
-    copied = {name: publishable(value) for name, value in (headers or {}).items() if not name.startswith("x-")}
-    if len(encode_table(copied)) > _MAX_HEADER_BYTES:
-        return {name: copied[name] for name in _OWN_HEADERS & copied.keys()} | {"headers-cut": True}
-    return copied
+    kept = {name: publishable(value) for name, value in (headers or {}).items() if name in _CONTRACT_HEADERS}
+    return {name: value for name, value in kept.items() if len(encode_table_value(value)) <= _MOST_HEADER_BYTES}
 
 
 def publishable(value: Any) -> Any:

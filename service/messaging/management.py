@@ -29,7 +29,7 @@ _OURS_TO_DECIDE = frozenset(
     }
 )
 _OUR_EXCHANGES = frozenset(exchange.name for exchange in topology.EXCHANGES)
-_PARTITION = re.compile(rf"({'|'.join(re.escape(queue.name) for queue in topology.PARTITIONED)})(\.[0-9]+)?")
+_PARTITION = re.compile(rf"({'|'.join(re.escape(queue.name) for queue in topology.PARTITIONED)})(\.([0-9]+|entry))?")
 
 Row = Mapping[str, Any]
 

@@ -1,9 +1,9 @@
-"""One partition's consumer in this process: order per key, acknowledgement, and how the partition is given up.
+"""One partition's subscription in this process: deliveries in order, acknowledgement, and how it is given up.
 
 FastStream's defaults would lose or disorder messages here; this module is where that is prevented:
 
-- a message takes its place in its key's lane when it is received, before any await, and waits for its turn (`turns`);
-- it is acknowledged by hand, after its handler has published every output; nothing is ever nacked or requeued;
+- a delivery is taken when it is received, before any await: that is the order of arrival;
+- it is acknowledged by hand, after its work is committed; nothing is ever nacked or requeued;
 - a partition is given up by closing its channel once what has begun is acknowledged: `basic.cancel` would let the next
   process start while messages of this one are still unacknowledged;
 - a process knows that it is active on a partition once it was delivered anything on its present channel: the broker
@@ -17,33 +17,45 @@ from functools import partial
 from typing import Any
 
 import structlog
-from faststream import AckPolicy
+from faststream import AckPolicy, BaseMiddleware
 from faststream.rabbit import Channel, RabbitBroker, RabbitMessage, RabbitQueue
 
-from service.messaging.connections import BROKER_TROUBLE, close_all, close_broker, open_broker, with_heartbeat
+from service.messaging.connections import close_all, close_broker, open_broker, with_heartbeat
+from service.messaging.inbox import Delivery, Gate
 from service.messaging.tolerance import tolerate_foreign_properties
-from service.messaging.topology import PROBE
-from service.messaging.turns import Gate, Turn
-from whatsapp_qr_contracts.message import JOBS
 
 log = structlog.get_logger()
 
-Process = Callable[[RabbitMessage], Awaitable[bool]]
-"""Does all that follows from a message; says whether it may be acknowledged."""
+Receive = Callable[[Delivery], None]
+
+
+class _Taking(BaseMiddleware[Any, Any]):
+    """Takes each delivery when it is received; the framework has nothing more to do with it."""
+
+    def __init__(self, take: Callable[[Any], None], msg: Any, /, *, context: Any) -> None:
+        super().__init__(msg, context=context)
+        self._take = take
+
+    async def on_receive(self) -> None:
+        """Take it: runs in the order of arrival, so nothing may be awaited before."""
+        self._take(self.msg)
+
+    async def consume_scope(self, call_next: Callable[[Any], Awaitable[Any]], msg: Any) -> Any:
+        """Do nothing: whoever takes it from the inbox handles and acknowledges it."""
 
 
 class Partition:
-    """One partition's consumer.
+    """One partition's subscription.
 
     Args:
         url: the broker.
         queue: the partition's queue.
-        process: does all that follows from one message.
+        receive: takes each delivery.
+        number: the partition.
         prefetch: how many messages may be unacknowledged at once.
-        ordered: whether messages of one key are processed one after another.
     """
 
-    def __init__(self, url: str, queue: RabbitQueue, process: Process, *, prefetch: int, ordered: bool = True) -> None:
+    def __init__(self, url: str, queue: RabbitQueue, receive: Receive, *, number: int = 0, prefetch: int) -> None:
         self.name = queue.name
         self.on_active: Callable[[], None] = lambda: None
         """Is called when this process learns that it is active on the partition."""
@@ -51,9 +63,9 @@ class Partition:
         """When it became active, and when something was delivered last."""
         self._url = with_heartbeat(url)
         self._queue = queue
-        self._process = process
+        self._receive = receive
+        self._number = number
         self._prefetch = prefetch
-        self._ordered = ordered
         self._gate = Gate()
         self._broker: RabbitBroker | None = None
         self._subscriber: Any = None
@@ -73,7 +85,7 @@ class Partition:
             timeout=3,
             reconnect_interval=0.5,
             graceful_timeout=None,  # give_up waits by itself, before the broker is stopped
-            middlewares=[partial(Turn, self._gate, {} if self._ordered else None, self._hear)],
+            middlewares=[partial(_Taking, partial(self._take, self._gate))],
             decoder=_undecoded,
             apply_types=False,
             logger=logging.getLogger("service.faststream"),
@@ -84,7 +96,7 @@ class Partition:
             ack_policy=AckPolicy.MANUAL,
             no_reply=True,
         )
-        self._subscriber(self._handle)
+        self._subscriber(_nothing)
         try:
             await open_broker(broker)
             await broker.start()
@@ -93,24 +105,16 @@ class Partition:
             raise
         self._broker = broker
 
-    def _hear(self, raw: Any) -> None:
+    def _take(self, gate: Gate, raw: Any) -> None:
+        delivery = Delivery(raw, self._number, gate)
+        if delivery.is_void:
+            return
         self.heard_at = time.monotonic()
         if raw.channel is not self._heard_on:
             self._heard_on = raw.channel  # a new one after each loss of the connection
             self.active_since = self.heard_at
             self.on_active()
-
-    async def _handle(self, delivery: RabbitMessage) -> None:
-        gate = self._gate
-        raw = delivery.raw_message
-        is_probe = raw.type == PROBE and raw.exchange == JOBS  # elsewhere it would be somebody's message
-        if not is_probe and not await self._process(delivery):
-            gate.closed = True  # what is left may not be overtaken, even if nobody has given up the partition yet
-            return
-        try:
-            await delivery.ack()
-        except BROKER_TROUBLE as error:
-            log.info("ack_lost", queue=self.name, error=repr(error))  # it is delivered again
+        self._receive(delivery)
 
     @property
     def started(self) -> bool:
@@ -141,6 +145,10 @@ class Partition:
         await self._gate.close(seconds)
         # The channel first: the next process's order depends on it.
         await close_all(self._subscriber._queue_obj.channel.close, broker._connection.close, broker.stop)  # noqa: SLF001
+
+
+async def _nothing(delivery: RabbitMessage) -> None:
+    """Stand where the framework wants a handler; `_Taking` keeps every delivery from it."""
 
 
 async def _undecoded(message: RabbitMessage, _original: object) -> RabbitMessage:

@@ -1,4 +1,8 @@
-"""The only place that publishes. A publish returns once the broker has confirmed the message, on disk."""
+"""The only place that publishes. A publish returns once the broker has confirmed the message, on disk.
+
+Each destination has a connection of its own: replacing one, after a publish that was not confirmed in time, disturbs
+no other, and a queue that is slow or full delays what goes there alone.
+"""
 
 import asyncio
 from collections.abc import AsyncIterator, Mapping
@@ -8,20 +12,21 @@ from datetime import UTC, datetime
 from typing import Any
 
 import structlog
+from aio_pika.exceptions import DeliveryError
 from aiormq.exceptions import PublishError
 from faststream.rabbit import Channel, RabbitBroker
 from opentelemetry.trace import SpanKind
 
 from service import tracing
-from service.errors import BrokerUnavailable
+from service.errors import BrokerUnavailable, PublishRefused
 from service.messaging import topology
 from service.messaging.connections import BROKER_TROUBLE, close_broker, open_broker, unavailable, with_heartbeat
 from service.messaging.envelope import NO_ID, Properties, published_attributes
 from service.messaging.topology import DEAD_LETTERS, PROBE
 from service.metrics import PUBLISHED
 from service.tasks import is_cancelled
-from whatsapp_qr_contracts.events import Event
-from whatsapp_qr_contracts.message import EVENTS, Message
+from whatsapp_qr_contracts.catalogue import BY_NAME
+from whatsapp_qr_contracts.message import EVENTS, MAX_BODY_BYTES, Message
 from whatsapp_qr_contracts.partitions import partition_of
 
 log = structlog.get_logger()
@@ -29,103 +34,22 @@ log = structlog.get_logger()
 APP_ID = "whatsapp-qr"
 _PUBLISH_SECONDS = 4.0
 _CONNECT_SECONDS = 3.0
+# Only names that we know may be a label: what is rerouted may have any other.
+_KNOWN = frozenset({PROBE, *BY_NAME})
 
 
-def _names(kind: type[Message]) -> set[str]:
-    """Return the names of a kind of messages and of those below it."""
-    return {kind.name} if hasattr(kind, "name") else set().union(*map(_names, kind.__subclasses__()))
+class _Link:
+    """A connection for publishing, made at the first publish and again after one that was not confirmed in time."""
 
-
-# Only names that we know may be a label: what is passed on or buried may have any other.
-_KNOWN = frozenset({PROBE, *_names(Event), *_names(Message)})
-
-
-class Publisher:
-    """Publishes persistent and confirmed, over a connection of its own that is made at the first publish.
-
-    Args:
-        url: the broker.
-        partitions: partitions of each partitioned queue.
-    """
-
-    def __init__(self, url: str, partitions: int) -> None:
-        self._url = with_heartbeat(url)
-        self._partitions = partitions
+    def __init__(self, url: str) -> None:
+        self._url = url
         self._broker: RabbitBroker | None = None
         self._connecting: asyncio.Task[None] | None = None
         self._closing: set[asyncio.Task[None]] = set()
 
-    async def publish(
-        self,
-        message: Message,
-        *,
-        message_id: str,
-        correlation_id: str,
-        key: str,
-        headers: Mapping[str, Any] | None = None,
-        seconds: float = _PUBLISH_SECONDS,
-    ) -> None:
-        """Publish one message.
-
-        Args:
-            message: the body; its class says where it goes.
-            message_id: stable and unique per output and destination; never twice at once.
-            correlation_id: the id of the command that caused it.
-            key: partition key; decides the partition of partitioned messages.
-            headers: further headers.
-            seconds: time limit.
-
-        Raises:
-            BrokerUnavailable: not confirmed; it may have arrived. Publish it again under the same id.
-        """
-        partition = partition_of(key, self._partitions) if topology.is_partitioned(type(message)) else 0
-        envelope = {"partition-key": key, "schema-version": message.schema_version}
-        await self.publish_raw(
-            message.wire(),
-            exchange=message.exchange,
-            routing_key=topology.routing_key(type(message), partition),
-            properties=Properties(message_id, correlation_id, message.name, envelope | dict(headers or {})),
-            seconds=seconds,
-        )
-
-    async def publish_raw(
-        self,
-        body: bytes,
-        *,
-        exchange: str,
-        routing_key: str,
-        properties: Properties,
-        seconds: float = _PUBLISH_SECONDS,
-    ) -> None:
-        """Publish bytes as they are; see `publish` for the guarantees and the error."""
-        headers, kind = dict(properties.headers), properties.type if properties.type in _KNOWN else "unknown"
-        try:
-            attributes = published_attributes(exchange, routing_key, properties)
-            with tracing.part(f"publish {exchange}", SpanKind.PRODUCER, attributes):
-                if exchange != DEAD_LETTERS:  # a dead letter keeps what it came with, to be put back as it was
-                    tracing.inject(headers)
-                async with self._connected(min(seconds, _PUBLISH_SECONDS)) as broker:
-                    await broker.publish(
-                        body,
-                        exchange=topology.exchange(exchange),
-                        routing_key=routing_key,
-                        # Nobody may be listening to an event; everything else must have reached a queue.
-                        mandatory=exchange != EVENTS,
-                        persist=True,
-                        content_type="application/json",
-                        message_id=properties.message_id or NO_ID,
-                        correlation_id=properties.correlation_id,
-                        message_type=properties.type,
-                        timestamp=datetime.now(UTC),
-                        headers=headers,
-                    )
-        except Exception as error:
-            PUBLISHED.labels(kind, "unroutable" if isinstance(error.__cause__, PublishError) else "failed").inc()
-            raise
-        PUBLISHED.labels(kind, "confirmed").inc()
-
     @asynccontextmanager
-    async def _connected(self, seconds: float) -> AsyncIterator[RabbitBroker]:
+    async def connected(self, seconds: float) -> AsyncIterator[RabbitBroker]:
+        """Give the connection for one publish, and translate its errors."""
         broker = None
         try:
             async with asyncio.timeout(seconds):
@@ -134,6 +58,8 @@ class Publisher:
         except PublishError as error:
             message = "RabbitMQ has no queue for this message yet: have the consumers been started?"
             raise BrokerUnavailable(message) from error
+        except DeliveryError as error:
+            raise PublishRefused("a queue has no room for this message: it is full") from error
         except (TimeoutError, asyncio.CancelledError) as error:
             # What is unconfirmed now must not mix with a later publish under the same id.
             self._replace(broker)
@@ -180,29 +106,121 @@ class Publisher:
             self._closing.add(closing)
             closing.add_done_callback(self._closing.discard)
 
-    async def waiting(self, queue: topology.PartitionedQueue) -> list[int]:
-        """Return how many messages wait in each partition of a queue, without those that a consumer has.
+    async def close(self) -> None:
+        """Close the connection."""
+        if self._connecting is not None:
+            await asyncio.gather(self._connecting, return_exceptions=True)
+        self._replace(self._broker)
+        await asyncio.gather(*self._closing)
+
+
+class Publisher:
+    """Publishes persistent and confirmed.
+
+    Args:
+        url: the broker.
+        partitions: partitions of each partitioned queue.
+    """
+
+    def __init__(self, url: str, partitions: int) -> None:
+        self.partitions = partitions
+        self._url = with_heartbeat(url)
+        self._links: dict[str, _Link] = {}
+
+    async def publish(
+        self,
+        message: Message,
+        *,
+        message_id: str,
+        correlation_id: str,
+        headers: Mapping[str, Any] | None = None,
+        seconds: float = _PUBLISH_SECONDS,
+    ) -> None:
+        """Publish one message.
+
+        Args:
+            message: the body; its class says where it goes, and its partition key to which partition.
+            message_id: stable and unique per output and destination; never twice at once.
+            correlation_id: the id of the command that caused it.
+            headers: further headers.
+            seconds: time limit.
 
         Raises:
-            BrokerUnavailable: the broker does not say.
+            PublishRefused: a queue is full; other queues that the message is for may have it.
+            BrokerUnavailable: not confirmed; it may have arrived. Publish it again under the same id.
         """
+        key = message.partition_key
+        envelope = {"partition-key": key, "schema-version": message.schema_version}
+        await self.publish_raw(
+            message.wire(),
+            exchange=message.exchange,
+            routing_key=topology.routing_key(type(message), partition_of(key, self.partitions)),
+            properties=Properties(message_id, correlation_id, message.name, envelope | dict(headers or {})),
+            seconds=seconds,
+        )
+
+    async def publish_raw(
+        self,
+        body: bytes,
+        *,
+        exchange: str,
+        routing_key: str,
+        properties: Properties,
+        seconds: float = _PUBLISH_SECONDS,
+    ) -> None:
+        """Publish bytes as they are; see `publish` for the guarantees and the errors.
+
+        Raises:
+            ValueError: the body is larger than any reader takes.
+        """
+        if len(body) > MAX_BODY_BYTES:
+            raise ValueError(f"a body has at most {MAX_BODY_BYTES} bytes, this one {len(body)}")
+        headers, kind = dict(properties.headers), properties.type if properties.type in _KNOWN else "unknown"
         try:
-            async with asyncio.timeout(_PUBLISH_SECONDS):
-                return await topology.waiting(self._url, queue, self._partitions)
-        except BROKER_TROUBLE as error:
-            raise unavailable(error) from error
+            attributes = published_attributes(exchange, routing_key, properties)
+            with tracing.part(f"publish {exchange}", SpanKind.PRODUCER, attributes):
+                if exchange != DEAD_LETTERS:  # a dead letter keeps what it came with, to be put back as it was
+                    tracing.inject(headers)
+                async with self._link(exchange, routing_key).connected(min(seconds, _PUBLISH_SECONDS)) as broker:
+                    await broker.publish(
+                        body,
+                        exchange=topology.exchange(exchange),
+                        routing_key=routing_key,
+                        # Nobody may be listening to an event; everything else must have reached a queue.
+                        mandatory=exchange != EVENTS,
+                        persist=True,
+                        content_type="application/json",
+                        message_id=properties.message_id or NO_ID,
+                        correlation_id=properties.correlation_id,
+                        message_type=properties.type,
+                        timestamp=datetime.now(UTC),
+                        headers=headers,
+                    )
+        except Exception as error:
+            PUBLISHED.labels(kind, _outcome(error)).inc()
+            raise
+        PUBLISHED.labels(kind, "confirmed").inc()
+
+    def _link(self, exchange: str, routing_key: str) -> _Link:
+        destination = topology.destination(exchange, routing_key)
+        if destination not in self._links:
+            self._links[destination] = _Link(self._url)
+        return self._links[destination]
 
     async def ping(self) -> bool:
         """Say whether the broker answers."""
         try:
-            async with self._connected(_CONNECT_SECONDS) as broker:
+            async with self._link("", "").connected(_CONNECT_SECONDS) as broker:
                 return await broker.ping(timeout=_CONNECT_SECONDS)
         except BrokerUnavailable:
             return False
 
     async def close(self) -> None:
-        """Close the connection. Everything that publishes must have ended before."""
-        if self._connecting is not None:
-            await asyncio.gather(self._connecting, return_exceptions=True)
-        self._replace(self._broker)
-        await asyncio.gather(*self._closing)
+        """Close the connections. Everything that publishes must have ended before."""
+        await asyncio.gather(*(link.close() for link in self._links.values()))
+
+
+def _outcome(error: Exception) -> str:
+    if isinstance(error.__cause__, PublishError):
+        return "unroutable"
+    return "refused" if isinstance(error, PublishRefused) else "failed"

@@ -1,6 +1,7 @@
-"""Puts a message back where it came from, exactly as it was. The only publishes beside those of `publishing`.
+"""Puts a message back where it came from, as it was. The only publishes beside those of `publishing`.
 
-Those write the service's own envelope; this one restores somebody else's: nothing is added, filled in or made up.
+Those write the service's own envelope; this one restores somebody else's: nothing is added, filled in or made up. Of
+its headers those of the contract come back: the broker interprets others, and would multiply the message.
 """
 
 import struct
@@ -16,7 +17,7 @@ from service.domain.dead_letters import UNROUTABLE, Original
 from service.errors import BrokerUnavailable, Undeliverable
 from service.messaging import topology
 from service.messaging.connections import BROKER_TROUBLE, connect, unavailable, with_heartbeat
-from service.messaging.envelope import NO_ID, publishable
+from service.messaging.envelope import NO_ID, forwarded_headers
 from service.messaging.lossless import from_json
 
 _SECONDS = 5.0
@@ -110,7 +111,7 @@ def _restored(original: Original) -> aio_pika.Message:
     properties: dict[str, Any] = {name: from_json(value) for name, value in original.properties.items()}
     return aio_pika.Message(
         original.body,
-        headers={name: publishable(from_json(value)) for name, value in original.headers.items()},
+        headers=forwarded_headers({name: from_json(value) for name, value in original.headers.items()}),
         content_type=properties.get("contentType"),
         content_encoding=properties.get("contentEncoding"),
         delivery_mode=aio_pika.DeliveryMode.PERSISTENT,  # whatever it had: it has cost somebody work by now

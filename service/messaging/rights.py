@@ -61,23 +61,24 @@ def _processes() -> Iterator[Rights]:
         write=_any(COMMANDS, GATEWAY, DEAD_LETTERS, _own(INGRESS_PREFIX)),
         read=_any(EVENTS, _own(INGRESS_PREFIX)),
     )
-    everything = _any(*(exchange.name for exchange in EXCHANGES))
+    # What came without a partition is rerouted, and the reconciler asks for repairs like anybody else.
+    everything = _any(COMMANDS, GATEWAY, EVENTS, JOBS)
     yield Rights(
         "whatsapp-qr-session-consumer",
-        "reads its queues and the dead letters; publishes to every exchange",
+        "reads its queues and the dead letters; publishes to every other exchange",
         write=everything,
         read=_any(SESSIONS, DEAD_LETTERS),
     )
     yield Rights(
         "whatsapp-qr-conversation-consumer",
-        "reads its queues; publishes to every exchange",
+        "reads its queues; publishes to every exchange but the dead letters",
         write=everything,
         read=_any(CONVERSATIONS),
     )
     yield Rights(
         "whatsapp-qr-outbound-consumer",
-        "reads its queues; publishes jobs, events and dead letters",
-        write=_any(EVENTS, JOBS, DEAD_LETTERS),
+        "reads its queues; publishes events, and probes of its queues",
+        write=_any(EVENTS, JOBS),
         read=_any(SENDS),
     )
 
@@ -142,7 +143,8 @@ def _any(*names: str | PartitionedQueue | _Pattern) -> str:
             case _Pattern():
                 expressions.append(name.expression)
             case PartitionedQueue():
-                expressions.append(rf"{_literal(name.name)}(\.[0-9]+)?")
+                numbers = r"\.([0-9]+|entry)" if name.entry else r"\.[0-9]+"
+                expressions.append(f"{_literal(name.name)}({numbers})?")
             case _:
                 expressions.append(_literal(name))
     return f"^({'|'.join(dict.fromkeys(expressions))})$"

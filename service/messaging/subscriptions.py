@@ -3,13 +3,10 @@
 One task does it all, one step after another, so that no two changes meet.
 
 Giving up because something is away keeps the order. What is held is left: its `Hold` raises Stopping at its next pause,
-so it does no more work; it stays unacknowledged, and the gate of its partition closes with it, so that nothing of its
-key or any other begins behind it. What is in the middle of an attempt has the grace to end it. Only then is the channel
-closed, and everything unacknowledged goes back to the head of the queue in the old order, where the next process finds
-it. An attempt that outlives the grace is cancelled with the channel, as in a crash: what it has committed it has
-committed once, because handlers are idempotent and rows are locked, and whatever it did not publish is published by
-whoever handles the message again. A drain of the outbound consumer is bound to no channel; it stops at the same signal,
-and a claim in the database keeps two processes from sending one message.
+so it does no more work; it stays unacknowledged, and the gate of its partition closes with it, so that nothing
+behind it begins. What is in the middle of an attempt has the grace to end it. Only then is the channel closed, and
+everything unacknowledged goes back to the head of the queue in the old order, where the next process finds it. An
+attempt that outlives the grace may still commit: once, because handlers are idempotent and rows are locked.
 """
 
 import asyncio
@@ -112,16 +109,17 @@ class Subscriptions:
 
     async def _prepare(self) -> None:
         if self._declares:
-            await topology.declare(self._url, len(self.partitions))
+            await topology.declare(self._url, self._publisher.partitions)
         else:
             await topology.require(self._url, *(partition.name for partition in self.partitions))
 
     async def _subscribe_to(self, numbers: Sequence[int], longest: float) -> None:
-        for partition in map(self.partitions.__getitem__, numbers):
+        for number in numbers:
             if self._hold.stopped:
                 raise Stopping
-            if not partition.started:
-                await self._hold(partial(_reaching_broker, partition.start), longest=longest)
+            if not self.partitions[number].started:
+                await self._hold(partial(_reaching_broker, self.partitions[number].start), longest=longest)
+                await self._probe_if_possible(number)
 
     @property
     def alive(self) -> bool:
@@ -144,6 +142,15 @@ class Subscriptions:
         numbers = [number for number, partition in enumerate(self.partitions) if partition.active]
         return sorted(numbers, key=lambda number: self.partitions[number].active_since)
 
+    @property
+    def owned(self) -> dict[int, float]:
+        """Partitions on which this process is known to be active, without the entry, and since when."""
+        return {
+            number: self.partitions[number].active_since
+            for number in self.active
+            if number < self._publisher.partitions
+        }
+
     async def probe(self, number: int) -> None:
         """Let whoever is active on a partition learn that he is.
 
@@ -159,6 +166,13 @@ class Subscriptions:
             properties=Properties(message_id, message_id, topology.PROBE, headers),
         )
 
+    async def _probe_if_possible(self, number: int) -> None:
+        """Let a quiet partition tell its owner at once; without the broker the next delivery does."""
+        try:
+            await self.probe(number)
+        except BrokerUnavailable as error:
+            log.info("probe_not_sent", queue=self.partitions[number].name, reason=error.detail)
+
     def hand_over(self, number: int) -> None:
         """Give up one partition, soon, and stand by for it behind all others."""
         self._orders.put_nowait(partial(self._hand_over, number))
@@ -172,10 +186,7 @@ class Subscriptions:
             await partition.give_up(GRACE_SECONDS)
             self.changed.set()
             log.info("handed_over", queue=partition.name)
-            try:
-                await self.probe(number)
-            except BrokerUnavailable as error:
-                log.info("probe_not_sent", queue=partition.name, reason=error.detail)
+            await self._probe_if_possible(number)
             await self._hold.pause(_STAND_BY_SECONDS)
             await self._subscribe_to([number], _FIRST_LONGEST_PAUSE)
         finally:

@@ -60,18 +60,23 @@ class Queue:
 
 @dataclass(frozen=True)
 class PartitionedQueue:
-    """A partitioned queue: the first partition has the bare name, the second ends in `.1`, and so on."""
+    """A partitioned queue: the first partition has the bare name, the second ends in `.1`, and so on.
+
+    What its users publish without a partition in the routing key comes in by the queue `entry`, from where it is
+    rerouted, so that it delays nobody who names the partition.
+    """
 
     name: str
     carries: tuple[type[Message], ...]
 
+    @property
+    def entry(self) -> str | None:
+        """The queue of what comes without a partition; None where only the service itself publishes."""
+        return None if self.carries == (SendJob,) else f"{self.name}.entry"
+
     def queue_name(self, partition: int) -> str:
         """Return the queue of one partition."""
         return f"{self.name}.{partition}" if partition else self.name
-
-    def queue(self, partition: int) -> RabbitQueue:
-        """Return the queue of one partition for a subscriber; it was declared before by `declare`."""
-        return RabbitQueue(self.queue_name(partition), durable=True, declare=False)
 
 
 SESSIONS = PartitionedQueue(
@@ -92,20 +97,18 @@ CONVERSATIONS = PartitionedQueue(
 SENDS = PartitionedQueue(SendJob.name, (SendJob,))
 
 PARTITIONED = (SESSIONS, CONVERSATIONS, SENDS)
-_QUEUE_OF = {message: partitioned for partitioned in PARTITIONED for message in partitioned.carries}
-
-
-def is_partitioned(message: type[Message]) -> bool:
-    """Say whether a message travels through a partitioned queue."""
-    return message in _QUEUE_OF
 
 
 def routing_key(message: type[Message], partition: int) -> str:
-    """Return the routing key of a message for a partition."""
-    partitioned = _QUEUE_OF.get(message)
-    if partitioned is None:
-        return message.name
-    return partitioned.queue_name(partition) if message.exchange == JOBS else f"{message.name}.{partition}"
+    """Return the routing key of a message for a partition, as its contract says; `{partition}` 0 of a job is bare."""
+    if message.exchange == JOBS:
+        return SENDS.queue_name(partition) if message is SendJob else message.routing_key
+    return message.routing_key.format(partition=partition)
+
+
+def destination(exchange_name: str, routing_key: str) -> str:
+    """Return what a publish goes to, for what must not delay each other: an exchange, or the queue of a job."""
+    return name_of(routing_key) if exchange_name == JOBS else exchange_name
 
 
 def name_of(routing_key: str) -> str:
@@ -119,9 +122,9 @@ def exchange(name: str) -> RabbitExchange:
     return RabbitExchange(name, type=_TYPE_OF[name], durable=True, declare=False)
 
 
-def dead_letter_queue() -> RabbitQueue:
-    """Return the dead letters' queue for its reader; it was declared before by `declare`."""
-    return RabbitQueue(DEAD_LETTERS, durable=True, declare=False)
+def declared_queue(name: str) -> RabbitQueue:
+    """Return a queue for its reader; it was declared before by `declare`."""
+    return RabbitQueue(name, durable=True, declare=False)
 
 
 def is_bound(exchange_name: str, routing_key: str, partitions: int) -> bool:
@@ -169,6 +172,11 @@ def queues(partitions: int) -> Iterator[Queue]:
     yield Queue(DEAD_LETTERS, _QUORUM | {"x-delivery-limit": _DEAD_LETTER_DELIVERY_LIMIT}, {DEAD_LETTERS: ["#"]})
     yield Queue(IncomingJob.name, _WORK, {JOBS: [IncomingJob.name]})
     for partitioned in PARTITIONED:
+        if partitioned.entry:
+            bare: dict[str, list[str]] = {JOBS: [partitioned.entry]}  # for its probes
+            for message in partitioned.carries:
+                bare.setdefault(message.exchange, []).append(message.name)
+            yield Queue(partitioned.entry, _PARTITION, bare)
         for partition in range(partitions):
             yield Queue(partitioned.queue_name(partition), _PARTITION, _bindings(partitioned, partition))
 
@@ -188,6 +196,11 @@ async def declare(url: str, partitions: int) -> None:
             for exchange_name, keys in wanted.bindings.items():
                 for key in keys:
                     await queue.bind(exchange_name, key)
+        for partitioned in PARTITIONED:
+            if partitioned.entry:  # until 0.1.0 the first partition was the entry: it would get everything twice
+                first = await channel.declare_queue(partitioned.name, passive=True)
+                for message in partitioned.carries:
+                    await first.unbind(message.exchange, message.name)
 
 
 async def declare_exchange(channel: AbstractChannel, wanted: Exchange) -> None:
@@ -214,28 +227,10 @@ async def require(url: str, *names: str) -> None:
             await channel.declare_queue(name, passive=True)
 
 
-async def waiting(url: str, queue: PartitionedQueue, partitions: int) -> list[int]:
-    """Return how many messages wait in each partition of a queue, without those that a consumer has.
-
-    Raises:
-        aio_pika.exceptions.AMQPException, OSError: the broker is away, or the queue is not declared.
-    """
-    async with await connect(url) as connection:
-        channel = await connection.channel()
-        declared = [
-            await channel.declare_queue(queue.queue_name(partition), passive=True) for partition in range(partitions)
-        ]
-        return [found.declaration_result.message_count or 0 for found in declared]
-
-
 def _bindings(partitioned: PartitionedQueue, partition: int) -> dict[str, list[str]]:
     bindings: dict[str, list[str]] = {JOBS: [partitioned.queue_name(partition)]}  # jobs, and the probes of every queue
     for message in partitioned.carries:
         if message.exchange == JOBS:
             continue
-        keys = bindings.setdefault(message.exchange, [])
-        keys.append(routing_key(message, partition))
-        # Clients that do not know PARTITIONS publish under the bare name; the reader passes it on.
-        if partition == 0:
-            keys.append(message.name)
+        bindings.setdefault(message.exchange, []).append(routing_key(message, partition))
     return bindings

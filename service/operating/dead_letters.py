@@ -15,12 +15,11 @@ from service.messaging.replaying import Replayer
 from service.persistence import dead_letters
 from service.persistence.database import Database
 from service.persistence.tables import DeadLetterRow, now
-from whatsapp_qr_contracts.gateway import GatewayMessage, GatewayReport, Webhook
-from whatsapp_qr_contracts.partitions import session_key
+from whatsapp_qr_contracts.gateway import GatewayReport, Incoming, Webhook
 
 _CALLBACKS: dict[str, TypeAdapter[Any]] = {
     "/whatsapp-qr/webhook": TypeAdapter(Webhook),
-    "/whatsapp-qr/incoming": TypeAdapter(GatewayMessage),
+    "/whatsapp-qr/incoming": TypeAdapter(Incoming),
 }
 
 
@@ -113,9 +112,7 @@ class DeadLetters:
             await self.replayer.put_back(original)
             return
         report = _report(row.source, original.body)
-        await self.publisher.publish(
-            report, message_id=str(row.id), correlation_id=str(row.id), key=session_key(report.session_id)
-        )
+        await self.publisher.publish(report, message_id=str(row.id), correlation_id=str(row.id))
 
     async def _discard(self, row_id: UUID) -> Result:
         if await self.database.transact(lambda tx: dead_letters.discard(tx, row_id)):

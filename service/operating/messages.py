@@ -15,7 +15,6 @@ from service.persistence.sessions import command_outcome
 from service.persistence.tables import MessageRow
 from whatsapp_qr_contracts.commands import MessageCommand
 from whatsapp_qr_contracts.events import CommandRejected
-from whatsapp_qr_contracts.partitions import chatbot_key
 
 _WAIT_SECONDS = 10.0
 _LOOK_EVERY_SECONDS = 0.1
@@ -41,7 +40,6 @@ class Messages:
             kind(chatbot_id=chatbot_id, message_id=message_id),
             message_id=command_id,
             correlation_id=command_id,
-            key=chatbot_key(chatbot_id),
         )
         until = time.monotonic() + _WAIT_SECONDS
         while time.monotonic() < until:

@@ -46,7 +46,7 @@ def topology(read_settings: ReadSettings) -> typer.Typer:
         found, well = run(_looked_at(settings))
         print_lines([f"{one.what}\n  {one.remedy}" for one in found])
         if found:
-            fail(f"{len(found)} of exchanges, queues and bindings are not as they should be")
+            fail(f"{len(found)} of exchanges, queues, bindings and settings are not as they should be")
         print_lines([f"for PARTITIONS={settings.partitions} all exchanges and queues are {well}"])
 
     @app.command()
@@ -77,18 +77,19 @@ async def _declare(settings: "Settings", wait: float) -> None:
 
 async def _looked_at(settings: "Settings") -> "tuple[list[Difference], str]":
     """Return what differs, and what is known where nothing does."""
-    from service.messaging.comparing import compare
+    from service.messaging.comparing import compare, compare_size
     from service.messaging.management import differences, look
 
     if settings.management_url is not None:
-        found = await look(settings.management_url, settings.amqp_url)
-        return differences(found, settings.partitions), "as they should be, with all their bindings"
+        listed = await look(settings.management_url, settings.amqp_url)
+        found = [*differences(listed, settings.partitions), *await compare_size(settings.amqp_url)]
+        return found, "as they should be, with all their bindings"
     compared = await compare(settings.amqp_url, settings.partitions)
     if compared.complete:
         well = "as they should be; bindings and left-overs were not compared: set MANAGEMENT_URL"
     else:
         well = "there; how they are made was not compared: this user may not declare them"
-    return compared.differences, well
+    return [*compared.differences, *await compare_size(settings.amqp_url)], well
 
 
 def _read(folder: Path | None) -> Mapping[str, str]:

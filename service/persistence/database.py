@@ -6,7 +6,7 @@ import time
 from collections.abc import Awaitable, Callable, Coroutine
 from contextlib import AbstractAsyncContextManager, nullcontext
 from datetime import UTC, datetime, timedelta
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar, cast
 
 import structlog
 from opentelemetry.trace import SpanKind
@@ -56,8 +56,8 @@ class Database:
     """
 
     def __init__(self, url: str, pool: int = _POOL_SIZE) -> None:
-        self.is_sqlite = url.startswith("sqlite")
-        if self.is_sqlite:
+        is_sqlite = url.startswith("sqlite")
+        if is_sqlite:
             # One writer per process: SQLite has one anyway, and waiting in line here is fairer than its busy loop.
             self._writer = sqlite_engine(url, "BEGIN IMMEDIATE", pool_size=1)
             self._reader = sqlite_engine(url, "BEGIN", pool_size=_SQLITE_READERS)
@@ -65,9 +65,9 @@ class Database:
         else:
             self._writer = self._reader = postgres_engine(url, pool)
             self._turns = {self._writer: asyncio.Semaphore(max(1, pool - _KEPT_FREE))}
-        self._file = make_url(url).database if self.is_sqlite else None
+        self._file = make_url(url).database if is_sqlite else None
         self._reading: set[asyncio.Task[Any]] = set()
-        self._longest = None if self.is_sqlite else _TRANSACTION_SECONDS  # SQLite's driver must never be cut off
+        self._longest = None if is_sqlite else _TRANSACTION_SECONDS  # SQLite's driver must never be cut off
 
     async def transact(self, work: Work[T], *, urgent: bool = False) -> T:
         """Run `work` in one transaction and commit it.
@@ -130,42 +130,6 @@ class Database:
         finally:
             _SECONDS[kind].observe(time.perf_counter() - began)
 
-    def clock(self, offset: timedelta = timedelta()) -> ColumnElement[datetime]:
-        """Return the present time, shifted by `offset`, as an expression.
-
-        It is the database's own time, so that processes with wrong clocks agree; SQLite means one machine and one
-        clock.
-        """
-        if self.is_sqlite:
-            return literal(datetime.now(UTC) + offset, UtcDateTime())
-        return func.clock_timestamp() + literal(offset)
-
-    async def present(self, tx: AsyncSession, offset: timedelta = timedelta()) -> datetime:
-        """Return the time that `clock` gives."""
-        return (await tx.execute(select(self.clock(offset)))).scalar_one()
-
-    async def insert_new(self, tx: AsyncSession, table: type[SQLModel], **values: Any) -> bool:
-        """Insert a row unless one with the same key exists; say whether it was inserted."""
-        dialect = sqlite if self.is_sqlite else postgresql
-        given = {name: value for name, value in values.items() if value is not None}  # the rest has its defaults
-        statement = dialect.insert(table).values(given).on_conflict_do_nothing()
-        return bool((await tx.execute(statement)).rowcount)  # type: ignore[attr-defined]
-
-    async def end_hanging(self, tx: AsyncSession, seconds: float) -> int:
-        """End transactions that have waited for one of our processes to go on; return how many.
-
-        A process that hangs between the parts of one statement keeps its row locks, and before version 17 no time limit
-        of PostgreSQL covers that. Whoever loses a transaction so tries again. For SQLite see `stopped_writers`.
-        """
-        if self.is_sqlite:
-            return 0
-        hanging = text(
-            "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity WHERE datname = current_database()"
-            " AND usename = current_user AND application_name = :name AND wait_event = 'ClientRead'"
-            " AND xact_start < clock_timestamp() - make_interval(secs => :seconds)"
-        )
-        return int((await tx.execute(hanging, {"name": APPLICATION, "seconds": seconds})).scalar_one())
-
     async def ping(self) -> None:
         """Check that the database answers.
 
@@ -186,6 +150,54 @@ class Database:
                 await self._reader.dispose()
         except TimeoutError:
             log.warning("database_silent_while_closing")
+
+
+def on_sqlite(tx: AsyncSession) -> bool:
+    """Say whether a transaction runs on SQLite; else it is PostgreSQL."""
+    return tx.get_bind().dialect.name == "sqlite"
+
+
+def clock(tx: AsyncSession, offset: timedelta = timedelta()) -> ColumnElement[datetime]:
+    """Return the present time, shifted by `offset`, as an expression.
+
+    It is the database's own time, so that processes with wrong clocks agree; SQLite means one machine and one clock.
+    """
+    if on_sqlite(tx):
+        return literal(datetime.now(UTC) + offset, UtcDateTime())
+    return func.clock_timestamp() + literal(offset)
+
+
+async def present(tx: AsyncSession, offset: timedelta = timedelta()) -> datetime:
+    """Return the time that `clock` gives."""
+    return (await tx.execute(select(clock(tx, offset)))).scalar_one()
+
+
+def upsert(tx: AsyncSession, table: type[SQLModel]) -> postgresql.Insert:
+    """Return an INSERT that can have an ON CONFLICT; both dialects write it alike."""
+    return postgresql.insert(table) if not on_sqlite(tx) else cast("postgresql.Insert", sqlite.insert(table))
+
+
+async def insert_new(tx: AsyncSession, table: type[SQLModel], **values: Any) -> bool:
+    """Insert a row unless one with the same key exists; say whether it was inserted."""
+    given = {name: value for name, value in values.items() if value is not None}  # the rest has its defaults
+    result = await tx.execute(upsert(tx, table).values(given).on_conflict_do_nothing())
+    return bool(result.rowcount)  # type: ignore[attr-defined]
+
+
+async def end_hanging(tx: AsyncSession, seconds: float) -> int:
+    """End transactions that have waited for one of our processes to go on; return how many.
+
+    A process that hangs between the parts of one statement keeps its row locks, and before version 17 no time limit
+    of PostgreSQL covers that. Whoever loses a transaction so tries again. For SQLite see `stopped_writers`.
+    """
+    if on_sqlite(tx):
+        return 0
+    hanging = text(
+        "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity WHERE datname = current_database()"
+        " AND usename = current_user AND application_name = :name AND wait_event = 'ClientRead'"
+        " AND xact_start < clock_timestamp() - make_interval(secs => :seconds)"
+    )
+    return int((await tx.execute(hanging, {"name": APPLICATION, "seconds": seconds})).scalar_one())
 
 
 async def _cut_off(running: Coroutine[Any, Any, T], seconds: float) -> T:

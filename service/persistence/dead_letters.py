@@ -1,31 +1,73 @@
 """The dead letters' table: one row for each message, however often it dies."""
 
+from dataclasses import dataclass, replace
 from datetime import datetime
+from functools import partial
 from typing import Any
 from uuid import UUID
 
+import structlog
 from sqlalchemy import ColumnElement, delete, update
+from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlmodel import col, select
 
 from service.domain.dead_letters import DeadLetter, Original, is_repetition
-from service.persistence.database import Database
+from service.persistence.database import Database, insert_new
 from service.persistence.tables import DeadLetterRow, now
 from whatsapp_qr_contracts.message import storable
 
+log = structlog.get_logger()
+
+_KEPT_PROPERTIES = ("messageId", "correlationId", "type")
 _CHARACTERS = 255
 _ID_DIGITS = 32
 
 
-async def store(database: Database, tx: AsyncSession, dead: DeadLetter) -> None:
+@dataclass(frozen=True)
+class DeadLetters:
+    """Keeps dead letters, each in a transaction of its own."""
+
+    database: Database
+
+    async def keep(self, dead: DeadLetter) -> None:
+        """Store one dead letter; what the database refuses of it is left out, the bytes never are.
+
+        Raises:
+            DatabaseUnavailable: try again later.
+        """
+        try:
+            await self.database.transact(partial(store, dead=dead))
+        except (SQLAlchemyError, ValueError, TypeError, RecursionError) as error:
+            bare = _bare(dead, error)
+            log.exception("dead_letter_stored_bare", id=str(bare.id))
+            await self.database.transact(partial(store, dead=bare))
+
+
+def _bare(dead: DeadLetter, error: Exception) -> DeadLetter:
+    """Return what any database takes of a dead letter; with the message's id, so that it stays the same one."""
+    original = dead.original
+    return replace(
+        dead,
+        original=replace(
+            original,
+            properties={name: storable(text) for name in _KEPT_PROPERTIES if (text := original.text(name))},
+            headers={},
+        ),
+        detail=f"{dead.detail}\n(stored without headers and most properties: {type(error).__name__})",
+        burial=storable(dead.burial),
+    )
+
+
+async def store(tx: AsyncSession, dead: DeadLetter) -> None:
     """Keep a dead letter: a new row, or one death more on the row of its message; a repetition changes nothing."""
     fields = _fields(dead)
-    if await database.insert_new(tx, DeadLetterRow, id=dead.id, attempts=1, replayed_at=None, **fields):
+    if await insert_new(tx, DeadLetterRow, id=dead.id, attempts=1, replayed_at=None, **fields):
         return
     query = select(DeadLetterRow).where(col(DeadLetterRow.id) == dead.id).with_for_update()
     row = (await tx.scalars(query)).one_or_none()
     if row is None:  # discarded between the two
-        await database.insert_new(tx, DeadLetterRow, id=dead.id, attempts=1, replayed_at=None, **fields)
+        await insert_new(tx, DeadLetterRow, id=dead.id, attempts=1, replayed_at=None, **fields)
         return
     if is_repetition(dead, last_burial=row.burial, replayed=row.replayed_at is not None):
         return

@@ -9,7 +9,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from sqlmodel import col, select
 
 from service.domain.sharing import Peer
-from service.persistence.database import Database
+from service.persistence.database import Database, end_hanging, insert_new, present
 from service.persistence.tables import ProcessRow
 
 # A period and a half, so that one late beat at most makes a process look dead, which costs a needless look.
@@ -46,13 +46,11 @@ class Heartbeats:
         """
 
         async def work(tx: AsyncSession) -> list[Peer]:
-            at = await self._database.present(tx)
-            if ended := await self._database.end_hanging(tx, HANGING_SECONDS):
+            at = await present(tx)
+            if ended := await end_hanging(tx, HANGING_SECONDS):
                 log.warning("hanging_transactions_ended", count=ended)
             await tx.execute(delete(ProcessRow).where(col(ProcessRow.id) == self._id))
-            await self._database.insert_new(
-                tx, ProcessRow, id=self._id, kind=self._kind, partitions=sorted(active), seen_at=at
-            )
+            await insert_new(tx, ProcessRow, id=self._id, kind=self._kind, partitions=sorted(active), seen_at=at)
             # Rows of the dead go; one that another process deletes at this moment is not waited for.
             dead = select(col(ProcessRow.id)).where(col(ProcessRow.seen_at) < at - self._kept)
             await tx.execute(delete(ProcessRow).where(col(ProcessRow.id).in_(dead.with_for_update(skip_locked=True))))

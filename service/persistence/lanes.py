@@ -1,242 +1,354 @@
-"""The lane of a session: its PENDING messages in order. One message at a time is claimed, sent and recorded."""
+"""The lane of a session: its PENDING messages in order, and a row that says how far their sending is.
 
+The outbound consumer locks the lane's row, then messages. So two processes never send from one lane at once, and
+whoever stores messages, which locks the session's row, is never waited for.
+"""
+
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from uuid import UUID, uuid5
 
-from sqlalchemy import ColumnElement, TextClause, not_, text, update
+from sqlalchemy import ScalarSelect, Select, bindparam, select, text, update
 from sqlalchemy.ext.asyncio import AsyncSession
-from sqlmodel import col, select
+from sqlalchemy.orm import aliased
+from sqlmodel import col
 from uuid_utils.compat import uuid7
 
-from service.domain.identities import whatsapp_message_id
-from service.domain.sending import GiveUp, Retry, SendPolicy
+from service.domain.identities import key_hash, whatsapp_message_id
+from service.domain.sending import GiveUp, Retry, SendPolicy, taken, wait_for_token
 from service.errors import Rejected
-from service.persistence.conversations import FAILED_BY_WHATSAPP, apply_waiting_receipts, raise_status
-from service.persistence.database import Database
-from service.persistence.sessions import session_by_id
-from service.persistence.tables import MessageRow, SessionRow, now
-from whatsapp_qr_contracts.message import DeliveryStatus, Role, SessionStatus
+from service.persistence.conversations import apply_receipts, raise_status, receipts_for
+from service.persistence.database import clock, upsert
+from service.persistence.tables import LaneRow, MessageRow, SessionRow, now
+from service.persistence.untold import Part
+from whatsapp_qr_contracts.codes import FailureCode, RejectionCode
+from whatsapp_qr_contracts.message import DeliveryStatus, SessionStatus
+from whatsapp_qr_contracts.partitions import session_key
 
 _PENDING = DeliveryStatus.PENDING
-
-CANCELLED = "cancelled"
-"""The error code of a message that its sender took back."""
-
-
-@dataclass(frozen=True, slots=True)
-class Idle:
-    """Nothing can be sent: the lane is empty, or the session is not connected and its messages wait for that."""
-
-    postponed: bool = False
-    """Whether the row still says that the lane is to be looked at again."""
-
-
-@dataclass(frozen=True, slots=True)
-class Wait:
-    """The first message may be sent in so many seconds."""
-
-    seconds: float
-
-
-@dataclass(frozen=True, slots=True)
-class Expired:
-    """The first message waited too long and has failed."""
-
-    message: MessageRow
+BATCH = 200
+_SOON = timedelta(milliseconds=1)
+_MAY_HAVE_GONE = "; an earlier attempt, whose outcome is unknown, may have gone out"
 
 
 @dataclass(frozen=True, slots=True)
 class Claimed:
-    """The first message belongs to this process until its claim ends."""
+    """A message that belongs to this process until its claim ends."""
 
     message: MessageRow
+    claim: UUID
+    deferrals: int
+    """Times in a row that its session could not send at all, so far."""
 
 
-Next = Idle | Wait | Expired | Claimed
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What became of a claimed message: the WhatsApp id under which the gateway took it, or what follows a failure."""
+
+    claimed: Claimed
+    result: str | Retry | GiveUp
+
+    @property
+    def renamed(self) -> bool:
+        """Whether the gateway took it under an id of its own."""
+        return isinstance(self.result, str) and self.result != self.claimed.message.whatsapp_message_id
 
 
-def _pending(session_id: str) -> tuple[ColumnElement[bool] | TextClause, ...]:
-    # The status is written out, not bound: only so is the partial index of the lane used.
-    return (col(MessageRow.session_id) == session_id, text("delivery_status = 'PENDING'"))
+# Waking
 
 
-async def claim_next(database: Database, tx: AsyncSession, *, session_id: str, policy: SendPolicy) -> Next:
-    """Claim the first message of a lane. Messages behind it are never claimed before it: that is the order."""
-    session = await session_by_id(tx, session_id)
-    row = await _lock_first(database, tx, session_id)
-    if session is None or row is None:
-        return Idle(postponed=session is not None and session.drain_at is not None)
-    message, at = row
-    claimed = message.claimed_until is not None and message.claimed_until > at
-    if not claimed and message.expires_at is not None and message.expires_at <= at:
-        expire(message, at)
-        return Expired(message)
-    if session.status is not SessionStatus.CONNECTED:
-        return Idle(postponed=session.drain_at is not None)
-    ready_at = message.claimed_until if claimed else message.not_before
-    if ready_at is not None and ready_at > at:
-        return Wait((ready_at - at).total_seconds())
-    message.claim = uuid7()
-    message.claimed_until = at + timedelta(seconds=policy.claim_seconds)
-    return Claimed(message)
+async def wake(tx: AsyncSession, session_ids: Collection[str]) -> None:
+    """Let lanes be looked at now; a lane that has no row yet gets one.
 
-
-async def _lock_first(database: Database, tx: AsyncSession, session_id: str) -> tuple[MessageRow, datetime] | None:
-    """Return the first message of a lane, locked, and the present time."""
-    query = (
-        select(MessageRow, database.clock())
-        .where(*_pending(session_id))
-        .order_by(col(MessageRow.lane_number))
-        .limit(1)
-        .with_for_update(of=MessageRow)
-    )
-    while True:
-        row = (await tx.execute(query, execution_options={"populate_existing": True})).one_or_none()
-        if row is not None:
-            return row[0], row[1]
-        # PostgreSQL gives nothing where a receipt raised the first message while its lock was waited for.
-        if await first_pending(tx, session_id) is None:
-            return None
-
-
-async def record_sent(tx: AsyncSession, *, claimed: MessageRow, whatsapp_id: str) -> MessageRow | None:
-    """Record that the gateway took a message; None where it has another WhatsApp id by now: it is to go out anew.
-
-    True whoever records it, so no claim is asked for.
+    That is done under its session's lock: who holds it, and found no lane to lock or to wake, has committed by then.
     """
-    renamed = claimed.whatsapp_message_id != whatsapp_id
-    if renamed:
-        await session_by_id(tx, claimed.session_id, lock=True)  # apply_receipt keeps early receipts under this lock
-    message = await _locked(tx, claimed.id)
-    if message.whatsapp_message_id not in {claimed.whatsapp_message_id, whatsapp_id}:
-        return None
-    if message.error_code != FAILED_BY_WHATSAPP:  # that receipt is newer than the answer that is recorded here
-        raise_status(message, DeliveryStatus.SENT, now())
-    if renamed:
-        message.whatsapp_message_id = whatsapp_id  # a gateway with ids of its own: its receipts will carry this one
-        await apply_waiting_receipts(tx, message)
-    message.claimed_until = message.not_before = None
-    return message
+    have_rows = await tx.scalars(select(col(LaneRow.session_id)).where(col(LaneRow.session_id).in_(session_ids)))
+    await _lock_sessions(tx, set(session_ids) - set(have_rows))
+    rows = [
+        {"session_id": session_id, "key_hash": key_hash(session_key(session_id))} for session_id in sorted(session_ids)
+    ]
+    if rows:
+        given = upsert(tx, LaneRow).values(
+            session_id=bindparam("session_id"), key_hash=bindparam("key_hash"), wake_at=clock(tx), deferrals=0
+        )
+        waking = given.on_conflict_do_update(index_elements=["session_id"], set_={"wake_at": clock(tx)})
+        await (await tx.connection()).execute(waking, rows)
 
 
-async def record_failure(
-    database: Database, tx: AsyncSession, *, claimed: MessageRow, verdict: Retry | GiveUp
+async def _lock_sessions(tx: AsyncSession, session_ids: Collection[str]) -> None:
+    if session_ids:
+        query = select(col(SessionRow.id)).where(col(SessionRow.session_id).in_(session_ids))
+        await tx.execute(query.order_by(col(SessionRow.id)).with_for_update())
+
+
+async def wake_existing(tx: AsyncSession, session_id: str) -> None:
+    """Let a lane be looked at now, where it has a row: else its first job makes one."""
+    await tx.execute(update(LaneRow).where(col(LaneRow.session_id) == session_id).values(wake_at=clock(tx)))
+
+
+async def due(tx: AsyncSession, part: Part, besides: Collection[str] = ()) -> list[str]:
+    """Return lanes that are to be looked at now, those of this process alone, the longest waiting first.
+
+    Args:
+        tx: the transaction.
+        part: what this process owns.
+        besides: lanes that are left out.
+    """
+    query = (
+        select(col(LaneRow.session_id))
+        .where(
+            text("lanes.wake_at IS NOT NULL"),
+            col(LaneRow.wake_at) <= select(clock(tx)).scalar_subquery(),
+            (col(LaneRow.key_hash) % part.partitions).in_(sorted(part.owned)),
+            col(LaneRow.session_id).not_in(besides),
+        )
+        .order_by(col(LaneRow.wake_at))
+    )
+    return list(await tx.scalars(query.limit(BATCH)))
+
+
+async def known_messages(tx: AsyncSession, ids: Iterable[UUID]) -> dict[UUID, str]:
+    """Return the session of each message that exists."""
+    query = select(col(MessageRow.id), col(MessageRow.session_id)).where(col(MessageRow.id).in_(list(ids)))
+    return {row_id: session_id for row_id, session_id in await tx.execute(query)}  # noqa: C416  # dict() takes no rows
+
+
+# Sending
+
+
+@dataclass(slots=True)
+class Round:
+    """What one transaction of the outbound consumer did."""
+
+    changed: list[MessageRow]
+    """Messages whose status has changed."""
+    claimed: list[Claimed]
+    """Messages to send now."""
+    next_at: datetime | None
+    """When the next lane of these wakes."""
+    at: datetime
+    """The time of the transaction, by the database's clock."""
+
+
+async def send_round(
+    tx: AsyncSession, *, answers: Sequence[Answer], due: Collection[str], policy: SendPolicy
+) -> Round:
+    """Record what became of claimed messages, fail what has expired, and claim what is next in each lane.
+
+    Args:
+        tx: the transaction.
+        answers: what the gateway answered.
+        due: lanes from which something may be sent now; the others, of the answers, are to be looked at again.
+        policy: how patient sending is.
+    """
+    renamed = {answer.claimed.message.session_id for answer in answers if answer.renamed}
+    # A receipt for an id that is not known is kept under this lock too: neither may miss the other.
+    await _lock_sessions(tx, renamed)
+    answered = {answer.claimed.message.session_id for answer in answers}
+    lanes = await _locked_lanes(tx, answered | set(due))
+    at = (await tx.execute(select(clock(tx)))).scalar_one()
+    expired = await _expired(tx, lanes, at)
+    messages = await _locked_messages(tx, {answer.claimed.message.id for answer in answers} | expired)
+    changed = [row for answer in answers if (row := await _record(tx, answer, lanes, messages, at))]
+    changed += [messages[row_id] for row_id in expired if _expire(messages[row_id], lanes, at)]
+    await tx.flush()
+    claimed = await _claim(tx, {name: lane for name, lane in lanes.items() if name in due}, at, policy)
+    for session_id in answered - set(due):
+        lanes[session_id].wake_at = at
+    waiting = [lane.wake_at for lane in lanes.values() if lane.wake_at is not None]
+    return Round(changed, claimed, min(waiting, default=None), at)
+
+
+async def _locked_lanes(tx: AsyncSession, session_ids: Collection[str]) -> dict[str, LaneRow]:
+    query = select(LaneRow).where(col(LaneRow.session_id).in_(session_ids)).order_by(col(LaneRow.session_id))
+    return {lane.session_id: lane for lane in await tx.scalars(query.with_for_update())}
+
+
+async def _locked_messages(tx: AsyncSession, ids: Collection[UUID]) -> dict[UUID, MessageRow]:
+    if not ids:
+        return {}
+    query = select(MessageRow).where(col(MessageRow.id).in_(ids)).order_by(col(MessageRow.id)).with_for_update()
+    return {message.id: message for message in await tx.scalars(query)}
+
+
+async def _expired(tx: AsyncSession, lanes: Mapping[str, LaneRow], at: datetime) -> set[UUID]:
+    """Return messages that waited too long, wherever they stand, but for those that may be on their way."""
+    query = select(col(MessageRow.id)).where(
+        col(MessageRow.session_id).in_(lanes),
+        text("delivery_status = 'PENDING' AND expires_at IS NOT NULL"),
+        col(MessageRow.expires_at) <= at,
+    )
+    claimed = {lane.claimed_message for lane in lanes.values() if _is_claimed(lane, at)}
+    return set(await tx.scalars(query.limit(BATCH))) - claimed
+
+
+def _is_claimed(lane: LaneRow, at: datetime) -> bool:
+    return lane.claimed_until is not None and lane.claimed_until > at
+
+
+async def _record(
+    tx: AsyncSession,
+    answer: Answer,
+    lanes: Mapping[str, LaneRow],
+    messages: Mapping[UUID, MessageRow],
+    at: datetime,
 ) -> MessageRow | None:
-    """Record a failed attempt; None where the claim was lost meanwhile and the newer state stands."""
-    message = await _locked(tx, claimed.id)
-    if message.claim != claimed.claim or message.delivery_status is not _PENDING:
-        return None
-    message.claimed_until = None
-    if isinstance(verdict, GiveUp):
-        message.attempts += verdict.code == "outcome_unknown"
-        raise_status(message, DeliveryStatus.FAILED, now(), error_code=verdict.code, error_message=verdict.detail)
-    else:
-        message.attempts += verdict.counts
-        message.not_before = await database.present(tx, timedelta(seconds=verdict.delay))
-    return message
+    """Record an answer; return the message where its status has changed."""
+    claimed, message = answer.claimed, messages[answer.claimed.message.id]
+    lane = lanes[message.session_id]
+    held = lane.claim == claimed.claim
+    if held:
+        lane.claim = lane.claimed_message = lane.claimed_until = lane.not_before = None
+        lane.deferrals = 0
+    if isinstance(answer.result, str):
+        # It is true whoever records it, so no claim is asked for.
+        return await _record_sent(tx, claimed.message, message, answer.result)
+    is_anew = message.whatsapp_message_id != claimed.message.whatsapp_message_id
+    if not held or is_anew or message.delivery_status is not _PENDING:
+        return None  # the claim was lost meanwhile, and the newer state stands
+    if isinstance(answer.result, GiveUp):
+        message.attempts += answer.result.code == FailureCode.OUTCOME_UNKNOWN
+        code, detail = answer.result.code, answer.result.detail
+        return message if raise_status(message, DeliveryStatus.FAILED, now(), code=code, detail=detail) else None
+    message.attempts += answer.result.counts
+    lane.deferrals = 0 if answer.result.counts else claimed.deferrals + 1
+    lane.not_before = at + timedelta(seconds=answer.result.delay)
+    return None
 
 
-async def postpone(database: Database, tx: AsyncSession, *, session_id: str, seconds: float | None) -> None:
-    """Write down when the lane is to be looked at again; None once somebody looks."""
-    at = None if seconds is None else database.clock(timedelta(seconds=seconds))
-    await tx.execute(update(SessionRow).where(col(SessionRow.session_id) == session_id).values(drain_at=at))
+async def _record_sent(
+    tx: AsyncSession, claimed: MessageRow, message: MessageRow, whatsapp_id: str
+) -> MessageRow | None:
+    if message.whatsapp_message_id not in {claimed.whatsapp_message_id, whatsapp_id}:
+        return None  # it has another WhatsApp id by now: it is to go out anew
+    before = message.version
+    if message.error_code != FailureCode.FAILED_BY_WHATSAPP:  # that receipt is newer than the answer
+        raise_status(message, DeliveryStatus.SENT, now())
+    if whatsapp_id != message.whatsapp_message_id:
+        message.whatsapp_message_id = whatsapp_id  # a gateway with ids of its own: its receipts will carry this one
+        apply_receipts(message, await receipts_for(tx, message))
+    return message if message.version > before else None
 
 
-async def first_pending(tx: AsyncSession, session_id: str) -> MessageRow | None:
-    """Return the first message of a lane that waits to be sent."""
-    query = select(MessageRow).where(*_pending(session_id)).order_by(col(MessageRow.lane_number)).limit(1)
-    return (await tx.scalars(query)).one_or_none()
+def _expire(message: MessageRow, lanes: Mapping[str, LaneRow], at: datetime) -> bool:
+    # Looked at again under its lock: WhatsApp may have failed it, and its caller tried it again, meanwhile.
+    if message.expires_at is None or message.expires_at > at:
+        return False
+    return fail_waiting(message, lanes.get(message.session_id), at, FailureCode.EXPIRED, "it waited too long")
 
 
-async def fail_pending(tx: AsyncSession, session_id: str, *, code: str, detail: str) -> None:
-    """Fail every message of a lane that waits."""
-    query = select(MessageRow).where(*_pending(session_id)).with_for_update()
-    for message in await tx.scalars(query):
-        _fail_waiting(message, now(), code=code, detail=detail)
+async def _claim(tx: AsyncSession, lanes: Mapping[str, LaneRow], at: datetime, policy: SendPolicy) -> list[Claimed]:
+    """Claim the first message of each lane that may send now; say of the others when they are to be looked at."""
+    first = {message.session_id: message for message in await tx.scalars(_first_of_connected(lanes))}
+    claimed = []
+    for lane in lanes.values():
+        message = first.get(lane.session_id)
+        if message is None:
+            lane.wake_at = None
+            continue
+        is_expired = message.expires_at is not None and message.expires_at <= at  # one of very many
+        ready_at = at + _SOON if is_expired else _ready_at(lane, at, policy)
+        if ready_at > at:
+            lane.wake_at = ready_at
+            continue
+        lane.claim, lane.claimed_message = uuid7(), message.id
+        lane.claimed_until = lane.wake_at = at + timedelta(seconds=policy.claim_seconds)
+        lane.tokens, lane.tokens_at = taken(lane.tokens, _since(lane, at), policy), at
+        claimed.append(Claimed(message, lane.claim, lane.deferrals))
+    return claimed
 
 
-def expire(message: MessageRow, at: datetime) -> None:
-    """Fail a message that waited too long."""
-    _fail_waiting(message, at, code="expired", detail="it waited too long")
+def first_pending() -> ScalarSelect[UUID]:
+    """Return the id of the first message that waits in the lane of a session of the statement around it.
+
+    Lane after lane, by their index: a join may read all that waits, where PostgreSQL's statistics are older than that.
+    """
+    # The status is written out, not bound: only so is the partial index used.
+    waiting = aliased(MessageRow, name="waiting")
+    query = select(col(waiting.id)).where(
+        col(waiting.session_id) == col(SessionRow.session_id), text("waiting.delivery_status = 'PENDING'")
+    )
+    return query.order_by(col(waiting.lane_number)).limit(1).correlate(SessionRow).scalar_subquery()
 
 
-def _fail_waiting(message: MessageRow, at: datetime, *, code: str, detail: str) -> None:
-    if message.attempts or message.claimed_until is not None:  # the latter is left by a process that was killed
-        detail += "; an earlier attempt, whose outcome is unknown, may have gone out"
-    raise_status(message, DeliveryStatus.FAILED, at, error_code=code, error_message=detail)
+def _first_of_connected(session_ids: Collection[str]) -> Select[MessageRow]:
+    is_connected = col(SessionRow.status) == SessionStatus.CONNECTED
+    first = select(first_pending()).where(col(SessionRow.session_id).in_(session_ids), is_connected)
+    return select(MessageRow).where(col(MessageRow.id).in_(first)).execution_options(populate_existing=True)
 
 
-async def cancel(database: Database, tx: AsyncSession, message: MessageRow) -> None:
-    """Fail a locked message that waits; one that was cancelled before stays so.
+def _since(lane: LaneRow, at: datetime) -> float:
+    return 0.0 if lane.tokens_at is None else max(0.0, (at - lane.tokens_at).total_seconds())
+
+
+def _ready_at(lane: LaneRow, at: datetime, policy: SendPolicy) -> datetime:
+    if _is_claimed(lane, at) and lane.claimed_until is not None:
+        return lane.claimed_until
+    paced = at + timedelta(seconds=wait_for_token(lane.tokens, _since(lane, at), policy))
+    return max(paced, lane.not_before or at)
+
+
+# What others do to messages that wait
+
+
+def fail_waiting(message: MessageRow, lane: LaneRow | None, at: datetime, code: str, detail: str) -> bool:
+    """Fail a message that waits; say whether that changed it."""
+    begun = lane is not None and lane.claimed_message == message.id  # it is left by a process that was killed
+    detail += _MAY_HAVE_GONE if message.attempts or begun else ""
+    return raise_status(message, DeliveryStatus.FAILED, at, code=code, detail=detail)
+
+
+async def fail_pending(tx: AsyncSession, session_id: str, *, code: str, detail: str) -> list[MessageRow]:
+    """Fail every message of a lane that waits; the session is locked by the caller."""
+    lane = (await _locked_lanes(tx, [session_id])).get(session_id)
+    pending = select(MessageRow).where(col(MessageRow.session_id) == session_id, text("delivery_status = 'PENDING'"))
+    messages = list(await tx.scalars(pending.order_by(col(MessageRow.id)).with_for_update()))
+    return [message for message in messages if fail_waiting(message, lane, now(), code, detail)]
+
+
+def cancel(message: MessageRow, lane: LaneRow | None, at: datetime) -> None:
+    """Fail a message that waits; one that was cancelled before stays so. It and its lane are locked by the caller.
 
     Raises:
         Rejected: it does not wait any more, or it is being sent at this moment.
     """
-    if message.error_code == CANCELLED:
+    if message.error_code == FailureCode.CANCELLED:
         return
     if message.delivery_status is not _PENDING:
-        raise Rejected(f"the message is {message.delivery_status}: only one that is PENDING", code="not_pending")
-    at = await database.present(tx)
-    if message.claimed_until is not None and message.claimed_until > at:
-        raise Rejected("the message is being sent at this moment: ask again in some seconds", code="being_sent")
-    _fail_waiting(message, at, code=CANCELLED, detail="it was cancelled")
+        detail = f"the message is {message.delivery_status}: only one that is PENDING"
+        raise Rejected(detail, code=RejectionCode.NOT_PENDING)
+    if lane is not None and lane.claimed_message == message.id and _is_claimed(lane, at):
+        detail = "the message is being sent at this moment: ask again in some seconds"
+        raise Rejected(detail, code=RejectionCode.BEING_SENT)
+    fail_waiting(message, lane, at, FailureCode.CANCELLED, "it was cancelled")
 
 
-async def enqueue_again(
-    database: Database, tx: AsyncSession, session: SessionRow, message: MessageRow, *, expiry: timedelta, retry: str
-) -> None:
-    """Put a locked message that failed at the end of the lane of its session, which is locked too.
+def enqueue_again(session: SessionRow, message: MessageRow, *, expires_at: datetime, retry: str) -> None:
+    """Put a message that failed at the end of its lane. It and its session are locked by the caller.
 
     Args:
-        database: the clock.
-        tx: the transaction.
         session: whose lane it is.
         message: the message.
-        expiry: how long it may wait.
+        expires_at: until when it may wait.
         retry: the id of the command that asks for it.
 
     Raises:
         Rejected: it has not failed.
     """
     if message.delivery_status is not DeliveryStatus.FAILED:
-        raise Rejected(f"the message is {message.delivery_status}: only one that is FAILED", code="not_failed")
-    if message.error_code == FAILED_BY_WHATSAPP:
+        detail = f"the message is {message.delivery_status}: only one that is FAILED"
+        raise Rejected(detail, code=RejectionCode.NOT_FAILED)
+    if message.error_code == FailureCode.FAILED_BY_WHATSAPP:
         # It did not arrive, so nothing doubles; under the old id a gateway may answer without sending, and the old
         # receipt, repeated, would fail it again.
         message.whatsapp_message_id = whatsapp_message_id(uuid5(message.id, retry))
     session.lane_end += 1
     message.lane_number = session.lane_end
-    message.delivery_status, message.announced = _PENDING, True
+    message.delivery_status, message.handed_over = _PENDING, False
+    message.version += 1
+    message.told_version = message.version  # that it waits again is told by the command's outcome
     message.attempts = 0
-    message.claim = message.claimed_until = message.not_before = None
     message.error_code = message.error_message = None
     message.failed_at = message.sent_at = None
-    message.expires_at = await database.present(tx, expiry)
-
-
-async def unannounced(tx: AsyncSession, session_id: str) -> list[MessageRow]:
-    """Return the messages of a lane whose present status is not known to be announced, in order."""
-    query = (
-        select(MessageRow)
-        .where(
-            col(MessageRow.session_id) == session_id,
-            not_(col(MessageRow.announced)),
-            col(MessageRow.role) == Role.ASSISTANT,
-        )
-        .order_by(col(MessageRow.lane_number))
-    )
-    return list(await tx.scalars(query))
-
-
-async def locked(tx: AsyncSession, message_id: UUID) -> MessageRow | None:
-    """Return a message, locked against other transactions."""
-    query = select(MessageRow).where(col(MessageRow.id) == message_id).with_for_update()
-    return (await tx.scalars(query, execution_options={"populate_existing": True})).one_or_none()
-
-
-async def _locked(tx: AsyncSession, message_id: UUID) -> MessageRow:
-    message = await locked(tx, message_id)
-    if message is None:
-        raise LookupError(f"no message has the id {message_id}")
-    return message
+    message.expires_at = expires_at

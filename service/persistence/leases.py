@@ -3,25 +3,23 @@
 from datetime import timedelta
 
 from sqlalchemy import delete, or_
-from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlmodel import col
 
-from service.persistence.database import Database
+from service.persistence.database import clock, upsert
 from service.persistence.tables import LeaseRow
 
 
-async def take(database: Database, tx: AsyncSession, *, duty: str, holder: str, seconds: float) -> bool:
+async def take(tx: AsyncSession, *, duty: str, holder: str, seconds: float) -> bool:
     """Take a lease that is free or has run out, or renew one's own; say whether it is held now. One statement."""
-    until = database.clock(timedelta(seconds=seconds))
-    dialect = sqlite if database.is_sqlite else postgresql
+    until = clock(tx, timedelta(seconds=seconds))
     statement = (
-        dialect.insert(LeaseRow)
+        upsert(tx, LeaseRow)
         .values(duty=duty, holder=holder, until=until)
         .on_conflict_do_update(
             index_elements=["duty"],
             set_={"holder": holder, "until": until},
-            where=or_(col(LeaseRow.holder) == holder, col(LeaseRow.until) <= database.clock()),
+            where=or_(col(LeaseRow.holder) == holder, col(LeaseRow.until) <= clock(tx)),
         )
         .returning(col(LeaseRow.holder))
     )

@@ -8,9 +8,9 @@ from sqlalchemy import ColumnElement, exists, func, literal_column, text
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlmodel import col, select
 
-from service.persistence.database import Database
+from service.persistence.database import Database, on_sqlite, present
 from service.persistence.tables import ChatbotRow, DeadLetterRow, MessageRow, SessionRow
-from whatsapp_qr_contracts.message import Role, SessionStatus
+from whatsapp_qr_contracts.message import SessionStatus
 
 _SECONDS = 2
 
@@ -36,13 +36,13 @@ async def observe(database: Database) -> Observed:
     """
 
     async def look(tx: AsyncSession) -> Observed:
-        at = await database.present(tx)
-        unannounced = "announced = 0" if database.is_sqlite else "NOT announced"
+        at = await present(tx)
+        unannounced = "handed_over = 0" if on_sqlite(tx) else "NOT handed_over"
         return Observed(
             sessions=await _sessions(tx),
             oldest_pending=await _age(tx, at, *_pending(connected=True)),
             oldest_pending_away=await _age(tx, at, *_pending(connected=False)),
-            oldest_unhandled=await _age(tx, at, text(unannounced), col(MessageRow.role) == Role.USER),
+            oldest_unhandled=await _age(tx, at, text(f"{unannounced} AND role = 'USER'")),
             dead_letters=await _dead_letters(tx),
         )
 

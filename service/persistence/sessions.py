@@ -4,19 +4,21 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 from uuid import UUID
 
-from sqlalchemy import event, update
+from sqlalchemy import event
 from sqlalchemy import select as select_columns
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import object_session
 from sqlmodel import col, select
 
 from service import metrics
+from service.domain.identities import key_hash
 from service.domain.reconciling import Known
 from service.errors import DatabaseUnavailable
 from service.persistence.columns import DatabaseClock
-from service.persistence.database import Database
+from service.persistence.database import clock, insert_new
 from service.persistence.tables import ChatbotRow, CommandRow, SessionRow, now
 from whatsapp_qr_contracts.message import SessionStatus
+from whatsapp_qr_contracts.partitions import chatbot_key
 
 if TYPE_CHECKING:
     from datetime import datetime
@@ -47,10 +49,11 @@ async def locked_unchanged(tx: AsyncSession, seen: SessionRow) -> SessionRow:
     return session
 
 
-async def open_session(database: Database, tx: AsyncSession, chatbot_id: UUID, session_id: str) -> SessionRow:
+async def open_session(tx: AsyncSession, chatbot_id: UUID, session_id: str) -> SessionRow:
     """Return the chatbot's session, locked; made under the given id where there was none."""
-    new = SessionRow(chatbot_id=chatbot_id, session_id=session_id, status=SessionStatus.DISCONNECTED)
-    await database.insert_new(tx, SessionRow, **new.model_dump())
+    hashed = key_hash(chatbot_key(chatbot_id))
+    new = SessionRow(chatbot_id=chatbot_id, session_id=session_id, status=SessionStatus.DISCONNECTED, key_hash=hashed)
+    await insert_new(tx, SessionRow, **new.model_dump())
     return (
         await tx.scalars(select(SessionRow).where(col(SessionRow.chatbot_id) == chatbot_id).with_for_update())
     ).one()
@@ -61,6 +64,7 @@ def move(
     status: SessionStatus,
     *,
     wanted: bool,
+    caused_by: str = "",
     reason: str | None = None,
     qr_code: str | None = None,
     phone_number: str | None = None,
@@ -73,6 +77,7 @@ def move(
         session.last_connected_at = at
         session.phone_number = phone_number or session.phone_number
     session.version += 1
+    session.correlation_id = caused_by
     session.updated_at = at
     session.moved_at = cast("datetime", DatabaseClock())
     _count_once_committed(session)
@@ -94,7 +99,7 @@ class Surveyed:
     known: Known
 
 
-async def survey(database: Database, tx: AsyncSession) -> list[Surveyed]:
+async def survey(tx: AsyncSession) -> list[Surveyed]:
     """Return all sessions, in the order of their ids."""
     row = SessionRow
     query = select_columns(
@@ -107,18 +112,12 @@ async def survey(database: Database, tx: AsyncSession) -> list[Surveyed]:
         col(row.status_reason),
         col(row.phone_number),
         col(row.qr_code),
-        database.clock(),
+        clock(tx),
     ).order_by(col(row.session_id))
     return [
         Surveyed(session_id, chatbot_id, version, Known(status, wanted, (at - moved_at).total_seconds(), *more))
         for session_id, chatbot_id, version, status, wanted, moved_at, *more, at in await tx.execute(query)
     ]
-
-
-async def mark_announced(tx: AsyncSession, session: SessionRow) -> None:
-    """Note that the event of a version is confirmed."""
-    older = (col(SessionRow.id) == session.id, col(SessionRow.announced_version) < session.version)
-    await tx.execute(update(SessionRow).where(*older).values(announced_version=session.version))
 
 
 async def chatbot_is_known(tx: AsyncSession, chatbot_id: UUID) -> bool:
@@ -127,9 +126,9 @@ async def chatbot_is_known(tx: AsyncSession, chatbot_id: UUID) -> bool:
     return chatbot is not None and chatbot.removed_at is None
 
 
-async def register_chatbot(database: Database, tx: AsyncSession, chatbot_id: UUID) -> None:
+async def register_chatbot(tx: AsyncSession, chatbot_id: UUID) -> None:
     """Make a chatbot known, also one that was removed."""
-    await database.insert_new(tx, ChatbotRow, id=chatbot_id, registered_at=now(), removed_at=None)
+    await insert_new(tx, ChatbotRow, id=chatbot_id, registered_at=now(), removed_at=None)
     (await tx.get_one(ChatbotRow, chatbot_id)).removed_at = None
 
 
@@ -140,13 +139,10 @@ async def remove_chatbot(tx: AsyncSession, chatbot_id: UUID) -> None:
         chatbot.removed_at = now()
 
 
-async def command_row(
-    database: Database, tx: AsyncSession, *, chatbot_id: UUID, command_id: str, name: str, digest: str
-) -> CommandRow:
+async def command_row(tx: AsyncSession, new: CommandRow) -> CommandRow:
     """Return the row under a command's id, made where there was none; another command may have made it."""
-    new = CommandRow(chatbot_id=chatbot_id, command_id=command_id, name=name, digest=digest)
-    await database.insert_new(tx, CommandRow, **new.model_dump())
-    return await tx.get_one(CommandRow, (chatbot_id, command_id))
+    await insert_new(tx, CommandRow, **new.model_dump())
+    return await tx.get_one(CommandRow, (new.chatbot_id, new.command_id))
 
 
 async def command_outcome(tx: AsyncSession, chatbot_id: UUID, command_id: str) -> dict[str, Any] | None:

@@ -34,6 +34,16 @@ def _changed() -> Any:
     return _when(default=None, nullable=False, sa_column_kwargs=clock)
 
 
+def _hash() -> Any:
+    """Return the column of the CRC-32 of a row's partition key: SQL can compute the partition from it."""
+    return Field(default=0, sa_type=BigInteger, sa_column_kwargs={"server_default": "0"})
+
+
+_FROM_CUSTOMER = "role = 'USER'"
+_TO_CUSTOMER = "role = 'ASSISTANT'"
+_UNTOLD = "told_version < version"
+_EXPIRING = "delivery_status = 'PENDING' AND expires_at IS NOT NULL"
+
 # What the database's clock has written is read when it is needed, not after each write.
 _UNREAD: dict[str, Any] = {"eager_defaults": False}
 
@@ -77,10 +87,11 @@ class SessionRow(SQLModel, table=True):
     """Rises with every change of status, reason, QR code or number."""
     announced_version: int = 0
     """The last version whose event is known to be confirmed."""
+    correlation_id: str = ""
+    """The id of the command or report that led to the present version."""
+    key_hash: int = _hash()
     lane_end: int = 0
     """The number of the last message in this session's lane."""
-    drain_at: datetime | None = _when(default=None)
-    """When the lane is to be looked at again, while it waits."""
     moved_at: datetime = _when(default=None, nullable=False, sa_column_kwargs={"default": DatabaseClock()})
     """When its version last rose, by the database's clock."""
     created_at: datetime = _when(default_factory=now)
@@ -88,9 +99,15 @@ class SessionRow(SQLModel, table=True):
 
 
 class CommandRow(SQLModel, table=True):
-    """A command about a session, a chatbot or a message: with an outcome it is never executed again. Kept for 24 h."""
+    """A command about a session, a chatbot or a message: with an outcome it is never executed again. Kept for 24 h.
+
+    A `message.send` has a row only where it was rejected: else its message's row says all.
+    """
 
     __tablename__ = "commands"
+    __table_args__ = (
+        Index("commands_untold", "created_at", sqlite_where=text("told = 0"), postgresql_where=text("NOT told")),
+    )
 
     chatbot_id: UUID = Field(primary_key=True)
     command_id: str = Field(primary_key=True, max_length=255)
@@ -99,6 +116,9 @@ class CommandRow(SQLModel, table=True):
     """Of its body: another one under the same id is refused. None where it was written before there were digests."""
     outcome: dict[str, Any] | None = Field(default=None, sa_type=JSON)
     """The event that answers it: name, message_id and body."""
+    told: bool = True
+    """Whether that event is known to be confirmed; written together with the outcome."""
+    key_hash: int = _hash()
     created_at: datetime = _when(default_factory=now, index=True)
 
 
@@ -128,6 +148,9 @@ class ConversationRow(SQLModel, table=True):
     """The number of the customer's last message."""
     announced: bool = False
     """Whether conversation.started is known to be confirmed."""
+    correlation_id: str = ""
+    """The id of the command or report that began it."""
+    key_hash: int = _hash()
     changed_at: datetime = _changed()
     """When the row was last written, by the database's clock."""
     created_at: datetime = _when(default_factory=now)
@@ -149,16 +172,32 @@ class MessageRow(SQLModel, table=True):
             postgresql_where=text("delivery_status = 'PENDING'"),
         ),
         Index(
-            "messages_unannounced",
-            "session_id",
-            sqlite_where=text("announced = 0"),
-            postgresql_where=text("NOT announced"),
+            "messages_to_hand_over",
+            "conversation_id",
+            "sequence",
+            sqlite_where=text(f"handed_over = 0 AND {_FROM_CUSTOMER}"),
+            postgresql_where=text(f"NOT handed_over AND {_FROM_CUSTOMER}"),
         ),
+        Index(
+            "messages_to_enqueue",
+            "session_id",
+            "lane_number",
+            sqlite_where=text(f"handed_over = 0 AND {_TO_CUSTOMER}"),
+            postgresql_where=text(f"NOT handed_over AND {_TO_CUSTOMER}"),
+        ),
+        Index(
+            "messages_untold",
+            "conversation_id",
+            "created_at",
+            sqlite_where=text(_UNTOLD),
+            postgresql_where=text(_UNTOLD),
+        ),
+        # Without "IS NOT NULL" PostgreSQL may take it for a claim, and sort each lane.
         Index(
             "messages_expiring",
             "expires_at",
-            sqlite_where=text("delivery_status = 'PENDING'"),
-            postgresql_where=text("delivery_status = 'PENDING'"),
+            sqlite_where=text(_EXPIRING),
+            postgresql_where=text(_EXPIRING),
         ),
     )
     __mapper_args__: ClassVar[dict[str, Any]] = _UNREAD
@@ -171,8 +210,13 @@ class MessageRow(SQLModel, table=True):
     content: str = Field(sa_type=Text)
     delivery_status: DeliveryStatus = Field(sa_type=EnumText(DeliveryStatus))
     whatsapp_message_id: str = Field(max_length=255)
-    announced: bool
-    """Whether the events and jobs of its present status are known to be confirmed."""
+    version: int = 1
+    """Rises with every change of its delivery status."""
+    told_version: int = 0
+    """The last version whose event is known to be confirmed; where the first has none, it counts as told."""
+    handed_over: bool = False
+    """Whether its job is known to be confirmed: for the AI workers, or for the outbound consumer."""
+    key_hash: int = _hash()
     correlation_id: str
     """The id of the command or report that made it."""
     traceparent: str | None = Field(default=None, max_length=55)
@@ -193,12 +237,6 @@ class MessageRow(SQLModel, table=True):
     """A message to send: its place in the session's lane."""
     attempts: int = 0
     """Attempts whose outcome is unknown."""
-    claimed_until: datetime | None = _when(default=None)
-    """Until when one process alone may send it."""
-    claim: UUID | None = None
-    """The present or last claim; a result is recorded only under it."""
-    not_before: datetime | None = _when(default=None)
-    """Before this it is not tried again."""
     expires_at: datetime | None = _when(default=None)
     """After this it is not sent any more."""
     error_code: str | None = None
@@ -211,6 +249,38 @@ class MessageRow(SQLModel, table=True):
     delivered_at: datetime | None = _when(default=None)
     read_at: datetime | None = _when(default=None)
     failed_at: datetime | None = _when(default=None)
+
+
+class LaneRow(SQLModel, table=True):
+    """How far the sending of a session's messages is. Written by the outbound consumer; others only set `wake_at`."""
+
+    __tablename__ = "lanes"
+    __table_args__ = (
+        Index(
+            "lanes_awake",
+            "wake_at",
+            sqlite_where=text("wake_at IS NOT NULL"),
+            postgresql_where=text("wake_at IS NOT NULL"),
+        ),
+    )
+
+    session_id: str = Field(primary_key=True, sa_type=Text)
+    key_hash: int = _hash()
+    wake_at: datetime | None = _when(default=None)
+    """When it is to be looked at; None: nothing waits in it, or its session is not connected."""
+    not_before: datetime | None = _when(default=None)
+    """Before this nothing is tried: the last attempt failed."""
+    claimed_until: datetime | None = _when(default=None)
+    """Until when one process alone may send its first message."""
+    claim: UUID | None = None
+    """The present claim; a result is recorded only under it."""
+    claimed_message: UUID | None = None
+    """The message that it is for."""
+    deferrals: int = 0
+    """Times in a row that the session could not send at all."""
+    tokens: float | None = None
+    """Messages that may go out at once, as of `tokens_at`; None: as many as SEND_BURST allows."""
+    tokens_at: datetime | None = _when(default=None)
 
 
 class ReceiptRow(SQLModel, table=True):
@@ -278,6 +348,6 @@ class DeadLetterRow(SQLModel, table=True):
     attempts: int = 1
     """How often it has died."""
     burial: str = Field(default="", max_length=64)
-    """The id of its last burial, so that one that is delivered again does not count twice."""
+    """Identifies its last death, so that one that is delivered again does not count twice."""
     died_at: datetime = _when()
     replayed_at: datetime | None = _when(default=None)

@@ -110,7 +110,7 @@ class Upkeep:
             await end([doing])
 
     async def _take(self, duty: Duty) -> bool | None:
-        take = partial(leases.take, self._database, duty=duty.name, holder=self._holder, seconds=self._seconds)
+        take = partial(leases.take, duty=duty.name, holder=self._holder, seconds=self._seconds)
         try:
             async with asyncio.timeout(self._seconds / _RENEWALS):
                 return await self._database.transact(take, urgent=True)

@@ -9,7 +9,6 @@ import random
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from functools import partial
 
 import structlog
 from uuid_utils.compat import uuid7
@@ -34,7 +33,6 @@ from whatsapp_qr_contracts.gateway import (
     QrData,
 )
 from whatsapp_qr_contracts.message import Message, SessionStatus
-from whatsapp_qr_contracts.partitions import chatbot_key
 
 log = structlog.get_logger()
 
@@ -105,9 +103,8 @@ class Reconciler:
         return {name: replace(answer, lasting=lasting[name]) for name, answer in answers.items()}
 
     async def _survey(self) -> list[Surveyed]:
-        seen = await self._database.read(partial(sessions.survey, self._database))
-        heads = await self._database.read(partial(sweeping.heads, self._database))
-        in_vain = self._in_vain.look({head.session_id: head.message_id for head in heads if head.tried})
+        seen = await self._database.read(sessions.survey)
+        in_vain = self._in_vain.look(await self._database.read(sweeping.tried_in_vain))
         return [replace(one, known=replace(one.known, stuck=in_vain.get(one.session_id))) for one in seen]
 
     def _step(self, one: Surveyed, said: Mapping[str, Said | None]) -> Step | None:
@@ -160,8 +157,7 @@ class Reconciler:
             )
             return False
         message_id = str(uuid7())
-        key = chatbot_key(one.chatbot_id)
-        await self._publisher.publish(message, message_id=message_id, correlation_id=message_id, key=key)
+        await self._publisher.publish(message, message_id=message_id, correlation_id=message_id)
         metrics.REDRIVEN.labels(f"session_{mends}").inc()
         log.warning("session_mended", session_id=shown(one.session_id), step=mends, was=one.known.status)
         return True

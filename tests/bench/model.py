@@ -46,7 +46,7 @@ class Assumed:
     """What was not measured: settings, sizes of servers, and the rules by which these are planned."""
 
     partitions: int = 4
-    prefetch: int = 128
+    calls: int = 256
     pool: int = 8
     max_connections: int = 250
     busy: float = 0.6
@@ -195,11 +195,11 @@ def _limits(made: Plan, writes: float, assumed: Assumed) -> Sequence[Limit]:
             "several gateways, and before them a router by sessionId: the service knows one URL",
         ),
         Limit(
-            "lanes at the gateway at once: PREFETCH x PARTITIONS",
+            "calls of the gateway at once: 256 of each outbound consumer",
             load.sent * assumed.gateway_seconds,
-            assumed.prefetch * assumed.partitions,
-            "lanes",
-            "raise PREFETCH, or PARTITIONS",
+            assumed.calls * assumed.partitions,
+            "calls",
+            "raise PARTITIONS, and with them the consumers",
         ),
         Limit(
             "the reconciler: one process, each RECONCILE_PERIOD",

@@ -1,22 +1,29 @@
 """Builders of rows and reports, with fields to override."""
 
-from datetime import timedelta
+from collections.abc import Sequence
+from datetime import datetime, timedelta
+from types import SimpleNamespace
 from typing import Any
 from uuid import UUID, uuid4
 
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlmodel import col, select
 
-from service.domain.identities import outgoing_message_id
-from service.domain.sending import SendPolicy
-from service.persistence import conversations, lanes, sessions
-from service.persistence.conversations import Stored
+from service.consumers.conversation import ConversationConsumer
+from service.consumers.telling import Output
+from service.domain.identities import incoming_message_id, outgoing_message_id
+from service.domain.sending import GiveUp, Retry, SendPolicy
+from service.messaging.consuming import Failures
+from service.messaging.envelope import Envelope
+from service.messaging.inbox import Delivery, Gate
+from service.messaging.receiving import Received
+from service.persistence import lanes, sessions
 from service.persistence.database import Database
-from service.persistence.lanes import Claimed, Next
+from service.persistence.lanes import Answer, Claimed, Round
 from service.persistence.tables import MessageRow, SessionRow
 from whatsapp_qr_contracts.commands import SendMessage
 from whatsapp_qr_contracts.gateway import GatewayMessage
-from whatsapp_qr_contracts.message import SessionStatus
+from whatsapp_qr_contracts.message import Message, SessionStatus
 
 CUSTOMER = "5491112345678"
 POLICY = SendPolicy()
@@ -29,8 +36,8 @@ async def a_session(
     chatbot_id = chatbot_id or uuid4()
 
     async def work(tx: AsyncSession) -> SessionRow:
-        await sessions.register_chatbot(database, tx, chatbot_id)
-        session = await sessions.open_session(database, tx, chatbot_id, f"session_{chatbot_id}_1700000000000")
+        await sessions.register_chatbot(tx, chatbot_id)
+        session = await sessions.open_session(tx, chatbot_id, f"session_{chatbot_id}_1700000000000")
         sessions.move(session, status, wanted=True)
         return session
 
@@ -48,65 +55,86 @@ def a_command(session: SessionRow, **fields: Any) -> SendMessage:
     )
 
 
-async def receive(database: Database, session: SessionRow, whatsapp_id: str = "A1", **fields: Any) -> Stored:
+def received(body: Message, message_id: str = "c", timestamp: datetime | None = None) -> Received:
+    """Return a message as a consumer gives it to its handler."""
+    raw = SimpleNamespace(message_id=message_id, correlation_id=message_id, headers={}, body=body.wire())
+    delivery = Delivery(raw, 0, Gate())
+    return Received(delivery, body, Envelope(message_id, timestamp, redelivered=False), body.partition_key)
+
+
+class Told:
+    """Stands for the announcer: keeps the outputs that it is given, and tells nobody."""
+
+    def __init__(self) -> None:
+        self.outputs: list[Output] = []
+
+    def tell(self, outputs: Sequence[Output]) -> None:
+        self.outputs += outputs
+
+    @property
+    def names(self) -> list[str]:
+        return [output.message.name for output in self.outputs]
+
+    def take(self) -> list[Output]:
+        taken, self.outputs = self.outputs, []
+        return taken
+
+
+async def handle(database: Database, *bodies: Message, message_id: str = "c", told: Told | None = None) -> Failures:
+    """Handle messages as the conversation consumer does, in one batch."""
+    consumer = ConversationConsumer(database, told or Told(), timedelta(hours=1))  # type: ignore[arg-type]
+    return await consumer.handle([received(body, message_id) for body in bodies])
+
+
+async def receive(database: Database, session: SessionRow, whatsapp_id: str = "A1", **fields: Any) -> MessageRow:
     """Store a customer's message as the conversation consumer does."""
     report = a_report(session, whatsapp_id, **fields)
-
-    async def work(tx: AsyncSession) -> Stored:
-        locked = await sessions.session_by_id(tx, session.session_id, lock=True)
-        assert locked is not None
-        return await conversations.store_incoming(database, tx, locked, report, correlation_id="report")
-
-    return await database.transact(work)
+    await handle(database, report, message_id="report")
+    return await database.read(lambda tx: tx.get_one(MessageRow, incoming_message_id(session.id, report.message_id)))
 
 
 async def enqueue(
-    database: Database, session: SessionRow, *, expiry: timedelta = timedelta(hours=1), **fields: Any
+    database: Database,
+    session: SessionRow,
+    *,
+    expiry: timedelta = timedelta(hours=1),
+    wakes: bool = True,
+    **fields: Any,
 ) -> MessageRow:
-    """Store a message to send as the conversation consumer does."""
-    return (await enqueued(database, session, a_command(session, **fields), expiry=expiry)).message
+    """Store a message to send as the conversation consumer does, and wake its lane as its job does."""
+    command = a_command(session, **fields)
+    consumer = ConversationConsumer(database, Told(), expiry)  # type: ignore[arg-type]
+    await consumer.handle([received(command, "command")])
+    if wakes:
+        await database.transact(lambda tx: lanes.wake(tx, [session.session_id]))
+    message_id = outgoing_message_id(command.chatbot_id, str(command.message_id))
+    return await database.read(lambda tx: tx.get_one(MessageRow, message_id))
 
 
-async def enqueued(
-    database: Database, session: SessionRow, command: SendMessage, *, expiry: timedelta = timedelta(hours=1)
-) -> Stored:
-    async def work(tx: AsyncSession) -> Stored:
-        locked = await sessions.session_of(tx, session.chatbot_id, lock=True)
-        assert locked is not None
-        return await conversations.store_outgoing(
-            database,
-            tx,
-            locked,
-            command,
-            message_id=outgoing_message_id(command.chatbot_id, str(command.message_id)),
-            correlation_id="command",
-            expiry=expiry,
-        )
-
-    return await database.transact(work)
+async def send_round(
+    database: Database, *sessions: SessionRow, answers: Sequence[Answer] = (), policy: SendPolicy = POLICY
+) -> Round:
+    """Do what one transaction of the outbound consumer does."""
+    due = {session.session_id for session in sessions}
+    return await database.transact(lambda tx: lanes.send_round(tx, answers=answers, due=due, policy=policy))
 
 
-async def claim(database: Database, session: SessionRow, policy: SendPolicy = POLICY) -> Next:
-    return await database.transact(
-        lambda tx: lanes.claim_next(database, tx, session_id=session.session_id, policy=policy)
-    )
+async def claimed(database: Database, session: SessionRow, policy: SendPolicy = POLICY) -> Claimed:
+    """Claim the first message of a lane."""
+    [one] = (await send_round(database, session, policy=policy)).claimed
+    return one
 
 
-async def claimed(database: Database, session: SessionRow, policy: SendPolicy = POLICY) -> MessageRow:
-    step = await claim(database, session, policy)
-    assert isinstance(step, Claimed), step
-    return step.message
-
-
-async def answered(database: Database, message: MessageRow, whatsapp_id: str) -> MessageRow | None:
+async def answered(database: Database, one: Claimed, result: str | Retry | GiveUp) -> Round:
     """Record the gateway's answer to a call that was made for a message as it was claimed."""
-    return await database.transact(lambda tx: lanes.record_sent(tx, claimed=message, whatsapp_id=whatsapp_id))
+    return await send_round(database, answers=[Answer(one, result)])
 
 
-async def sent(database: Database, message: MessageRow, whatsapp_id: str | None = None) -> MessageRow:
-    recorded = await answered(database, message, whatsapp_id or message.whatsapp_message_id)
-    assert recorded is not None
-    return recorded
+async def sent(database: Database, session: SessionRow, whatsapp_id: str | None = None) -> MessageRow:
+    """Send the first message of a lane; return it as it is then."""
+    one = await claimed(database, session)
+    await answered(database, one, whatsapp_id or one.message.whatsapp_message_id)
+    return await reread(database, one.message)
 
 
 async def reread(database: Database, message: MessageRow) -> MessageRow:

@@ -6,15 +6,12 @@ from datetime import UTC, datetime
 from typing import Any
 from uuid import UUID
 
-from service.consumers.announcing import Announcer
 from service.consumers.session import SessionConsumer
 from service.errors import GatewayError
 from service.gateway import GatewaySession
-from service.messaging.envelope import Envelope
-from service.persistence.confirmations import Confirmations
 from service.persistence.database import Database
 from service.persistence.tables import SessionRow
-from tests.component.rows import a_session, all_of, change
+from tests.component.rows import Told, a_session, all_of, change, received
 from whatsapp_qr_contracts.gateway import GatewayConnected, GatewayDisconnected
 from whatsapp_qr_contracts.message import Message, SessionStatus
 
@@ -42,30 +39,6 @@ class Steps:
             effect()
         if crash:
             raise CrashError
-
-
-@dataclass
-class Recorder:
-    """The broker: everything that was published, with its id and what caused it."""
-
-    steps: Steps = field(default_factory=Steps)
-    out: list[tuple[Any, str, str]] = field(default_factory=list)
-    in_queue: int = 0
-    """How many messages wait in each partition."""
-
-    async def waiting(self, _queue: object) -> list[int]:
-        return [self.in_queue] * 4
-
-    async def publish(self, message: Message, *, message_id: str, correlation_id: str, **_: Any) -> None:
-        self.steps.take(lambda: self.out.append((message, message_id, correlation_id)))
-
-    @property
-    def names(self) -> list[str]:
-        return [message.name for message, _, _ in self.out]
-
-    @property
-    def ids(self) -> list[str]:
-        return [message_id for _, message_id, _ in self.out]
 
 
 @dataclass
@@ -112,13 +85,14 @@ class World:
     def __init__(self, database: Database, *, strict: bool = False) -> None:
         self.database = database
         self.steps = Steps()
-        self.broker = Recorder(self.steps)
+        self.told = Told()
         self.gateway = Gateway(self.steps)
-        self.consumer = SessionConsumer(database, self.gateway, announcer(database, self.broker), strict=strict)  # type: ignore[arg-type]
+        self.consumer = SessionConsumer(database, self.gateway, self.told, strict=strict)  # type: ignore[arg-type]
 
     async def handle(self, message: Message, message_id: str = "c") -> None:
-        """Handle a message as the consumer's route for it does."""
-        await self.consumer.routes()[type(message)](message, Envelope(message_id, ASKED_AT, redelivered=False))
+        """Handle a message as the consumer does; raise why it can never be processed."""
+        for _, error in await self.consumer.handle([received(message, message_id, ASKED_AT)]):
+            raise error
 
     def says(self, *answers: Answer | SessionStatus) -> None:
         """Script what the gateway answers when it is asked for the status."""
@@ -129,11 +103,6 @@ class World:
         [row] = await all_of(self.database, SessionRow, chatbot_id=chatbot_id)
         assert isinstance(row, SessionRow)
         return row
-
-
-def announcer(database: Database, broker: Recorder) -> Announcer:
-    """Build what announces, as a process does that has confirmed nothing yet."""
-    return Announcer(database, broker, Confirmations(database))  # type: ignore[arg-type]
 
 
 async def settled(database: Database, *, status: SessionStatus = SessionStatus.CONNECTED, **fields: Any) -> SessionRow:

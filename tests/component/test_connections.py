@@ -7,7 +7,6 @@ from collections.abc import Awaitable, Callable, Iterator
 
 import pytest
 from aio_pika import Connection
-from faststream.rabbit import RabbitMessage
 
 from service.messaging import comparing, topology
 from service.messaging.connections import connect
@@ -25,10 +24,7 @@ async def _publisher(url: str) -> None:
 
 
 async def _partition(url: str) -> None:
-    async def handle(_delivery: RabbitMessage) -> bool:
-        return True
-
-    await Partition(url, topology.dead_letter_queue(), handle, prefetch=1, ordered=False).start()
+    await Partition(url, topology.declared_queue(topology.DEAD_LETTERS), lambda _: None, prefetch=1).start()
 
 
 async def _listener(url: str) -> None:
@@ -91,6 +87,8 @@ async def test_what_is_cancelled_while_it_connects_leaves_no_task(what: str) -> 
 
         url = f"amqp://guest:guest@127.0.0.1:{server.sockets[0].getsockname()[1]}/"
         opening = asyncio.ensure_future(OPENS[what](url))
-        await accepted.wait()
+        connecting = asyncio.ensure_future(accepted.wait())
+        await asyncio.wait([opening, connecting], return_when=asyncio.FIRST_COMPLETED)
+        assert accepted.is_set()
         await end([opening])
         await eventually(left, lambda tasks: not tasks)

@@ -12,8 +12,8 @@ from service.errors import Rejected
 from service.operating.dead_letters import find
 from service.persistence import dead_letters
 from service.persistence.database import Database
+from service.persistence.dead_letters import DeadLetters
 from service.persistence.tables import DeadLetterRow, now
-from service.upkeep.dead_letters import DeadLetterStore
 from tests.component.rows import all_of, change
 
 AT = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
@@ -39,11 +39,11 @@ def a_death(message_id: str = "m", body: bytes = b"no json", **fields: Any) -> D
 
 
 @pytest.fixture
-def store(database: Database) -> DeadLetterStore:
-    return DeadLetterStore(database, None)  # type: ignore[arg-type]
+def store(database: Database) -> DeadLetters:
+    return DeadLetters(database)
 
 
-async def test_a_dead_letter_is_kept_as_it_was(database: Database, store: DeadLetterStore) -> None:
+async def test_a_dead_letter_is_kept_as_it_was(database: Database, store: DeadLetters) -> None:
     """Its bytes, properties, headers, origin, reason and time; the original can be taken out again."""
     death = a_death(properties={"contentType": "text/plain", "expiration": 5.0}, headers={"a": {"$bytes": "AA=="}})
     await store.keep(death)
@@ -54,14 +54,14 @@ async def test_a_dead_letter_is_kept_as_it_was(database: Database, store: DeadLe
     assert dead_letters.original_of(row) == death.original
 
 
-async def test_a_repetition_does_not_count(database: Database, store: DeadLetterStore) -> None:
+async def test_a_repetition_does_not_count(database: Database, store: DeadLetters) -> None:
     """A dead letter that is delivered again, also at the same time in two processes, is one death of one message."""
     await asyncio.gather(*(store.keep(replace(a_death(), redelivered=bool(n))) for n in range(4)))
     [row] = await all_of(database, DeadLetterRow)
     assert row.attempts == 1
 
 
-async def test_a_message_that_dies_again_stays_one_row(database: Database, store: DeadLetterStore) -> None:
+async def test_a_message_that_dies_again_stays_one_row(database: Database, store: DeadLetters) -> None:
     """The row counts it, says why it died last, and waits for a replay again."""
     await store.keep(a_death())
     [row] = await all_of(database, DeadLetterRow)
@@ -73,7 +73,7 @@ async def test_a_message_that_dies_again_stays_one_row(database: Database, store
     assert row.headers == {}
 
 
-async def test_a_death_during_a_replay_is_not_hidden(database: Database, store: DeadLetterStore) -> None:
+async def test_a_death_during_a_replay_is_not_hidden(database: Database, store: DeadLetters) -> None:
     """A message that has died again before its replay is noted is not noted as replayed."""
     await store.keep(a_death())
     [seen] = await all_of(database, DeadLetterRow)
@@ -98,7 +98,7 @@ async def test_a_death_during_a_replay_is_not_hidden(database: Database, store: 
         {"headers": {"nan": float("nan")}},
     ],
 )
-async def test_nothing_is_refused(database: Database, store: DeadLetterStore, fields: dict[str, Any]) -> None:
+async def test_nothing_is_refused(database: Database, store: DeadLetters, fields: dict[str, Any]) -> None:
     """Whatever a dead letter holds it is stored, and the next one too; texts for people are cut, bytes never."""
     death = a_death(**fields)
     await store.keep(death)
@@ -123,7 +123,7 @@ async def test_nothing_is_refused(database: Database, store: DeadLetterStore, fi
     ],
 )
 async def test_what_is_refused_of_a_forged_one_is_left_out(
-    database: Database, store: DeadLetterStore, fields: dict[str, Any]
+    database: Database, store: DeadLetters, fields: dict[str, Any]
 ) -> None:
     """Its bytes are kept, with the ids by which people look for it; a repetition does not count."""
     death = a_death(**fields)
@@ -135,7 +135,7 @@ async def test_what_is_refused_of_a_forged_one_is_left_out(
     assert row.correlation_id == death.original.text("correlationId")
 
 
-async def test_ids_may_be_shortened(database: Database, store: DeadLetterStore) -> None:
+async def test_ids_may_be_shortened(database: Database, store: DeadLetters) -> None:
     """A beginning of an id stands for it where it is the only one; what stands for nothing is said."""
     await store.keep(a_death())
     [row] = await all_of(database, DeadLetterRow)
@@ -155,7 +155,7 @@ async def test_ids_may_be_shortened(database: Database, store: DeadLetterStore) 
     assert refused.value.code == "ambiguous_id"
 
 
-async def test_lists_are_in_order(database: Database, store: DeadLetterStore) -> None:
+async def test_lists_are_in_order(database: Database, store: DeadLetters) -> None:
     """The newest first for people; in the order of the deaths for a replay, without what was replayed."""
     for day in (2, 1, 3):
         await store.keep(a_death(f"m{day}", died_at=AT.replace(day=day), reason="odd" if day % 2 else "even"))

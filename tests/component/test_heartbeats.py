@@ -13,7 +13,7 @@ from service.domain.sharing import Peer
 from service.errors import DatabaseUnavailable
 from service.persistence import database as database_module
 from service.persistence import engines, heartbeats
-from service.persistence.database import Database
+from service.persistence.database import Database, clock
 from service.persistence.heartbeats import Heartbeats
 from service.persistence.sessions import session_by_id
 from service.persistence.tables import ProcessRow
@@ -23,9 +23,9 @@ from tests.system import eventually
 
 async def aged(database: Database, process_id: str, seconds: float) -> None:
     """Let a row be as old as if its process had said nothing for so long."""
-    seen_at = database.clock(timedelta(seconds=-seconds))
+    row, by = ProcessRow, timedelta(seconds=-seconds)
     await database.transact(
-        lambda tx: tx.execute(update(ProcessRow).where(col(ProcessRow.id) == process_id).values(seen_at=seen_at))
+        lambda tx: tx.execute(update(row).where(col(row.id) == process_id).values(seen_at=clock(tx, by)))
     )
 
 

@@ -13,7 +13,7 @@ from service.domain.identities import outgoing_message_id
 from service.persistence.database import Database
 from service.persistence.tables import SessionRow
 from tests.component.doors import CONNECTED, Ingress, a_text, problem
-from tests.component.rows import a_command, a_session, enqueued, receive
+from tests.component.rows import a_session, enqueue, receive
 from whatsapp_qr_contracts.message import SessionStatus
 
 MIB = 1024 * 1024
@@ -75,9 +75,9 @@ async def test_a_good_message_is_published_once(ingress: Ingress, session: Sessi
     answer = await ingress.post("/send", json.dumps(a_text(session, **fields)))
     assert answer.status_code == 202, answer.text
     [(command, envelope)] = ingress.broker.published
-    assert type(command).model_validate_json(command.wire()) == command
+    assert type(command).read(command.wire()) == command
     assert envelope["message_id"] == envelope["correlation_id"]
-    assert envelope["key"] == str(session.chatbot_id)
+    assert command.partition_key == str(session.chatbot_id)
     assert answer.json() == {
         "success": True,
         "message": "Message enqueued for sending",
@@ -100,10 +100,10 @@ async def test_an_idempotency_key_has_one_effect(ingress: Ingress, session: Sess
     commands = {command.wire() for command, _ in ingress.broker.published}
     assert len(commands) == 1
     assert b'"messageId":"key-1"' in commands.pop()
-    stored = await enqueued(ingress.database, session, a_command(session, messageId="key-1", metadata={"a": 1}))
+    stored = await enqueue(ingress.database, session, messageId="key-1", metadata={"a": 1})
     again = await ingress.post("/send", a_text(session, metadata={"a": 1}, message="hello"), headers=key)
-    assert (again.status_code, again.json()["messageId"]) == (202, str(stored.message.id))
-    assert set(ids) == {str(stored.message.id)}
+    assert (again.status_code, again.json()["messageId"]) == (202, str(stored.id))
+    assert set(ids) == {str(stored.id)}
     assert len(ingress.broker.published) == 2
     for other in ({"message": "other"}, {"to": "5491100000000"}, {"metadata": {}}):
         problem(await ingress.post("/send", body | other, headers=key), 409, "id_reused")
@@ -116,6 +116,21 @@ async def test_an_idempotency_key_has_1_to_200_characters(ingress: Ingress, sess
     """Anything else is refused, by name."""
     answer = await ingress.post("/send", a_text(session), headers={"Idempotency-Key": key})
     assert [error["field"].lower() for error in problem(answer, 400)["errors"]] == ["idempotency-key"]
+
+
+@pytest.mark.parametrize("path", ["/send", "/init", "/disconnect"])
+async def test_a_request_is_written_in_camel_case(ingress: Ingress, session: SessionRow, path: str) -> None:
+    """400 that says which name to write, also where the field is there under its own name, or optional."""
+    body = a_text(session) | {"chatbot_id": str(session.chatbot_id)}
+    answer = problem(await ingress.post(path, body), 400, "invalid_request")
+    assert answer["errors"] == [{"field": "chatbot_id", "message": "write chatbotId, not chatbot_id"}]
+    del body["chatbotId"]
+    assert problem(await ingress.post(path, body), 400, "invalid_request") == answer
+    late = problem(await ingress.post("/send", a_text(session, expires_at="2030-01-01T00:00:00Z")), 400)
+    assert late["detail"] == "expires_at: write expiresAt, not expires_at"
+    assert ingress.broker.published == []
+    own = await ingress.post("/send", a_text(session, metadata={"expires_at": "the caller's own"}))
+    assert own.status_code == 202
 
 
 # Whole bodies
@@ -188,7 +203,7 @@ async def test_pages_have_limits(ingress: Ingress, session: SessionRow, query: d
     stored = await receive(ingress.database, session)
     for path, given in (
         ("/conversations", {"chatbotId": session.chatbot_id}),
-        (f"/conversations/{stored.conversation.id}/messages", {}),
+        (f"/conversations/{stored.conversation_id}/messages", {}),
     ):
         problem(await ingress.get(path, **given, **query), 400)
         for limit in (1, 200):
@@ -202,12 +217,12 @@ async def test_pages_go_on_by_their_cursor(ingress: Ingress, session: SessionRow
     shown: list[dict[str, Any]] = []
     cursor: dict[str, str] = {}
     while True:
-        page = (await ingress.get(f"/conversations/{stored[0].conversation.id}/messages", limit=2, **cursor)).json()
+        page = (await ingress.get(f"/conversations/{stored[0].conversation_id}/messages", limit=2, **cursor)).json()
         shown += page["data"]
         if page["nextCursor"] is None:
             break
         cursor = {"cursor": page["nextCursor"]}
-    assert [message["id"] for message in shown] == [str(one.message.id) for one in stored]
+    assert [message["id"] for message in shown] == [str(one.id) for one in stored]
     assert set(shown[0]) == {
         *("id", "conversationId", "role", "content", "deliveryStatus", "whatsappMessageId", "attempts", "errorCode"),
         *("errorMessage", "metadata", "createdAt", "sentAt", "deliveredAt", "readAt", "failedAt"),

@@ -50,6 +50,10 @@ async def test_a_callback_without_a_content_type_is_taken(ingress: Ingress) -> N
         ("/incoming", INCOMING | {"timestamp": "soon"}, "timestamp"),
         ("/incoming", INCOMING | {"message": ""}, "body"),
         ("/incoming", INCOMING | {"from": None}, "from"),
+        ("/webhook", CONNECTED | {"session_id": "s"}, "connected.session_id"),
+        ("/webhook", CONNECTED | {"data": {"phone_number": "5491100000000"}}, "connected.data.phone_number"),
+        ("/webhook", CONNECTED | {"type": "qr", "data": {"qr_code": "x"}}, "qr.data.qr_code"),
+        ("/incoming", INCOMING | {"push_name": "Ana"}, "push_name"),
     ],
 )
 async def test_an_invalid_callback_is_kept(ingress: Ingress, path: str, body: dict[str, Any], bad: str) -> None:

@@ -3,32 +3,27 @@
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from datetime import timedelta
 from uuid import UUID, uuid4
 
 import httpx
 import pytest
 
-from service.consumers.conversation import ConversationConsumer
-from service.messaging.envelope import Envelope
 from service.persistence.tables import SessionRow
 from tests.component.doors import Ingress, problem
-from tests.component.rows import claimed, enqueue, reread, sent
-from tests.component.standins import Recorder, announcer
+from tests.component.rows import answered, claimed, enqueue, handle, reread
 from whatsapp_qr_contracts.message import DeliveryStatus as D
 
 
 @asynccontextmanager
 async def consumed(ingress: Ingress) -> AsyncIterator[None]:
     """Handle what the ingress publishes, as the conversation consumer does."""
-    consumer = ConversationConsumer(ingress.database, announcer(ingress.database, Recorder()), timedelta(hours=1))
 
     async def consume() -> None:
         while True:
             while ingress.broker.published:
                 command, envelope = ingress.broker.published.pop(0)
-                assert envelope["key"] == str(command.chatbot_id)  # type: ignore[attr-defined]
-                await consumer.routes()[type(command)](command, Envelope(envelope["message_id"], None, False))
+                assert envelope.keys() == {"message_id", "correlation_id", "seconds"}
+                await handle(ingress.database, command, message_id=envelope["message_id"])
             await asyncio.sleep(0.01)
 
     task = asyncio.create_task(consume())
@@ -61,7 +56,7 @@ async def test_a_message_that_went_out_is_not(ingress: Ingress, session: Session
     async with consumed(ingress):
         being_sent = await claimed(ingress.database, session)
         problem(await delete(ingress, message.id), 409, "being_sent")
-        await sent(ingress.database, being_sent)
+        await answered(ingress.database, being_sent, being_sent.message.whatsapp_message_id)
         problem(await delete(ingress, message.id), 409, "not_pending")
     assert (await reread(ingress.database, message)).delivery_status is D.SENT
 

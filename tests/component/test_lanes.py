@@ -1,212 +1,320 @@
 """A lane is sent in order, by one process at a time, and no stale claim overwrites what is newer."""
 
 import asyncio
+import re
+from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from typing import Any
+from uuid import UUID
+from zlib import crc32
 
 import pytest
+from sqlalchemy import event, text
+from sqlalchemy.ext.asyncio import AsyncSession
 
 from service.domain.sending import GiveUp, Retry, SendPolicy
-from service.persistence import conversations, lanes
+from service.persistence import lanes, sweeping
 from service.persistence.database import Database
-from service.persistence.lanes import Claimed, Expired, Idle, Wait
+from service.persistence.intake import Intake
+from service.persistence.lanes import Answer
 from service.persistence.tables import MessageRow, SessionRow
+from service.persistence.untold import Part
+from tests.component.conversing import a_receipt
+from tests.component.racing import Beside, after, change_lane, lane_of
 from tests.component.rows import (
     MAY_HAVE_GONE_OUT,
+    Told,
     a_session,
-    all_of,
+    answered,
     change,
-    claim,
     claimed,
     enqueue,
-    receive,
+    handle,
     reread,
+    send_round,
     sent,
 )
+from whatsapp_qr_contracts.commands import CancelMessage, RetryMessage
 from whatsapp_qr_contracts.message import DeliveryStatus, SessionStatus
 
 D = DeliveryStatus
 PAST = datetime(2020, 1, 1, tzinfo=UTC)
 FUTURE = datetime(2100, 1, 1, tzinfo=UTC)
+EVERYTHING = Part(1, {0: 0.0})
+REFUSED = GiveUp("refused", "no")
 
 
-async def failure(database: Database, message: MessageRow, verdict: Retry | GiveUp) -> MessageRow | None:
-    return await database.transact(lambda tx: lanes.record_failure(database, tx, claimed=message, verdict=verdict))
+async def due(database: Database, part: Part = EVERYTHING) -> list[str]:
+    return await database.read(lambda tx: lanes.due(tx, part))
+
+
+async def fail_pending(database: Database, session: SessionRow) -> list[MessageRow]:
+    return await database.transact(
+        lambda tx: lanes.fail_pending(tx, session.session_id, code="number_changed", detail="another number")
+    )
+
+
+async def cancel(database: Database, message: MessageRow) -> str:
+    """Cancel a message; return the event that answers."""
+    told = Told()
+    command = CancelMessage(chatbot_id=message.chatbot_id, message_id=message.id)
+    await handle(database, command, message_id=f"cancel {message.id}", told=told)
+    return told.names[-1]
+
+
+# Claims
 
 
 async def test_a_lane_is_claimed_in_order(database: Database) -> None:
-    """One after another, by lane number, and nothing once it is empty."""
+    """One after another, by lane number; once it is empty nothing is claimed, and the lane sleeps."""
     session = await a_session(database)
     messages = [await enqueue(database, session, message=str(n)) for n in range(3)]
-    for expected in messages:
-        message = await claimed(database, session)
-        assert message.id == expected.id
-        await sent(database, message)
-    assert await claim(database, session) == Idle()
+    done, order = await send_round(database, session), []
+    while done.claimed:
+        [one] = done.claimed
+        order.append(one.message.id)
+        done = await answered(database, one, one.message.whatsapp_message_id)
+    assert order == [message.id for message in messages]
+    assert (await lane_of(database, session)).wake_at is None
 
 
-async def test_racing_claims_have_one_winner(database: Database, other_process: Database) -> None:
-    """Eight processes want the first message: one has it, the others wait until its claim ends; none gets the next."""
+async def test_racing_rounds_have_one_winner(database: Database, other_process: Database) -> None:
+    """Eight processes want the first message: one has it, the others are told when its claim ends; none gets more."""
     session = await a_session(database)
-    first = await enqueue(database, session)
-    await enqueue(database, session)
-    steps = await asyncio.gather(*(claim((database, other_process)[n % 2], session) for n in range(8)))
-    [winner] = [step for step in steps if isinstance(step, Claimed)]
+    first, _ = await enqueue(database, session), await enqueue(database, session)
+    rounds = await asyncio.gather(*(send_round((database, other_process)[n % 2], session) for n in range(8)))
+    [winner] = [one for done in rounds for one in done.claimed]
     assert winner.message.id == first.id
-    waits = [step.seconds for step in steps if isinstance(step, Wait)]
-    assert len(waits) == 7
-    assert all(0 < seconds <= SendPolicy().claim_seconds for seconds in waits)
+    assert {done.next_at for done in rounds} == {(await lane_of(database, session)).claimed_until}
 
 
 async def test_a_claim_that_ended_can_be_taken_over(database: Database) -> None:
-    """A process that died with a claim holds its lane up until the claim ends, no longer."""
+    """A process that died with a claim holds its lane up until the claim ends, no longer: then its row is due."""
     session = await a_session(database)
     await enqueue(database, session)
     lost = await claimed(database, session)
-    await change(database, lost, claimed_until=PAST)
+    assert (await send_round(database, session)).claimed == []
+    assert await due(database) == []
+    await change_lane(database, session, claimed_until=PAST, wake_at=PAST)
+    assert await due(database) == [session.session_id]
     taken = await claimed(database, session)
-    assert taken.id == lost.id
-    assert taken.claim != lost.claim
-
-
-@pytest.mark.parametrize("verdict", [Retry(1.0, counts=True), Retry(0.2, counts=False), GiveUp("outcome_unknown", "?")])
-async def test_a_stale_claim_records_no_failure(database: Database, verdict: Retry | GiveUp) -> None:
-    """Whoever lost his claim may not fail or delay the message that another one sends now."""
-    session = await a_session(database)
-    await enqueue(database, session)
-    stale = await claimed(database, session)
-    await change(database, stale, claimed_until=PAST)
-    present = await claimed(database, session)
-    assert await failure(database, stale, verdict) is None
-    row = await reread(database, present)
-    assert (row.claim, row.claimed_until, row.delivery_status) == (present.claim, present.claimed_until, D.PENDING)
-    assert (row.attempts, row.not_before) == (0, None)
-
-
-async def test_a_success_is_recorded_whoever_has_the_claim(database: Database) -> None:
-    """The gateway took it: that is true also when the claim was lost, and after the message was given up."""
-    session = await a_session(database)
-    await enqueue(database, session)
-    stale = await claimed(database, session)
-    await change(database, stale, claimed_until=PAST)
-    present = await claimed(database, session)
-    assert (await sent(database, stale)).delivery_status is D.SENT
-    assert await failure(database, present, GiveUp("refused", "no")) is None
-    assert (await reread(database, present)).delivery_status is D.SENT
-
-
-async def test_a_failed_attempt_is_counted_and_delays_the_lane(database: Database) -> None:
-    """The next message does not overtake the one that is tried again."""
-    session = await a_session(database)
-    first = await enqueue(database, session)
-    await enqueue(database, session)
-    recorded = await failure(database, await claimed(database, session), Retry(3600.0, counts=True))
-    assert recorded is not None
-    assert (recorded.attempts, recorded.claimed_until) == (1, None)
-    step = await claim(database, session)
-    assert isinstance(step, Wait)
-    assert 3500 < step.seconds <= 3600
-    await change(database, first, not_before=PAST)
-    message = await claimed(database, session)
-    uncounted = await failure(database, message, Retry(0.2, counts=False))
-    assert uncounted is not None
-    assert (message.id, uncounted.attempts) == (first.id, 1)
-
-
-async def test_a_message_that_is_given_up_frees_the_lane(database: Database) -> None:
-    """It has failed with code and text, its event is still to be announced, and the next one's turn has come."""
-    session = await a_session(database)
-    await enqueue(database, session)
-    second = await enqueue(database, session)
-    failed = await failure(database, await claimed(database, session), GiveUp("outcome_unknown", "no answer"))
-    assert failed is not None
-    assert (failed.delivery_status, failed.announced, failed.attempts) == (D.FAILED, False, 1)
-    assert (failed.error_code, failed.error_message) == ("outcome_unknown", "no answer")
-    assert failed.failed_at is not None
-    assert (await claimed(database, session)).id == second.id
-
-
-@pytest.mark.parametrize("status", [SessionStatus.CONNECTED, SessionStatus.DISCONNECTED])
-async def test_what_waited_too_long_expires(database: Database, status: SessionStatus) -> None:
-    """Also while the session is not connected: its caller hears of it in time."""
-    session = await a_session(database, status=status)
-    message = await enqueue(database, session, expiry=timedelta(seconds=-1))
-    step = await claim(database, session)
-    assert isinstance(step, Expired)
-    assert (step.message.id, step.message.error_code) == (message.id, "expired")
-    assert (await reread(database, message)).delivery_status is D.FAILED
-
-
-@pytest.mark.parametrize("trace", [{"attempts": 1}, {"claimed_until": PAST}])
-async def test_what_may_have_gone_out_says_so(database: Database, trace: dict[str, Any]) -> None:
-    """After an attempt whose outcome is unknown, or a claim that a killed process left, failing is not all of it."""
-    session = await a_session(database)
-    expired, waits = [await enqueue(database, session) for _ in range(2)]
-    await change(database, expired, expires_at=PAST, **trace)
-    assert isinstance(await claim(database, session), Expired)
-    assert (await reread(database, expired)).error_message == f"it waited too long{MAY_HAVE_GONE_OUT}"
-    await change(database, waits, **trace)
-    await database.transact(
-        lambda tx: lanes.fail_pending(tx, session.session_id, code="number_changed", detail="another number")
-    )
-    assert (await reread(database, waits)).error_message == f"another number{MAY_HAVE_GONE_OUT}"
-
-
-async def test_what_is_being_sent_does_not_expire(database: Database) -> None:
-    """Its outcome decides, not the clock."""
-    session = await a_session(database)
-    await enqueue(database, session)
-    message = await claimed(database, session)
-    await change(database, message, expires_at=PAST)
-    assert isinstance(await claim(database, session), Wait)
-    assert (await sent(database, message)).delivery_status is D.SENT
+    assert (taken.message.id, taken.claim == lost.claim) == (lost.message.id, False)
 
 
 @pytest.mark.parametrize("status", [SessionStatus.DISCONNECTED, SessionStatus.CONNECTING, SessionStatus.QR_READY])
 async def test_a_session_that_is_not_connected_parks_its_messages(database: Database, status: SessionStatus) -> None:
-    """Nothing is claimed and nothing fails; a lane that nobody knows is empty."""
+    """Nothing is claimed, nothing fails, and the lane sleeps; one that nobody knows is empty."""
     session = await a_session(database, status=status)
     message = await enqueue(database, session)
-    assert await claim(database, session) == Idle()
+    nobody = SessionRow(session_id="unknown", chatbot_id=session.chatbot_id, status=status)
+    assert (await send_round(database, session, nobody)).claimed == []
     assert (await reread(database, message)).delivery_status is D.PENDING
-    assert (
-        await claim(database, SessionRow(session_id="unknown", chatbot_id=session.chatbot_id, status=status)) == Idle()
+    assert (await lane_of(database, session)).wake_at is None
+
+
+async def test_messages_have_a_pace(database: Database) -> None:
+    """A burst goes at once; then the row says when the next one may go, and nothing is claimed before."""
+    policy, session = SendPolicy(rate=0.01, burst=2, jitter=0.0), await a_session(database)
+    for _ in range(3):
+        await enqueue(database, session)
+    done = await send_round(database, session, policy=policy)
+    for _ in range(2):
+        [one] = done.claimed
+        done = await send_round(database, answers=[Answer(one, one.message.whatsapp_message_id)], policy=policy)
+    assert (done.claimed, await due(database)) == ([], [])
+    assert done.next_at is not None
+    assert done.next_at == (await lane_of(database, session)).wake_at
+    assert 10 < (done.next_at - done.at).total_seconds() <= 100
+
+
+async def test_a_round_without_claims_leaves_its_lanes_awake(database: Database) -> None:
+    """The answer of a process that ends is recorded, and whoever comes next finds the lane at once."""
+    session = await a_session(database)
+    messages = [await enqueue(database, session) for _ in range(2)]
+    one = await claimed(database, session)
+    record = partial(lanes.send_round, answers=[Answer(one, "W1")], due=[], policy=SendPolicy(), claims=False)
+    assert (await database.transact(record)).claimed == []
+    assert [(await reread(database, row)).delivery_status for row in messages] == [D.SENT, D.PENDING]
+    assert await due(database) == [session.session_id]
+
+
+# Answers
+
+
+@pytest.mark.parametrize("verdict", [Retry(1.0, counts=True), Retry(0.2, counts=False), GiveUp("outcome_unknown", "?")])
+async def test_a_stale_claim_records_no_failure(database: Database, verdict: Retry | GiveUp) -> None:
+    """Whoever lost his claim may not fail or delay the message that another one sends now, nor free its lane."""
+    session = await a_session(database)
+    message = await enqueue(database, session)
+    stale = await claimed(database, session)
+    await change_lane(database, session, claimed_until=PAST)
+    present = await claimed(database, session)
+    done = await answered(database, stale, verdict)
+    assert (done.claimed, done.changed) == ([], [])
+    row, lane = await reread(database, message), await lane_of(database, session)
+    assert (row.delivery_status, row.attempts) == (D.PENDING, 0)
+    assert (lane.claim, lane.claimed_message, lane.not_before) == (present.claim, message.id, None)
+
+
+async def test_a_success_is_recorded_whoever_has_the_claim(database: Database) -> None:
+    """The gateway took it: that is true also when the claim was lost, and the present claim's failure is not."""
+    session = await a_session(database)
+    message = await enqueue(database, session)
+    stale = await claimed(database, session)
+    await change_lane(database, session, claimed_until=PAST)
+    present = await claimed(database, session)
+    done = await answered(database, stale, message.whatsapp_message_id)
+    assert [row.delivery_status for row in done.changed] == [D.SENT]
+    assert (await lane_of(database, session)).claim == present.claim
+    assert (await answered(database, present, REFUSED)).changed == []
+    assert (await reread(database, message)).delivery_status is D.SENT
+
+
+@pytest.mark.parametrize("verdict", [Retry(9.0, counts=True), GiveUp("outcome_unknown", "?")])
+async def test_a_receipt_is_newer_than_a_failure(database: Database, verdict: Retry | GiveUp) -> None:
+    """WhatsApp has delivered the message while the gateway did not answer: the failed call changes nothing."""
+    session = await a_session(database)
+    message = await enqueue(database, session)
+    one = await claimed(database, session)
+    await handle(database, a_receipt(session, message.whatsapp_message_id))
+    assert (await answered(database, one, verdict)).changed == []
+    row = await reread(database, message)
+    assert (row.delivery_status, row.attempts, (await lane_of(database, session)).not_before) == (
+        D.DELIVERED,
+        0,
+        None,
     )
 
 
-async def test_a_message_that_a_receipt_raised_is_not_claimed(database: Database, other_process: Database) -> None:
-    """A receipt and a claim race for the first message: whichever comes first, a delivered one is never sent again."""
+@pytest.mark.parametrize("result", ["old id", Retry(9.0, counts=True), REFUSED])
+async def test_an_answer_under_an_old_id_is_none(database: Database, result: str | Retry | GiveUp) -> None:
+    """WhatsApp failed the message and it was tried again while the call was under way: it goes out anew."""
     session = await a_session(database)
-    for n in range(6):
-        message = await enqueue(database, session, message=str(n))
+    message = await enqueue(database, session)
+    one = await claimed(database, session)
+    await handle(database, a_receipt(session, message.whatsapp_message_id, "failed", error="blocked"))
+    await handle(database, RetryMessage(chatbot_id=session.chatbot_id, message_id=message.id), message_id="retry")
+    anew = await reread(database, message)
+    assert anew.whatsapp_message_id != message.whatsapp_message_id
+    done = await answered(database, one, message.whatsapp_message_id if result == "old id" else result)
+    assert done.changed == []
+    assert [(again.message.id, again.message.whatsapp_message_id) for again in done.claimed] == [
+        (message.id, anew.whatsapp_message_id)
+    ]
+    row = await reread(database, message)
+    assert (row.delivery_status, row.attempts) == (D.PENDING, 0)
 
-        async def deliver(message: MessageRow = message) -> Any:
-            return await other_process.transact(
-                lambda tx: conversations.apply_receipt(
-                    tx,
-                    session_id=session.session_id,
-                    whatsapp_id=message.whatsapp_message_id,
-                    status=D.DELIVERED,
-                    at=PAST,
-                    error=None,
-                )
-            )
 
-        step, _ = await asyncio.gather(claim(database, session), deliver())
-        assert isinstance(step, Claimed | Idle)
-        assert (await reread(database, message)).delivery_status is D.DELIVERED
-        assert await claim(database, session) == Idle()
+async def test_a_failed_attempt_is_counted_and_delays_the_lane(database: Database) -> None:
+    """The next message does not overtake the one that is tried again; deferrals in a row are counted beside it."""
+    session = await a_session(database)
+    first = await enqueue(database, session)
+    await enqueue(database, session)
+    done = await answered(database, await claimed(database, session), Retry(3600.0, counts=True))
+    assert (done.claimed, done.changed) == ([], [])
+    assert done.next_at is not None
+    assert 3500 < (done.next_at - done.at).total_seconds() <= 3600
+    for deferrals in (1, 2):
+        await change_lane(database, session, not_before=PAST)
+        one = await claimed(database, session)
+        assert one.message.id == first.id
+        await answered(database, one, Retry(3600.0, counts=False))
+        assert (await lane_of(database, session)).deferrals == deferrals
+    assert (await reread(database, first)).attempts == 1
+    await change_lane(database, session, not_before=PAST)
+    await answered(database, await claimed(database, session), first.whatsapp_message_id)
+    assert (await lane_of(database, session)).deferrals == 0
+
+
+async def test_a_message_that_is_given_up_frees_the_lane(database: Database) -> None:
+    """It has failed with code and text, its event is still to be told, and the next one is claimed with the answer."""
+    session = await a_session(database)
+    await enqueue(database, session)
+    second = await enqueue(database, session)
+    done = await answered(database, await claimed(database, session), GiveUp("outcome_unknown", "no answer"))
+    [failed] = done.changed
+    assert (failed.delivery_status, failed.attempts, failed.version - failed.told_version) == (D.FAILED, 1, 1)
+    assert (failed.error_code, failed.error_message) == ("outcome_unknown", "no answer")
+    assert failed.failed_at is not None
+    assert [one.message.id for one in done.claimed] == [second.id]
+
+
+# What waits too long, and what others do to messages that wait
+
+
+@pytest.mark.parametrize("status", [SessionStatus.CONNECTED, SessionStatus.DISCONNECTED])
+async def test_what_waited_too_long_expires_wherever_it_stands(database: Database, status: SessionStatus) -> None:
+    """Behind one that waits too, and while the session is not connected: its caller hears of it in time."""
+    session = await a_session(database, status=status)
+    first, expired = await enqueue(database, session), await enqueue(database, session, expiry=timedelta(seconds=-1))
+    done = await send_round(database, session)
+    assert [(row.id, row.error_code, row.error_message) for row in done.changed] == [
+        (expired.id, "expired", "it waited too long")
+    ]
+    assert len(done.claimed) == (status is SessionStatus.CONNECTED)
+    assert [(await reread(database, row)).delivery_status for row in (first, expired)] == [D.PENDING, D.FAILED]
+
+
+async def test_more_than_a_batch_of_expired_messages_is_never_sent(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A round fails some of them; the first of the others is not claimed, and the lane is looked at again at once."""
+    monkeypatch.setattr(lanes, "BATCH", 1)
+    session = await a_session(database)
+    for _ in range(3):
+        await enqueue(database, session, expiry=timedelta(seconds=-1))
+    last = await enqueue(database, session)
+    for _ in range(2):
+        done = await send_round(database, session)
+        assert (len(done.changed), done.claimed) == (1, [])
+        assert done.next_at is not None
+        assert done.next_at - done.at < timedelta(seconds=1)
+    assert [one.message.id for one in (await send_round(database, session)).claimed] == [last.id]
+
+
+@pytest.mark.parametrize("trace", ["attempt", "claim"])
+async def test_what_may_have_gone_out_says_so(database: Database, trace: str) -> None:
+    """After an attempt whose outcome is unknown, or a claim that a killed process left, failing is not all of it."""
+    session = await a_session(database)
+    expired, waits = [await enqueue(database, session) for _ in range(2)]
+
+    async def leave_trace(message: MessageRow) -> None:
+        if trace == "attempt":
+            await change(database, message, attempts=1)
+        else:
+            await change_lane(database, session, claimed_message=message.id, claimed_until=PAST)
+
+    await change(database, expired, expires_at=PAST)
+    await leave_trace(expired)
+    await send_round(database, session)
+    assert (await reread(database, expired)).error_message == f"it waited too long{MAY_HAVE_GONE_OUT}"
+    await leave_trace(waits)
+    await fail_pending(database, session)
+    assert (await reread(database, waits)).error_message == f"another number{MAY_HAVE_GONE_OUT}"
+
+
+async def test_what_is_being_sent_neither_expires_nor_is_cancelled(database: Database) -> None:
+    """Its outcome decides, not the clock and not its sender; once the claim has ended both are possible."""
+    session = await a_session(database)
+    message = await enqueue(database, session)
+    await claimed(database, session)
+    await change(database, message, expires_at=PAST)
+    assert (await send_round(database, session)).changed == []
+    assert await cancel(database, message) == "command.rejected"
+    await change_lane(database, session, claimed_until=PAST)
+    [expired] = (await send_round(database, session)).changed
+    assert (expired.id, expired.error_message) == (message.id, f"it waited too long{MAY_HAVE_GONE_OUT}")
 
 
 async def test_all_that_waits_can_be_failed(database: Database) -> None:
     """A re-pairing with another number fails what waits, of that session alone, and nothing that was sent."""
     session, other = await a_session(database), await a_session(database)
-    done = await sent(database, await enqueue(database, session))
+    await enqueue(database, session)
+    done = await sent(database, session)
     waiting = [await enqueue(database, session) for _ in range(3)]
     elsewhere = await enqueue(database, other)
-    await database.transact(
-        lambda tx: lanes.fail_pending(tx, session.session_id, code="number_changed", detail="another number")
-    )
+    assert {row.id for row in await fail_pending(database, session)} == {row.id for row in waiting}
     for message in waiting:
         failed = await reread(database, message)
         assert (failed.delivery_status, failed.error_code) == (D.FAILED, "number_changed")
@@ -215,25 +323,236 @@ async def test_all_that_waits_can_be_failed(database: Database) -> None:
     assert (await reread(database, elsewhere)).delivery_status is D.PENDING
 
 
-async def test_what_is_not_announced_is_found_in_order(database: Database) -> None:
-    """After a crash: the statuses of sent messages, not customers' messages and not what still waits."""
-    session = await a_session(database)
-    messages = [await enqueue(database, session) for _ in range(3)]
-    await receive(database, session)
-    for message in messages[:2]:
-        await sent(database, message)
-    found = await database.read(lambda tx: lanes.unannounced(tx, session.session_id))
-    assert [message.id for message in found] == [message.id for message in messages[:2]]
+# Waking
 
 
-async def test_a_lane_can_be_postponed(database: Database) -> None:
-    """The time to look again is written down by the database's clock, and taken back."""
-    session = await a_session(database)
-    for seconds in (3600.0, None):
-        await database.transact(
-            lambda tx, seconds=seconds: lanes.postpone(database, tx, session_id=session.session_id, seconds=seconds)
-        )
-        [row] = await all_of(database, SessionRow)
-        assert (row.drain_at is None) == (seconds is None)
-        if row.drain_at:
-            assert abs(row.drain_at - datetime.now(UTC) - timedelta(hours=1)) < timedelta(minutes=1)
+async def test_a_lane_that_is_woken_is_found_by_its_owner(
+    database: Database, other_process: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In its row: by the process that owns its partition alone, the longest waiting first, a page at a time."""
+    sessions = [await a_session(database) for _ in range(4)]
+    await other_process.transact(lambda tx: lanes.wake(tx, [session.session_id for session in sessions]))
+    for at, session in enumerate(sessions):
+        assert (await lane_of(database, session)).key_hash == crc32(str(session.chatbot_id).encode())
+        await change_lane(database, session, wake_at=PAST - timedelta(days=at))
+    expected = [session.session_id for session in reversed(sessions)]
+    assert await due(database) == expected
+    for number in range(3):
+        mine = {one.session_id for one in sessions if crc32(str(one.chatbot_id).encode()) % 3 == number}
+        assert await due(database, Part(3, {number: 0.0})) == [one for one in expected if one in mine]
+    assert await database.read(lambda tx: lanes.due(tx, EVERYTHING, expected[:3])) == expected[3:]
+    monkeypatch.setattr(lanes, "BATCH", 2)
+    assert await due(database) == expected[:2]
+    await change_lane(database, sessions[3], wake_at=FUTURE)
+    await change_lane(database, sessions[2], wake_at=None)
+    assert await due(database) == expected[2:]
+    monkeypatch.undo()
+    await database.transact(lambda tx: lanes.wake_existing(tx, sessions[3].session_id))
+    assert await due(database) == [*expected[2:], sessions[3].session_id]
+
+
+# Races: something happens in the middle of a round. SQLite has one writer, so only PostgreSQL has them.
+
+
+@pytest.fixture
+async def here(migrated_postgres: str) -> AsyncIterator[Database]:
+    """PostgreSQL, as this process sees it."""
+    database = Database(migrated_postgres)
+    yield database
+    await database.close()
+
+
+@pytest.fixture
+async def there(migrated_postgres: str) -> AsyncIterator[Database]:
+    """The same, as another process sees it."""
+    database = Database(migrated_postgres)
+    yield database
+    await database.close()
+
+
+async def test_a_round_that_finds_nothing_loses_no_wake(
+    here: Database, there: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A message that is stored, and its lane woken, after the round has looked: the lane does not fall asleep."""
+    session = await a_session(here)
+    await here.transact(lambda tx: lanes.wake(tx, [session.session_id]))
+    woken = Beside(there, lambda: enqueue(there, session))
+    after(monkeypatch, lanes, "_claim", woken.begin)
+    assert (await send_round(here, session)).claimed == []
+    await woken.result()
+    assert await due(here) == [session.session_id]
+
+
+async def test_a_message_that_is_tried_again_at_this_moment_does_not_expire(
+    here: Database, there: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It has failed, and got more time, since it was found to be too old: it is looked at again under its lock."""
+    session = await a_session(here)
+    message = await enqueue(here, session, expiry=timedelta(seconds=-1))
+
+    async def try_again() -> None:
+        await handle(there, a_receipt(session, message.whatsapp_message_id, "failed"))
+        await handle(there, RetryMessage(chatbot_id=session.chatbot_id, message_id=message.id), message_id="retry")
+
+    after(monkeypatch, lanes, "_expired", try_again)
+    done = await send_round(here, session)
+    assert (done.changed, [one.message.id for one in done.claimed]) == ([], [message.id])
+
+
+async def test_a_receipt_for_an_id_of_the_gateways_own_is_not_missed(
+    here: Database, there: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It comes while the answer with that id is recorded: it waits for that, and finds its message."""
+    session = await a_session(here)
+    message = await enqueue(here, session)
+    one = await claimed(here, session)
+    receipt = Beside(there, lambda: handle(there, a_receipt(session, "OWN")))
+    after(monkeypatch, lanes, "receipts_for", receipt.begin)
+    await answered(here, one, "OWN")
+    await receipt.result()
+    assert (await reread(here, message)).delivery_status is D.DELIVERED
+
+
+async def test_a_message_that_is_claimed_at_this_moment_is_not_cancelled(
+    here: Database, there: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The cancellation waits for the round, and is told that the message is being sent."""
+    session = await a_session(here)
+    message = await enqueue(here, session)
+    cancelling = Beside(there, lambda: cancel(there, message))
+    after(monkeypatch, lanes, "_claim", cancelling.begin)
+    assert len((await send_round(here, session)).claimed) == 1
+    assert await cancelling.result() == "command.rejected"
+    assert (await reread(here, message)).delivery_status is D.PENDING
+
+
+async def test_a_message_that_is_claimed_at_this_moment_is_failed_as_one_that_may_have_gone(
+    here: Database, there: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Failing what waits waits for the round, and sees what it has claimed."""
+    session = await a_session(here)
+    message = await enqueue(here, session)
+    failing = Beside(there, lambda: fail_pending(there, session))
+    after(monkeypatch, lanes, "_claim", failing.begin)
+    assert len((await send_round(here, session)).claimed) == 1
+    await failing.result()
+    assert (await reread(here, message)).error_message == f"another number{MAY_HAVE_GONE_OUT}"
+
+
+async def unsung(database: Database, **fields: Any) -> tuple[SessionRow, MessageRow]:
+    """Store the first message of a session; its job has not come, so that its lane has no row."""
+    session = await a_session(database, **fields)
+    message = await enqueue(database, session)
+    await database.transact(lambda tx: tx.execute(text("DELETE FROM lanes")))
+    return session, message
+
+
+async def send_first(database: Database, session: SessionRow) -> list[UUID]:
+    """Do what the job of a session's first message does."""
+    await database.transact(lambda tx: lanes.wake(tx, [session.session_id]))
+    return [one.message.id for one in (await send_round(database, session)).claimed]
+
+
+async def test_the_first_message_of_a_session_that_is_cancelled_at_this_moment_is_not_sent(
+    here: Database, there: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The lane has no row yet that both could lock: whoever makes it waits for the cancellation."""
+    session, message = await unsung(here)
+    sending = Beside(there, lambda: send_first(there, session))
+    after(monkeypatch, Intake, "finish", sending.begin)
+    assert await cancel(here, message) == "message.cancelled"
+    assert await sending.result() == []
+    assert (await reread(here, message)).error_code == "cancelled"
+
+
+async def test_a_lane_that_is_made_while_its_session_connects_is_awake(here: Database, there: Database) -> None:
+    """Whoever connects the session found no lane to wake: so the lane is made, and looked at, after that."""
+    session, message = await unsung(here, status=SessionStatus.CONNECTING)
+    sending = Beside(there, lambda: send_first(there, session))
+
+    async def connect(tx: AsyncSession) -> None:
+        row = await tx.get_one(SessionRow, session.id, with_for_update=True)
+        await lanes.wake_existing(tx, session.session_id)
+        row.status = SessionStatus.CONNECTED
+        await sending.begin()
+
+    await here.transact(connect)
+    assert await sending.result() == [message.id]
+
+
+# Query plans
+
+SESSIONS = 1000
+
+
+async def fill(tx: AsyncSession, status: str, each: int) -> None:
+    """Store messages in the lanes of all sessions."""
+    await tx.execute(
+        text(
+            "INSERT INTO messages (id, conversation_id, chatbot_id, session_id, role, content, delivery_status,"
+            " whatsapp_message_id, key_hash, correlation_id, caller_metadata, external_user_id, lane_number, attempts,"
+            " version, told_version, handed_over, expires_at, changed_at, created_at)"
+            " SELECT gen_random_uuid(), c.id, s.chatbot_id, s.session_id, 'ASSISTANT', 'hello', :status, 'x', 1, 'c',"
+            " '{}', '549', n, 0, 1, 1, true, now() + interval '1 hour', now(), now()"
+            " FROM sessions s JOIN conversations c USING (chatbot_id) CROSS JOIN generate_series(1, :each) n"
+        ),
+        {"status": status, "each": each},
+    )
+
+
+async def many_sessions(tx: AsyncSession, count: int) -> None:
+    """Make sessions with one conversation and a lane that sleeps each."""
+    chatbots = "INSERT INTO chatbots SELECT gen_random_uuid(), now() FROM generate_series(1, :count)"
+    sessions = (
+        "INSERT INTO sessions (id, chatbot_id, session_id, status, wanted, version, announced_version, correlation_id,"
+        " key_hash, lane_end, moved_at, created_at, updated_at) SELECT gen_random_uuid(), id, 'session_' || id,"
+        " 'CONNECTED', true, 1, 1, '', 1, 0, now(), now(), now() FROM chatbots"
+    )
+    conversations = (
+        "INSERT INTO conversations (id, chatbot_id, channel, external_user_id, status, last_message_at, sequence_end,"
+        " announced, correlation_id, key_hash, changed_at, created_at) SELECT gen_random_uuid(), id, 'WHATSAPP_QR',"
+        " '549', 'ACTIVE', now(), 0, true, '', 1, now(), now() FROM chatbots"
+    )
+    asleep = "INSERT INTO lanes (session_id, key_hash, deferrals) SELECT session_id, 1, 0 FROM sessions"
+    await tx.execute(text(chatbots), {"count": count})
+    for statement in (sessions, conversations, asleep):
+        await tx.execute(text(statement))
+
+
+@pytest.mark.parametrize("mode", ["force_custom_plan", "force_generic_plan"])
+async def test_a_round_reads_the_first_message_of_its_lanes_alone(here: Database, mode: str) -> None:
+    """By their indexes, also where PostgreSQL last looked when nothing waited: 20 000 messages are PENDING since."""
+    await here.transact(lambda tx: many_sessions(tx, SESSIONS))
+    await here.transact(lambda tx: fill(tx, "SENT", 20))
+    await here.transact(lambda tx: tx.execute(text("ANALYZE")))
+    await here.transact(lambda tx: fill(tx, "PENDING", 20))
+    await here.transact(lambda tx: tx.execute(text("UPDATE lanes SET wake_at = now()")))
+    statements: list[tuple[str, Any]] = []
+
+    def keep(_connection: Any, _cursor: Any, statement: str, parameters: Any, *_: Any) -> None:
+        if statement.startswith("SELECT"):
+            statements.append((statement, parameters))
+
+    async def explain(tx: AsyncSession, statement: str, parameters: Any) -> str:
+        driver = (await (await tx.connection()).get_raw_connection()).driver_connection
+        assert driver is not None
+        await driver.execute(f"SET LOCAL plan_cache_mode = {mode}")
+        return "\n".join(row[0] for row in await driver.fetch(f"EXPLAIN ANALYZE {statement}", *parameters))
+
+    event.listen(here._writer.sync_engine, "before_cursor_execute", keep)
+    found = await due(here)
+    for some in (found[:1], found[1:]):
+        work = partial(lanes.send_round, answers=[], due=some, policy=SendPolicy())
+        assert len((await here.transact(work)).claimed) == len(some)
+    await here.transact(lambda tx: sweeping.wake_forgotten(tx, timedelta(minutes=1)))
+    assert len(await here.read(sweeping.tried_in_vain)) == len(found)
+    event.remove(here._writer.sync_engine, "before_cursor_execute", keep)
+
+    plans = [await here.read(partial(explain, statement=one, parameters=given)) for one, given in statements]
+    assert "lanes_awake" in plans[0]
+    of_messages = [plan for plan in plans if " on messages" in plan]
+    assert len(of_messages) == 6  # what has expired and what is first, of two rounds; the two of the sweeper
+    for plan in of_messages:
+        assert "messages_lane" in plan or "messages_expiring" in plan, plan
+        read = re.findall(r" on messages.*actual.*rows=(\d+) loops=(\d+)", plan)
+        assert sum(int(rows) * int(loops) for rows, loops in read) <= 3 * SESSIONS, plan

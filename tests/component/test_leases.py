@@ -6,13 +6,13 @@ from datetime import timedelta
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from service.persistence import leases
-from service.persistence.database import Database
+from service.persistence.database import Database, present
 from service.persistence.tables import LeaseRow
 from tests.component.rows import all_of
 
 
 async def take(database: Database, holder: str, *, seconds: float = 600, duty: str = "sweeper") -> bool:
-    return await database.transact(lambda tx: leases.take(database, tx, duty=duty, holder=holder, seconds=seconds))
+    return await database.transact(lambda tx: leases.take(tx, duty=duty, holder=holder, seconds=seconds))
 
 
 async def test_one_of_many_takes_a_free_lease(database: Database, other_process: Database) -> None:
@@ -33,7 +33,7 @@ async def test_a_lease_that_has_run_out_is_taken_by_one(database: Database, othe
     assert not await take(other_process, "early")
 
     async def run_out(tx: AsyncSession) -> None:
-        (await tx.get_one(LeaseRow, "sweeper")).until = await database.present(tx, timedelta(milliseconds=-1))
+        (await tx.get_one(LeaseRow, "sweeper")).until = await present(tx, timedelta(milliseconds=-1))
 
     await database.transact(run_out)
     taken = await asyncio.gather(*(take(other_process, str(number)) for number in range(5)))
@@ -64,8 +64,8 @@ async def test_the_lease_runs_by_the_databases_clock(database: Database) -> None
     """`until` is the database's time plus the seconds, whatever this machine's clock says."""
 
     async def work(tx: AsyncSession) -> float:
-        assert await leases.take(database, tx, duty="d", holder="a", seconds=3600)
-        at = await database.present(tx)
+        assert await leases.take(tx, duty="d", holder="a", seconds=3600)
+        at = await present(tx)
         return ((await tx.get_one(LeaseRow, "d")).until - at).total_seconds()
 
     assert 3500 < await database.transact(work) <= 3600

@@ -17,12 +17,14 @@ APPS: dict[str, Callable[[Settings], Starlette]] = {
     "conversation": apps.conversation_consumer_app,
     "outbound": apps.outbound_consumer_app,
 }
-TASKS = {
-    "consumer": "Subscriptions._obey",
-    "sharing": "Sharing._loop",
-    "confirmations": "Confirmations._keep_writing",
-    "besides": "Upkeep._host",
-}
+TASKS = [
+    ("session", "Subscriptions._obey", "consumer"),
+    ("session", "Sharing._loop", "sharing"),
+    ("session", "Relay._run", "announcer"),
+    ("session", "Marks._keep_writing", "announcer"),
+    ("session", "Upkeep._host", "background"),
+    ("outbound", "Sender._run", "background"),
+]
 
 
 async def livez(app: Starlette) -> httpx.Response:
@@ -45,13 +47,13 @@ async def test_a_consumer_lives_while_broker_and_database_are_away(kind: str) ->
         assert (answer.status_code, answer.json()["success"]) == (200, True)
 
 
-@pytest.mark.parametrize("lost", TASKS)
-async def test_a_consumer_whose_task_has_ended_does_not_live(lost: str) -> None:
-    """It would never consume again: 503 says which task it is."""
-    app = APPS["session"](Settings(amqp_url=NO_BROKER, database_url=NO_DATABASE))
+@pytest.mark.parametrize(("kind", "coroutine", "lost"), TASKS)
+async def test_a_consumer_whose_task_has_ended_does_not_live(kind: str, coroutine: str, lost: str) -> None:
+    """It would never do its work again: 503 says which task it is."""
+    app = APPS[kind](Settings(amqp_url=NO_BROKER, database_url=NO_DATABASE))
     async with app.router.lifespan_context(app):
         assert (await livez(app)).status_code == 200
-        task = task_of(TASKS[lost])
+        task = task_of(coroutine)
         task.cancel()
         await asyncio.wait([task])
         answer = await livez(app)

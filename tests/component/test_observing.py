@@ -56,7 +56,7 @@ async def test_the_gauges_show_what_is_there(database: Database) -> None:
     lost = await a_session(database, status=SessionStatus.QR_READY)
     away = await enqueue(database, lost)
     await change(database, away, created_at=datetime.now(UTC) - timedelta(seconds=300))
-    pending, unhandled = await enqueue(database, session), (await receive(database, session)).message
+    pending, unhandled = await enqueue(database, session), await receive(database, session)
     await change(database, pending, created_at=datetime.now(UTC) - timedelta(seconds=100))
     await change(database, unhandled, created_at=datetime.now(UTC) - timedelta(seconds=200))
 

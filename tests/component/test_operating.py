@@ -11,10 +11,10 @@ from service.domain.dead_letters import DeadLetter, Original
 from service.errors import BrokerUnavailable, Undeliverable
 from service.operating.dead_letters import DeadLetters, Result, Selection
 from service.persistence.database import Database
+from service.persistence.dead_letters import DeadLetters as Table
 from service.persistence.tables import DeadLetterRow
-from service.upkeep.dead_letters import DeadLetterStore
+from tests.component.doors import Recorder
 from tests.component.rows import all_of
-from tests.component.standins import Recorder
 from whatsapp_qr_contracts.gateway import GatewayMessage, GatewayQr
 
 AT = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
@@ -52,7 +52,7 @@ class Desk:
         original = Original(body, exchange, "key", {"messageId": message_id}, {})
         defaults: dict[str, Any] = {"reason": "r", "detail": "", "source": "queue", "burial": "b", "redelivered": False}
         death = DeadLetter(original, died_at=AT.replace(day=day), **(defaults | fields))
-        await DeadLetterStore(self.database, None).keep(death)  # type: ignore[arg-type]
+        await Table(self.database).keep(death)
         return str(death.id)
 
     async def replay(self, *ids: str, reason: str | None = None, dry_run: bool = False) -> list[Result]:
@@ -131,7 +131,8 @@ async def test_a_callback_becomes_the_report_that_the_ingress_makes(
     one = await desk.store("", source=f"/whatsapp-qr/{path}", body=json.dumps(body).encode())
     for _ in range(2):
         assert await desk.replay(one) == [Result(one, "replayed")]
-    assert desk.broker.out == [(kind.model_validate(body), one, one)] * 2
+    ids = {"message_id": one, "correlation_id": one}
+    assert desk.broker.published == [(kind.model_validate(body), ids)] * 2
 
 
 @pytest.mark.parametrize("body", [b"", b"no json", b"{}", b"[1]", b'{"type": "qr"}', b"[" * 100_000, b"\xff"])
@@ -141,4 +142,4 @@ async def test_a_callback_that_is_still_no_good_stays(desk: Desk, body: bytes) -
     [result] = await desk.replay(one)
     assert result.failed
     assert result.detail.startswith("invalid_callback: ")
-    assert (desk.broker.out, await desk.replayed()) == ([], set())
+    assert (desk.broker.published, await desk.replayed()) == ([], set())

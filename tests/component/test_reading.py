@@ -12,6 +12,7 @@ from service.errors import Rejected
 from service.persistence import reading
 from service.persistence.database import Database
 from service.persistence.reading import Place, cursor_of, place_of
+from service.persistence.tables import ConversationRow
 from tests.component.rows import a_session, all_of, change, enqueue, receive
 
 AT = datetime(2026, 1, 1, 12, 0, 0, 5, tzinfo=UTC)
@@ -24,13 +25,13 @@ async def test_walking_the_messages_shows_each_once_oldest_first(database: Datab
     stored = [await receive(database, session, f"A{n}") for n in range(4)]
     await enqueue(database, session)
     for one in stored[1:3]:
-        await change(database, one.message, created_at=stored[0].message.created_at)
+        await change(database, one, created_at=stored[0].created_at)
     shown, cursor, pages = [], None, 0
     while pages == 0 or cursor:
         assert pages < 10
         after = place_of(cursor)
         rows, end = await database.read(
-            lambda tx, after=after: reading.messages_page(tx, stored[0].conversation.id, limit=limit, after=after)
+            lambda tx, after=after: reading.messages_page(tx, stored[0].conversation_id, limit=limit, after=after)
         )
         assert len(rows) <= limit
         shown, cursor, pages = [*shown, *rows], cursor_of(end), pages + 1
@@ -45,7 +46,8 @@ async def test_walking_the_conversations_shows_each_once_newest_first(database: 
     for n in range(6):
         stored = await receive(database, session, f"A{n}", **{"from": f"549110000000{n}"})
         if n in {2, 3}:
-            await change(database, stored.conversation, last_message_at=AT)
+            [conversation] = await all_of(database, ConversationRow, id=stored.conversation_id)
+            await change(database, conversation, last_message_at=AT)
     await receive(database, other, "A1")
     shown, after, pages = [], None, 0
     while pages == 0 or after:

@@ -17,8 +17,8 @@ from service.upkeep import reconciler
 from service.upkeep.reconciler import Reconciler
 from service.upkeep.watching import Watch
 from tests.component.rows import all_of, change, claimed, enqueue
-from tests.component.standins import Recorder, settled
-from whatsapp_qr_contracts.message import SessionStatus
+from tests.component.standins import settled
+from whatsapp_qr_contracts.message import Message, SessionStatus
 
 LONG_AGO = datetime(2026, 1, 1, tzinfo=UTC)
 CONNECTED, QR_READY = SessionStatus.CONNECTED, SessionStatus.QR_READY
@@ -54,11 +54,21 @@ class Gateway:
         return self.qr_codes.get(session_id)
 
 
+class Broker:
+    """Keeps what is published, with its id and what caused it."""
+
+    def __init__(self) -> None:
+        self.out: list[tuple[Message, str, str]] = []
+
+    async def publish(self, message: Message, *, message_id: str, correlation_id: str) -> None:
+        self.out.append((message, message_id, correlation_id))
+
+
 class World:
     """A reconciler between a gateway and a broker that a test can look at."""
 
     def __init__(self, database: Database) -> None:
-        self.database, self.broker, self.gateway = database, Recorder(), Gateway()
+        self.database, self.broker, self.gateway = database, Broker(), Gateway()
         patience = Patience(passing=60, stuck=0)
         parts: Any = (self.gateway, self.broker)
         self.reconciler = Reconciler(database, *parts, patience=patience, pause=0)

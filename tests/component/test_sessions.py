@@ -21,8 +21,8 @@ async def test_racing_initializes_open_one_session(database: Database, other_pro
 
     async def open_one(database: Database, number: int) -> SessionRow:
         async def work(tx: AsyncSession) -> SessionRow:
-            await sessions.register_chatbot(database, tx, chatbot_id)
-            return await sessions.open_session(database, tx, chatbot_id, f"session_{chatbot_id}_{number}")
+            await sessions.register_chatbot(tx, chatbot_id)
+            return await sessions.open_session(tx, chatbot_id, f"session_{chatbot_id}_{number}")
 
         return await database.transact(work)
 
@@ -86,24 +86,14 @@ async def test_a_move_keeps_what_belongs_to_the_status(database: Database) -> No
     assert rows[1].last_connected_at == rows[2].last_connected_at is not None
 
 
-async def test_an_announcement_never_falls(database: Database) -> None:
-    """A late confirmation of an older version does not let the newer one be announced again."""
-    session = await a_session(database)
-    older = session.model_copy(update={"version": session.version - 1})
-    for seen in (session, older):
-        await database.transact(lambda tx, seen=seen: sessions.mark_announced(tx, seen))
-    assert (await all_of(database, SessionRow))[0].announced_version == session.version
-
-
 async def test_a_command_has_one_row(database: Database, other_process: Database) -> None:
     """The same command at once in two processes: one row, and the outcome of the first is what both read."""
     chatbot_id = uuid4()
 
     async def carry_out(database: Database) -> bool:
         async def work(tx: AsyncSession) -> bool:
-            row = await sessions.command_row(
-                database, tx, chatbot_id=chatbot_id, command_id="c1", name="session.initialize", digest="d"
-            )
+            new = CommandRow(chatbot_id=chatbot_id, command_id="c1", name="session.initialize", digest="d")
+            row = await sessions.command_row(tx, new)
             first = row.outcome is None
             row.outcome = {"name": "session.connecting", "body": {"é": [1, None]}}
             return first
@@ -139,5 +129,5 @@ async def test_a_removed_chatbot_is_not_shown_and_can_come_back(database: Databa
     [chatbot] = await all_of(database, ChatbotRow)
     assert isinstance(chatbot.removed_at, datetime)
     assert chatbot.removed_at - chatbot.registered_at < timedelta(minutes=5)
-    await database.transact(lambda tx: sessions.register_chatbot(database, tx, session.chatbot_id))
+    await database.transact(lambda tx: sessions.register_chatbot(tx, session.chatbot_id))
     assert await shown() == (True, True, True)

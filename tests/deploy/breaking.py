@@ -104,6 +104,19 @@ def _spread_counts_old_pods(objects: Objects) -> None:
     del workload(objects, OUTBOUND).spec["topologySpreadConstraints"][0]["matchLabelKeys"]
 
 
+def _less_memory(objects: Objects) -> None:
+    container(objects, OUTBOUND)["resources"]["limits"]["memory"] = "767Mi"
+
+
+def _broker(without: str, instead: str = "") -> Break:
+    def broken(objects: Objects) -> None:
+        told = named(objects, "RabbitmqCluster", "whatsapp-qr-rabbitmq")["spec"]["rabbitmq"]
+        assert without in told["additionalConfig"]
+        told["additionalConfig"] = told["additionalConfig"].replace(without, instead)
+
+    return broken
+
+
 def _faster_down(objects: Objects) -> None:
     behavior = named(objects, "ScaledObject", OUTBOUND)["spec"]["advanced"]["horizontalPodAutoscalerConfig"]["behavior"]
     behavior["scaleDown"]["policies"][0]["value"] = 4
@@ -223,6 +236,11 @@ PRODUCTION: tuple[tuple[Rule, Break], ...] = (
     (capacity_rules.connections_suffice, _setting(DATABASE_POOL="20")),
     (capacity_rules.connections_suffice, _fewer_connections),
     (capacity_rules.connections_suffice, _spec("HorizontalPodAutoscaler", INGRESS, maxReplicas=30)),
+    (capacity_rules.memory_suffices, _less_memory),
+    (capacity_rules.memory_suffices, _setting(PREFETCH="65")),
+    (capacity_rules.brokers_refuse_what_is_too_large, _broker("max_message_size = 1048576\n")),
+    (capacity_rules.brokers_refuse_what_is_too_large, _broker("max_message_size", "max_mesage_size")),
+    (capacity_rules.brokers_refuse_what_is_too_large, _broker("1048576", "16777216")),
     (reference_rules.only_the_interface_is_public, _ingress_path("/whatsapp-qr", "Prefix")),
     (reference_rules.only_the_interface_is_public, _ingress_path("/whatsapp-qr/webhook", "Exact")),
     (reference_rules.only_the_interface_is_public, _ingress_path("/metrics", "Exact")),

@@ -5,10 +5,11 @@ from collections.abc import Iterator
 
 from service import cli
 from service.messaging import subscriptions, topology
+from service.messaging.comparing import MAX_MESSAGE_SIZE
 from service.persistence import database
 from service.settings import Settings
-from tests.deploy import known
-from tests.deploy.manifests import OURS, Objects, Rule, Workload, of_kind, processes, settings, workloads
+from tests.deploy import known, memory
+from tests.deploy.manifests import OURS, Objects, Rule, Workload, named, of_kind, processes, settings, workloads
 
 _CONSUMED = {
     "session-consumer": topology.SESSIONS,
@@ -78,7 +79,7 @@ def scalers_look_at_what_exists(objects: Objects) -> Iterator[str]:
         if asked is None or asked["namespace"] != one["metadata"].get("namespace", asked["namespace"]):
             yield f"{name} may get no number, or another installation's: {query}"
         queue = _CONSUMED[one["spec"]["scaleTargetRef"]["name"].removeprefix(f"{OURS}-")]
-        wanted = {queue.queue_name(number) for number in range(partitions)}
+        wanted = {queue.queue_name(number) for number in range(partitions)} | ({queue.entry} if queue.entry else set())
         expression = triggers[1]["metadata"].get("queueName", "")
         if {known.name for known in topology.queues(partitions) if re.search(expression, known.name)} != wanted:
             yield f"{name} looks at {expression}"
@@ -114,11 +115,30 @@ def connections_suffice(objects: Objects) -> Iterator[str]:
         yield f"{pods} pods take {pods * pool} of {allowed} connections"
 
 
+def memory_suffices(objects: Objects) -> Iterator[str]:
+    """A consumer is not killed for what it has prefetched, however large the messages are that the broker lets in."""
+    given = settings(objects)
+    needed = memory.needed(int(given.get("PREFETCH", 0)), int(given["PARTITIONS"]))
+    for pod in processes(objects):
+        limit = pod.containers[0].get("resources", {}).get("limits", {}).get("memory", "")
+        if pod.role in _CONSUMED and memory.mebibytes(limit) < needed:
+            yield f"{pod.name} has {limit}, and may need {needed} MiB"
+
+
+def brokers_refuse_what_is_too_large(objects: Objects) -> Iterator[str]:
+    """Each RabbitMQ is told the size that the consumers' memory is reckoned with."""
+    for name, configuration in _broker_configurations(objects):
+        if memory.largest_message(configuration) != MAX_MESSAGE_SIZE:
+            yield f"{name} lets in more, or less, than {MAX_MESSAGE_SIZE} bytes"
+
+
 RULES: tuple[Rule, ...] = (
     consumers_scale_to_the_partitions,
     scalers_look_at_what_exists,
     there_is_time_to_finish,
     connections_suffice,
+    memory_suffices,
+    brokers_refuse_what_is_too_large,
 )
 
 
@@ -128,6 +148,21 @@ def most_pods(objects: Objects, pod: Workload) -> int:
         if one["spec"]["scaleTargetRef"]["name"] == pod.name:
             return int(one["spec"].get("maxReplicaCount") or one["spec"]["maxReplicas"])
     return int(pod.object["spec"].get("replicas", 1))
+
+
+def _broker_configurations(objects: Objects) -> Iterator[tuple[str, str]]:
+    for one in of_kind(objects, "RabbitmqCluster"):
+        yield one["metadata"]["name"], one["spec"]["rabbitmq"].get("additionalConfig", "")
+    for pod in workloads(objects):
+        for container in pod.containers:
+            if "/rabbitmq:" in container["image"]:
+                configs = {one["name"]: one["configMap"]["name"] for one in pod.spec["volumes"] if "configMap" in one}
+                told = [
+                    named(objects, "ConfigMap", configs[mount["name"]])["data"][mount["subPath"]]
+                    for mount in container["volumeMounts"]
+                    if mount["name"] in configs and mount["mountPath"].startswith("/etc/rabbitmq/conf.d/")
+                ]
+                yield pod.name, "".join(told)
 
 
 def _max_connections(objects: Objects) -> int | None:

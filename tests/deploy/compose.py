@@ -13,6 +13,7 @@ from deploy.compose.prepare import DATABASE_URLS, file_of
 from service import cli
 from service.messaging import subscriptions
 from service.settings import Settings
+from tests.deploy import memory
 from tests.servers import REPOSITORY
 
 FOLDER = REPOSITORY / "deploy" / "compose"
@@ -238,6 +239,17 @@ def connections_suffice(stack: Stack) -> Iterator[str]:
         yield f"{pools} connections"
 
 
+def memory_suffices(stack: Stack) -> Iterator[str]:
+    """A consumer is not killed for what it has prefetched, however large the messages are that the broker lets in."""
+    for role in ROLES[1:]:
+        service = stack["services"][role]
+        given = service["environment"]
+        needed = memory.needed(int(given.get("PREFETCH", 0)), int(given["PARTITIONS"]))
+        limit = service.get("mem_limit", "")
+        if memory.mebibytes(limit) < needed:
+            yield f"{role} has {limit}, and may need {needed} MiB"
+
+
 RULES: tuple[Callable[[Stack], Iterator[str]], ...] = (
     settings_are_known,
     commands_exist,
@@ -253,6 +265,7 @@ RULES: tuple[Callable[[Stack], Iterator[str]], ...] = (
     only_who_needs_it_gets_there,
     what_is_mounted_is_there,
     connections_suffice,
+    memory_suffices,
 )
 
 

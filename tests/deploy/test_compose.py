@@ -64,6 +64,9 @@ BROKEN: list[tuple[str, Change]] = [
     ("what_is_mounted_is_there", lambda services: services["rabbitmq"]["volumes"][1].pop("read_only")),
     ("what_is_mounted_is_there", lambda services: services["postgres"]["volumes"][0].update(source="data")),
     ("connections_suffice", lambda services: services["ingress"]["environment"].update(DATABASE_POOL="60")),
+    ("memory_suffices", lambda services: services["session-consumer"].update(mem_limit="767m")),
+    ("memory_suffices", lambda services: services["outbound-consumer"].pop("mem_limit")),
+    ("memory_suffices", lambda services: services["conversation-consumer"]["environment"].update(PREFETCH="65")),
 ]
 
 

@@ -4,7 +4,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
-from tests.faults.facts import Facts, Row, Sent, by_text
+from tests.faults.facts import Facts, Heard, Row, Sent, by_text
 from tests.faults.ledger import Ledger, Link
 
 UNKNOWN = "outcome_unknown"
@@ -43,12 +43,14 @@ def judge(ledger: Ledger, facts: Facts) -> Verdict:
     _failures(ledger, verdict)
     _strangers(ledger, facts, verdict)
     _events(ledger, facts, verdict)
+    _newest(facts, verdict)
     _answers(ledger, facts, verdict)
     _dead_letters(ledger, facts, verdict)
     for session_id, status in _expected_sessions(ledger).items():
         if facts.sessions.get(session_id) != status:
             verdict.wrong.append(f"{session_id} is {facts.sessions.get(session_id)}, not {status}")
     verdict.wrong += facts.exits
+    verdict.wrong += [f"left to do: {what}" for what in facts.unfinished]
     return verdict
 
 
@@ -167,6 +169,25 @@ def _events(ledger: Ledger, facts: Facts, verdict: Verdict) -> None:
     for session_id, status in _expected_sessions(ledger).items():
         if (f"session.{status.lower()}", session_id) not in ids:
             verdict.lost.append(f"{status} of {session_id} was never announced")
+
+
+def _newest(facts: Facts, verdict: Verdict) -> None:
+    """Compare how things are with what a subscriber believes who drops each event of a lower version than he knows."""
+    believed: dict[str, Heard] = {}
+    for event in facts.events:
+        if event.version is None or not event.type.startswith(("message.", "session.")):
+            continue
+        known = believed.setdefault(event.about, event)
+        if event.version > (known.version or 0):
+            believed[event.about] = event
+        elif event.version == known.version and event.status != known.status:
+            verdict.wrong.append(f"two states of one version: {known} and {event}")
+    is_so = {row.id: (row.version, row.status if row.outgoing else None) for row in facts.rows}
+    for about, event in believed.items():
+        if about in is_so and (event.version, event.status) != is_so[about]:
+            verdict.wrong.append(f"a subscriber is left with {event}, and it is {is_so[about]}")
+        if about in facts.sessions and event.status != facts.sessions[about]:
+            verdict.wrong.append(f"a subscriber is left with {event}, and it is {facts.sessions[about]}")
 
 
 def _answers(ledger: Ledger, facts: Facts, verdict: Verdict) -> None:

@@ -1,9 +1,9 @@
 """A running service whose processes are killed at given steps and started again, as a supervisor does."""
 
 import asyncio
+from collections import defaultdict
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
-from itertools import dropwhile
 from pathlib import Path
 from uuid import UUID
 
@@ -64,11 +64,13 @@ class Drill:
         assert len(found) <= 1, f"stored {len(found)} times: {text}"
         return found[0] if found else None  # type: ignore[return-value]
 
-    async def has_message(self, chatbot_id: UUID, text: str, **values: object) -> MessageRow:
-        """Wait for a message that is as given."""
+    async def has_message(self, chatbot_id: UUID, text: str, *, told: bool = False, **values: object) -> MessageRow:
+        """Wait for a message that is as given; `told`: nothing of it is left to be told."""
 
         def is_so(row: MessageRow | None) -> bool:
-            return row is not None and all(getattr(row, name) == value for name, value in values.items())
+            if row is None or (told and not (row.handed_over and row.told_version == row.version)):
+                return False
+            return all(getattr(row, name) == value for name, value in values.items())
 
         return await eventually(lambda: self.message(chatbot_id, text), is_so, seconds=PATIENCE)
 
@@ -89,27 +91,33 @@ class Drill:
         return self.system.folder / process
 
     async def steps(self, process: str, handler: str, ended: Callable[[list[str]], bool]) -> dict[int, str]:
-        """Return the steps of a handler that were recorded, once it has ended."""
+        """Return the steps of a handler's longest run that was recorded from its beginning, once one has ended."""
 
-        async def recorded() -> dict[int, str]:
-            return dict(self._recorded(process, handler))
+        async def runs() -> list[dict[int, str]]:
+            return [steps for steps in self._recorded(process, handler) if 1 in steps and ended([*steps.values()])]
 
-        return await eventually(recorded, lambda steps: ended(list(steps.values())))
+        return max(await eventually(runs), key=len)  # others may be about old news
 
-    def _recorded(self, process: str, handler: str, since: int = 0) -> list[tuple[int, str]]:
-        parts = [line.rsplit(" ", 2) for line in self._log(process)[since:]]
-        own = [(int(step), kind) for who, step, kind in parts if who == f"{process} {handler}"]
-        return list(dropwhile(lambda one: one[0] > 1, own))  # the end of what had begun before the record
+    def _recorded(self, process: str, handler: str, since: int = 0) -> list[dict[int, str]]:
+        """Return the steps of each run of a handler."""
+        runs: dict[str, dict[int, str]] = defaultdict(dict)
+        for line in self._log(process)[since:]:
+            who, run, step, kind = line.rsplit(" ", 3)
+            if who == f"{process} {handler}":
+                runs[run][int(step)] = kind
+        return [dict(sorted(steps.items())) for steps in runs.values()]
 
     def _log(self, process: str) -> list[str]:
         log = self.folder(process) / "steps.log"
         return log.read_text().splitlines() if log.exists() else []
 
-    async def crash(self, process: str, handler: str, step: int, drive: Awaitable[object]) -> bool:
+    async def crash(
+        self, process: str, handler: str, step: int | str, drive: Awaitable[object], ended: Callable[[list[str]], bool]
+    ) -> bool:
         """Let something happen, and see that it kills a process at a step.
 
         Returns:
-            False where the handler acknowledged before that step: on a busy machine another may have done its work.
+            False where the handler ended before that step: on a busy machine another may have done its work.
         """
         folder, deaths = self.folder(process), len(self.supervisor.ended[process])
         taken = folder / "crash.taken"
@@ -121,7 +129,7 @@ class Drill:
         driving = asyncio.ensure_future(drive)
 
         async def over() -> bool:
-            return any(kind == "acked" for _, kind in self._recorded(process, handler, since)) or taken.exists()
+            return taken.exists() or any(ended([*run.values()]) for run in self._recorded(process, handler, since))
 
         async def died() -> list[int]:
             return self.supervisor.ended[process][deaths:]

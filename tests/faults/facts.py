@@ -12,7 +12,7 @@ from aio_pika.abc import AbstractIncomingMessage
 from sqlmodel import col, select
 
 from service.persistence.database import Database
-from service.persistence.tables import DeadLetterRow, MessageRow, SessionRow
+from service.persistence.tables import CommandRow, ConversationRow, DeadLetterRow, LaneRow, MessageRow, SessionRow
 
 MARK = re.compile(rb"poison-\d+")
 
@@ -29,7 +29,7 @@ class Row:
     whatsapp_id: str
     error: str | None
     sequence: int | None
-    announced: bool
+    version: int
     attempts: int
 
 
@@ -60,6 +60,10 @@ class Heard:
     about: str
     """The id of the message, the conversation or the session that it is about."""
     caused_by: str
+    version: int | None = None
+    """Of the message or the session, where it says one."""
+    status: str | None = None
+    """What it says of the message or the session."""
 
 
 @dataclass
@@ -75,17 +79,36 @@ class Facts:
     sessions: dict[str, str] = field(default_factory=dict)
     exits: list[str] = field(default_factory=list)
     """Processes that ended without having been told or killed."""
+    unfinished: list[str] = field(default_factory=list)
+    """What the rows say is still to be done: something to tell, a lane to look at."""
 
 
-async def read_rows(database: Database) -> tuple[list[Row], dict[str, str], list[str]]:
-    """Return all messages, the status of each session, and the mark of each dead letter."""
+async def read_rows(database: Database) -> Facts:
+    """Return what the database says."""
 
-    async def work(tx: Any) -> tuple[list[Row], dict[str, str], list[str]]:
-        # Each kind in the order that its conversation or lane gives it.
-        query = select(MessageRow).order_by(col(MessageRow.session_id), col(MessageRow.id))
-        rows = [_row(row) for row in await tx.scalars(query)]
-        sessions = {row.session_id: row.status.value for row in await tx.scalars(select(SessionRow))}
-        return rows, sessions, [_mark(row) for row in await tx.scalars(select(DeadLetterRow))]
+    async def work(tx: Any) -> Facts:
+        async def all_of(table: Any) -> list[Any]:
+            return list(await tx.scalars(select(table)))
+
+        messages = list(await tx.scalars(select(MessageRow).order_by(col(MessageRow.session_id), col(MessageRow.id))))
+        sessions = await all_of(SessionRow)
+        return Facts(
+            rows=[_row(row) for row in messages],
+            dead=[_mark(row) for row in await all_of(DeadLetterRow)],
+            sessions={row.session_id: row.status.value for row in sessions},
+            unfinished=[
+                *(f"no job of message {row.id}" for row in messages if not row.handed_over),
+                *(f"version {row.version} of message {row.id}" for row in messages if row.told_version < row.version),
+                *(
+                    f"version {row.version} of {row.session_id}"
+                    for row in sessions
+                    if row.announced_version < row.version
+                ),
+                *(f"start of conversation {row.id}" for row in await all_of(ConversationRow) if not row.announced),
+                *(f"answer to command {row.command_id}" for row in await all_of(CommandRow) if not row.told),
+                *(f"lane of {row.session_id} wakes" for row in await all_of(LaneRow) if row.wake_at is not None),
+            ],
+        )
 
     return await database.read(work)
 
@@ -100,7 +123,7 @@ def _row(row: MessageRow) -> Row:
         whatsapp_id=row.whatsapp_message_id,
         error=row.error_code,
         sequence=row.sequence,
-        announced=row.announced,
+        version=row.version,
         attempts=row.attempts,
     )
 
@@ -139,7 +162,10 @@ def event_of(message: AbstractIncomingMessage) -> Heard:
     """Return what an event says."""
     body = json.loads(message.body)
     about = next((body[name] for name in ("messageId", "conversationId", "sessionId") if body.get(name)), "")
-    return Heard(message.message_id or "", message.type or "", about, message.correlation_id or "")
+    status = body.get("deliveryStatus") or body.get("status")
+    return Heard(
+        message.message_id or "", message.type or "", about, message.correlation_id or "", body.get("version"), status
+    )
 
 
 def by_text(found: Iterable[Any]) -> dict[str, list[Any]]:

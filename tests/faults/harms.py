@@ -1,23 +1,44 @@
 """What is done to processes, servers and phones: each is harmed while its context is entered, and well again after."""
 
 import asyncio
+import json
 import random
 import signal
 import sqlite3
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
+import aio_pika
+from aio_pika.abc import AbstractChannel, AbstractQueue
 from sqlalchemy import make_url
+from yarl import URL
 
 from tests.faults.doors import until_accepted
-from tests.faults.stage import Stage
+from tests.faults.stage import TAKEN, Stage
 from tests.system import Process, eventually
 
 KINDS = ("ingress", "session-consumer", "conversation-consumer", "outbound-consumer")
 HANDLERS = {
-    "session-consumer": ("session.initialize", "gateway.qr", "gateway.connected", "session.disconnect"),
-    "conversation-consumer": ("message.send", "gateway.message", "gateway.receipt"),
-    "outbound-consumer": ("whatsapp-qr-send",),
+    "session-consumer": (
+        "session.initialize",
+        "gateway.qr",
+        "gateway.connected",
+        "session.disconnect",
+        "direct whatsapp-qr.events",
+        "look whatsapp-qr.events",
+    ),
+    "conversation-consumer": (
+        "message.send",
+        "gateway.message",
+        "gateway.receipt",
+        "direct whatsapp-qr.events",
+        "direct incoming-messages",
+        "direct whatsapp-qr-send",
+        "look whatsapp-qr.events",
+        "look incoming-messages",
+        "marks",
+    ),
+    "outbound-consumer": ("whatsapp-qr-send", "claim", "send", "record", "direct whatsapp-qr.events", "marks"),
     "ingress": ("POST /send", "POST /incoming", "POST /webhook"),
 }
 
@@ -51,7 +72,7 @@ async def killed_at_a_step(stage: Stage, dice: random.Random) -> AsyncIterator[N
     plan = stage.flags / "crash"
     for _ in range(4):
         kind = dice.choice(KINDS)
-        plan.write_text(f"{kind} {dice.choice(HANDLERS[kind])} {dice.randint(1, 6)}")
+        plan.write_text(f"{kind} {dice.choice(HANDLERS[kind])} {dice.randint(1, 4)}")
         for _ in range(20):
             await asyncio.sleep(0.1)
             if not plan.exists():
@@ -137,6 +158,44 @@ async def broker_disk_full(stage: Stage, _dice: random.Random) -> AsyncIterator[
         await stage.broker.ctl("set_disk_free_limit", "50000000")
 
 
+@asynccontextmanager
+async def jobs_full(stage: Stage, _dice: random.Random) -> AsyncIterator[None]:
+    """The AI workers' queue is full, and they take one job after another: some publishes are refused, some are not."""
+    vhost = URL(stage.broker_url).path.removeprefix("/")
+    async with await aio_pika.connect(stage.broker_url) as connection:
+        channel = await connection.channel()
+        jobs = await channel.get_queue("incoming-messages")
+        limit = json.dumps({"max-length": (jobs.declaration_result.message_count or 0) + 3})
+        await stage.broker.ctl("set_policy", "-p", vhost, "full", "^incoming-messages$", limit, "--apply-to", "queues")
+        working = asyncio.create_task(_take_slowly(channel, jobs))
+        try:
+            yield
+        finally:
+            working.cancel()
+            await asyncio.gather(working, return_exceptions=True)
+            await stage.broker.ctl("clear_policy", "-p", vhost, "full")
+
+
+async def _take_slowly(channel: AbstractChannel, jobs: AbstractQueue) -> None:
+    while True:
+        if job := await jobs.get(fail=False):
+            taken = aio_pika.Message(job.body, message_id=job.message_id, delivery_mode=2)
+            await channel.default_exchange.publish(taken, TAKEN)
+            await job.ack()
+        await asyncio.sleep(0.1)
+
+
+@asynccontextmanager
+async def subscriber_full(stage: Stage, _dice: random.Random) -> AsyncIterator[None]:
+    """A subscriber to all events has a queue that refuses what it has no room for, and takes nothing."""
+    async with await aio_pika.connect(stage.broker_url) as connection:
+        channel = await connection.channel()
+        full = {"x-max-length": 1, "x-overflow": "reject-publish"}
+        queue = await channel.declare_queue(exclusive=True, arguments=full)
+        await queue.bind("whatsapp-qr.events", "#")
+        yield
+
+
 # The database
 
 
@@ -170,6 +229,17 @@ async def database_killed(stage: Stage, _dice: random.Random) -> AsyncIterator[N
         yield
     finally:
         await stage.postgres.start()
+
+
+@asynccontextmanager
+async def answers_lost(stage: Stage, _dice: random.Random) -> AsyncIterator[None]:
+    """The database commits, and now and then its answer is lost: whoever asked for it has to do it again."""
+    flag = stage.flags / "unsure"
+    flag.touch()
+    try:
+        yield
+    finally:
+        flag.unlink()
 
 
 @asynccontextmanager

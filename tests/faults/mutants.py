@@ -1,15 +1,19 @@
 """Defects that the judge must find: each is the mistake that somebody would make next, put into a running process."""
 
-from collections.abc import Callable
+import asyncio
+from collections.abc import Callable, Sequence
 from typing import Any
-from uuid import UUID
 
-from faststream.rabbit import Channel, RabbitMessage
+from faststream.rabbit import Channel
 
-from service.consumers.announcing import Announcer
-from service.messaging import partitions, publishing
-from service.messaging.partitions import Partition
-from service.persistence import conversations, lanes
+from service.consumers.conversation import ConversationConsumer
+from service.consumers.outbound import Sender
+from service.consumers.relay import Relay
+from service.consumers.telling import Output
+from service.messaging import publishing
+from service.messaging.consuming import Consumer
+from service.persistence import lanes
+from service.persistence.intake import Intake
 
 
 def install(name: str) -> None:
@@ -17,42 +21,48 @@ def install(name: str) -> None:
     MUTANTS[name]()
 
 
+def _replace(owner: Any, name: str, make: Callable[[Callable[..., Any]], Callable[..., Any]]) -> None:
+    setattr(owner, name, make(getattr(owner, name)))
+
+
 def _skips_duplicates() -> None:
     """Who finds that a message is stored already believes that everything has been done."""
-    duplicates: set[UUID] = set()
-    for name in ("store_incoming", "store_outgoing"):
-        setattr(conversations, name, _noting(getattr(conversations, name), duplicates))
-    for name in ("received", "ring"):
-        setattr(Announcer, name, _unless(getattr(Announcer, name), duplicates))
 
+    def skipping(receive: Callable[..., Any]) -> Callable[..., Any]:
+        def receiving(consumer: ConversationConsumer, rows: Intake, *given: Any) -> Any:
+            known = len(rows.messages)
+            outputs = receive(consumer, rows, *given)
+            return outputs if len(rows.messages) > known else []
 
-def _noting(store: Callable[..., Any], duplicates: set[UUID]) -> Callable[..., Any]:
-    async def storing(*given: Any, **named: Any) -> Any:
-        stored = await store(*given, **named)
-        if not stored.is_new:
-            duplicates.add(stored.message.id)
-        return stored
+        return receiving
 
-    return storing
-
-
-def _unless(announce: Callable[..., Any], duplicates: set[UUID]) -> Callable[..., Any]:
-    async def announcing(announcer: Announcer, message: Any, **named: Any) -> None:
-        if message.id not in duplicates:
-            await announce(announcer, message, **named)
-
-    return announcing
+    _replace(ConversationConsumer, "_receive", skipping)
 
 
 def _acknowledges_first() -> None:
     """A message is acknowledged when it comes, not when its work is done."""
-    handle = Partition._handle
 
-    async def handling(partition: Partition, delivery: RabbitMessage) -> None:
-        await delivery.ack()
-        await handle(partition, delivery)
+    def acknowledging(live: Callable[..., Any]) -> Callable[..., Any]:
+        async def living(consumer: Consumer, batch: Any) -> None:
+            await consumer._acknowledge(batch.deliveries)
+            await live(consumer, batch)
 
-    Partition._handle = handling  # type: ignore[method-assign]
+        return living
+
+    _replace(Consumer, "_live", acknowledging)
+
+
+def _reverses_batches() -> None:
+    """What waits is taken together, and the newest is handled first."""
+
+    def reversing(live: Callable[..., Any]) -> Callable[..., Any]:
+        async def living(consumer: Consumer, batch: Any) -> None:
+            batch.readable.reverse()
+            await live(consumer, batch)
+
+        return living
+
+    _replace(Consumer, "_live", reversing)
 
 
 def _publishes_unconfirmed() -> None:
@@ -62,31 +72,64 @@ def _publishes_unconfirmed() -> None:
 
 def _claims_unchecked() -> None:
     """A message that another process is sending at this moment is sent."""
-    lock_first = lanes._lock_first
-
-    async def locking(*given: Any) -> Any:
-        row = await lock_first(*given)
-        if row is not None:
-            row[0].claimed_until = None
-        return row
-
-    lanes._lock_first = locking
+    lanes._is_claimed = lambda _lane, _at: False
 
 
-def _without_order() -> None:
-    """Messages of one key are worked on side by side."""
-    build = Partition.__init__
+def _forgets_due_lanes() -> None:
+    """A lane is looked at when a job comes for it, and never because its time has come."""
 
-    def building(partition: Partition, *given: Any, **named: Any) -> None:
-        build(partition, *given, **named | {"ordered": False})
+    async def looking(_sender: Sender) -> None:
+        return
 
-    partitions.Partition.__init__ = building  # type: ignore[method-assign]
+    _replace(Sender, "_look_for_due", lambda _: looking)
+
+
+def _forgets_at_take_over() -> None:
+    """Who takes a partition over tells what comes from then on."""
+    _replace(Relay, "_notice_taken_over", lambda _: lambda _relay: None)
+
+
+def _overtakes() -> None:
+    """What was just committed is published at once, also while something from before is left in its rows."""
+
+    def telling(relay: Relay, outputs: Sequence[Output]) -> None:
+        relay._waiting.extend(outputs)
+        relay._wake.set()
+
+    _replace(Relay, "tell", lambda _: telling)
+
+
+def _publishes_side_by_side() -> None:
+    """A page is published all at once, whatever its order."""
+
+    async def publish(relay: Relay, outputs: Sequence[Output]) -> bool:
+        return all(await asyncio.gather(*(relay._publish_in_order([output]) for output in outputs)))
+
+    _replace(Relay, "_publish", lambda _: publish)
+
+
+def _marks_first() -> None:
+    """An output counts as told when it is about to be published."""
+
+    def marking(publish: Callable[..., Any]) -> Callable[..., Any]:
+        async def publishing_one(relay: Relay, output: Output, tries: int) -> bool:
+            relay._marks.note(output.told)
+            return bool(await publish(relay, output, tries))
+
+        return publishing_one
+
+    _replace(Relay, "_publish_one", marking)
 
 
 MUTANTS: dict[str, Callable[[], None]] = {
     "skips duplicates": _skips_duplicates,
     "acknowledges first": _acknowledges_first,
+    "reverses batches": _reverses_batches,
     "publishes unconfirmed": _publishes_unconfirmed,
     "claims unchecked": _claims_unchecked,
-    "without order": _without_order,
+    "forgets due lanes": _forgets_due_lanes,
+    "forgets at take-over": _forgets_at_take_over,
+    "overtakes": _overtakes,
+    "publishes side by side": _publishes_side_by_side,
+    "marks first": _marks_first,
 }

@@ -1,13 +1,24 @@
 """A process of the service that can be killed at each of its steps, given a wrong clock, a full disk or a mutant.
 
-A step is what the outside world may notice of a handler: a commit, a publish and its confirmation, a call of the
-gateway and its answer, an acknowledgement. What a test asks for lies in the folder FAULTS_FOLDER:
+A step is what the outside world may notice of a handler: a commit and what follows it, a publish and its confirmation,
+a call of the gateway and its answer, an acknowledgement. What a test asks for lies in the folder FAULTS_FOLDER:
 
 crash     one line `<process> <handler> <step>`, where `*` stands for any process or handler, and a step is its number
           or its kind: who comes to that step
           first renames the file to `crash.taken` and kills itself before it does what the step does
 full      while it exists SQLite's disk is full
-record    while it exists each step is appended to `steps.log`: `<process> <handler> <step> <kind>`
+unsure    while it exists each third transaction is committed, and who waits for it is told that it failed
+record    while it exists each step is appended to `steps.log`: `<process> <handler> <run> <step> <kind>`
+
+A handler is one of
+
+<message>             a batch that has such a message; `entry <message>` where it came without a partition
+direct <destination>  a relay publishes what was just committed
+look <destination>    a relay tells a page of rows, and writes down that it has
+marks                 confirmations are written down
+claim, send, record   a round of the outbound consumer, a call of the gateway, the round that records an answer
+<duty>                one run of it; of the sweeper, one that has woken a lane; of the dead letters' queue, one letter
+<METHOD> <route>      a request
 
 FAULTS_SKEW says by how many seconds the clock of the process is wrong, FAULTS_MUTANT which defect it has.
 """
@@ -15,25 +26,31 @@ FAULTS_SKEW says by how many seconds the clock of the process is wrong, FAULTS_M
 import importlib
 import os
 import signal
-from collections.abc import Awaitable, Callable, Iterator, MutableMapping
+from collections.abc import Awaitable, Callable, Collection, Iterator, MutableMapping
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial, wraps
+from itertools import count
 from pathlib import Path
 from typing import Any
 
-from faststream.rabbit.message import RabbitMessage
 from sqlalchemy import Connection, event
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from service import apps
-from service.errors import GatewayRefused
+from service.consumers.outbound import Sender
+from service.consumers.relay import Relay
+from service.errors import DatabaseUnavailable, GatewayRefused
 from service.gateway import Gateway
-from service.messaging import topology
-from service.messaging.partitions import Partition
+from service.messaging import dead_letter_queue
+from service.messaging.consuming import Consumer
+from service.messaging.inbox import Delivery
 from service.messaging.publishing import Publisher
+from service.messaging.receiving import is_probe, name_of
+from service.persistence import sweeping
 from service.persistence.database import Database
+from service.persistence.marks import Marks
 from service.upkeep import hosting
 from service.upkeep.hosting import Duty
 from tests.faults.clocks import set_clocks_wrong
@@ -54,20 +71,33 @@ def live(name: str, environment: dict[str, str], log: Path) -> None:
     be_a_process(name, environment, log)
 
 
+_runs = count()
+
+
 @dataclass
 class Work:
-    """One run of a handler; whatever it starts counts for it too."""
+    """One run of a handler; whatever it starts counts for it too, unless that is another handler's work."""
 
-    handler: Callable[[], str]
+    handlers: Callable[[], Collection[str]]
+    run: str = field(default_factory=lambda: f"{os.getpid()}-{next(_runs)}")
     steps: int = 0
+
+    def become(self, handler: str) -> None:
+        """Be the work of another handler, which begins here."""
+        self.handlers, self.run, self.steps = lambda: [handler], f"{os.getpid()}-{next(_runs)}", 0
 
 
 _present: ContextVar[Work | None] = ContextVar("work", default=None)
 
 
+def _begin(*handlers: str) -> None:
+    """Let what follows in this task be the work of a handler; of none where there is no name."""
+    _present.set(Work(lambda: handlers) if handlers else None)
+
+
 @contextmanager
-def _working(handler: Callable[[], str]) -> Iterator[None]:
-    token = _present.set(Work(handler))
+def _working(handlers: Callable[[], Collection[str]]) -> Iterator[None]:
+    token = _present.set(Work(handlers))
     try:
         yield
     finally:
@@ -82,6 +112,8 @@ class Faults:
         self._crash = folder / "crash"
         self._taken = folder / "crash.taken"
         self._full = folder / "full"
+        self._unsure = folder / "unsure"
+        self._commits = count(1)
         self._record = folder / "record"
         self._steps = folder / "steps.log"
 
@@ -97,14 +129,21 @@ class Faults:
                 os.kill(os.getpid(), signal.SIGKILL)
         if self._record.exists():
             with self._steps.open("ab", buffering=0) as steps:
-                steps.write(f"{self._process} {work.handler()} {work.steps} {kind}\n".encode())
+                for handler in work.handlers():
+                    steps.write(f"{self._process} {handler} {work.run} {work.steps} {kind}\n".encode())
 
     def _is_meant(self, work: Work, kind: str) -> bool:
         if not self._crash.exists():
             return False
         process, *handler, step = self._crash.read_text().split() or ["-", "-", "0"]
-        names = ({"*", self._process}, {"*", work.handler()})
+        names = ({"*", self._process}, {"*", *work.handlers()})
         return step in {str(work.steps), kind} and process in names[0] and " ".join(handler) in names[1]
+
+    def lose_answer(self) -> None:
+        """Lose what the database answers to a commit, if that is asked for and its turn."""
+        if self._unsure.exists() and next(self._commits) % 3 == 0:
+            message = "the answer to a commit was lost"
+            raise DatabaseUnavailable(message)
 
     def limit_pages(self, connection: Connection) -> None:
         """Let SQLite's file grow no further than it is, or as far as it likes again."""
@@ -123,22 +162,38 @@ def _install(faults: Faults) -> None:
 
     def build(database: Database, *given: Any) -> None:
         build_database(database, *given)
-        if database.is_sqlite:
+        if database._file:
             event.listen(database._writer.sync_engine, "begin", faults.limit_pages)
 
     Database.__init__ = build  # type: ignore[assignment,method-assign]
-    _around(Database, "transact", partial(_committing, step))
+    _around(Database, "transact", partial(_committing, faults))
     _around(Publisher, "publish_raw", partial(_stepping, step, "publish", "published", ()))
     _around(Gateway, "_call", partial(_stepping, step, "call", "called", (GatewayRefused,)))
-    _around(RabbitMessage, "ack", partial(_stepping, step, "ack", "acked", ()))
-    _around(Partition, "_handle", _deliver)
+    _around(Delivery, "acknowledge", partial(_stepping, step, "ack", "acked", ()))
+    _around(Consumer, "_live", _live)
+    _around(Relay, "_step", _relay)
+    _around(Relay, "_page", partial(_look, step))
+    _around(Marks, "flush", _mark)
+    _around(Sender, "_round", _round)
+    _around(Sender, "_send", _send)
     _around(hosting, "_do", _do_duty)
+    _around(sweeping, "wake_forgotten", _wake)
+    read_dead_letter = dead_letter_queue.read_dead_letter
+
+    def reading(raw: Any) -> Any:
+        _begin("dead-letter-store")
+        return read_dead_letter(raw)
+
+    dead_letter_queue.read_dead_letter = reading
     ingress_app = apps.ingress_app
     apps.ingress_app = lambda settings: Requests(ingress_app(settings))  # type: ignore[assignment,return-value]
 
 
-async def _committing(step: Callable[[str], None], do: Any, database: Database, work: Any, **how: Any) -> Any:
-    return await do(database, partial(_flushed, step, work), **how)
+async def _committing(faults: Faults, do: Any, database: Database, work: Any, **how: Any) -> Any:
+    result = await do(database, partial(_flushed, faults.step, work), **how)
+    faults.step("committed")
+    faults.lose_answer()
+    return result
 
 
 async def _flushed(step: Callable[[str], None], work: Callable[..., Awaitable[Any]], tx: AsyncSession) -> Any:
@@ -167,16 +222,59 @@ async def _stepping(
     return result
 
 
-async def _deliver(do: Callable[..., Awaitable[None]], partition: Partition, delivery: RabbitMessage) -> None:
-    raw = delivery.raw_message
-    name = raw.type or topology.name_of(raw.routing_key or "")
-    with _working(lambda: "dead-letter-store" if partition.name == topology.DEAD_LETTERS else name):
-        await do(partition, delivery)
+async def _live(do: Callable[..., Awaitable[None]], consumer: Consumer, batch: Any) -> None:
+    names = {
+        f"entry {name_of(delivery)}" if delivery.number == consumer._count else name_of(delivery)
+        for delivery in batch.deliveries
+        if not is_probe(delivery)
+    }
+    with _working(lambda: names):
+        await do(consumer, batch)
+
+
+async def _relay(do: Callable[..., Awaitable[bool]], relay: Relay) -> bool:
+    _begin(*([f"direct {relay.name}"] if relay._waiting else []))
+    return await do(relay)
+
+
+async def _look(step: Callable[[str], None], do: Callable[..., Awaitable[Any]], relay: Relay, *given: Any) -> Any:
+    page = await do(relay, *given)
+    if page:  # most looks find nothing
+        _begin(f"look {relay.name}")
+        step("page")
+    return page
+
+
+async def _mark(do: Callable[..., Awaitable[None]], marks: Marks) -> None:
+    if _present.get() is not None:  # within a look
+        await do(marks)
+        return
+    with _working(lambda: ["marks"]):
+        await do(marks)
+
+
+async def _round(do: Callable[..., Awaitable[None]], sender: Sender) -> None:
+    name = "record" if sender._answers else "claim"
+    with _working(lambda: [name]):
+        await do(sender)
+
+
+async def _send(do: Callable[..., Awaitable[None]], sender: Sender, claimed: Any) -> None:
+    _begin("send")
+    await do(sender, claimed)
 
 
 async def _do_duty(do: Callable[..., Awaitable[str]], duty: Duty, *more: Any) -> str:
-    with _working(lambda: duty.name):
+    name = f"{duty.name} that looks" if duty.name == "sweeper" else duty.name
+    with _working(lambda: [name]):
         return await do(duty, *more)
+
+
+async def _wake(do: Callable[..., Awaitable[list[str]]], *given: Any, **named: Any) -> list[str]:
+    woken = await do(*given, **named)
+    if woken and (work := _present.get()):
+        work.become("sweeper")
+    return woken
 
 
 class Requests:
@@ -187,9 +285,9 @@ class Requests:
         self.state = app.state
 
     async def __call__(self, scope: MutableMapping[str, Any], receive: Any, send: Any) -> None:
-        def route() -> str:
+        def route() -> list[str]:
             path = getattr(scope.get("route"), "path", scope.get("path", ""))
-            return f"{scope.get('method', scope['type'])} {path.removeprefix(_PREFIX)}"
+            return [f"{scope.get('method', scope['type'])} {path.removeprefix(_PREFIX)}"]
 
         with _working(route):
             await self._app(scope, receive, send)

@@ -76,7 +76,7 @@ async def _suffer(stage: Stage, faults: Sequence[Planned]) -> None:
 
     async def suffer(planned: Planned) -> None:
         # What is done to one server cannot be done to it twice at a time.
-        one_at_a_time = meeting.setdefault(planned.name.split()[0], asyncio.Lock())
+        one_at_a_time = meeting.setdefault(planned.name.split()[0].removesuffix("'s"), asyncio.Lock())
         async with one_at_a_time, planned.fault(stage, random.Random(planned.seed)):
             await asyncio.sleep(planned.lasts)
 

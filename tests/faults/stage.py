@@ -4,6 +4,7 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +47,19 @@ SETTINGS = {
     "RECONCILE_PAUSE": "2",
 }
 EVERYTHING = "faults.events"
-_QUEUES = ("whatsapp-qr.sessions", "whatsapp-qr.conversations", "whatsapp-qr-send")
+TAKEN = "faults.jobs"
+"""Where jobs lie that were taken from the AI workers' queue before the end of a run."""
+_PARTITIONED = ("whatsapp-qr.sessions", "whatsapp-qr.conversations", "whatsapp-qr-send")
+_OTHERS = ("whatsapp-qr.sessions.entry", "whatsapp-qr.conversations.entry", "whatsapp-qr.dead-letters")
+_BAD_WORDS = (
+    "handler_failed",
+    "batch_split",
+    "relay_failed",
+    "row_not_understood",
+    "sending_failed",
+    "send_failed",
+    "message_not_ended",
+)
 _SETTLE_SECONDS = 120.0
 _NEVER = 5  # times the patience: what goes on and on does not settle either
 
@@ -66,7 +79,6 @@ class Stage:
         self.database_proxy = database_proxy
         self.ledger = Ledger()
         self.supervisor = Supervisor(system.processes)
-        self._sweeps = float(system.settings["SWEEP_AGE"]) < _SETTLE_SECONDS
 
     @property
     def flags(self) -> Path:
@@ -83,8 +95,9 @@ class Stage:
                 FAULTS_MUTANT=mutant if name != "simulator" else "",
             )
         channel = await self.system.channel()
-        queue = await channel.declare_queue(EVERYTHING, durable=True, arguments={"x-queue-type": "quorum"})
-        await queue.bind("whatsapp-qr.events", "#")
+        for name in (EVERYTHING, TAKEN):
+            await channel.declare_queue(name, durable=True, arguments={"x-queue-type": "quorum"})
+        await (await channel.get_queue(EVERYTHING)).bind("whatsapp-qr.events", "#")
         await self.system.connection.close()  # type: ignore[union-attr]  # from here on faults may cut it
         self.system.connection = None
         # RabbitMQ 3.10 may lose a queue whose node is killed soon after it was declared.
@@ -121,7 +134,7 @@ class Stage:
                 moved = now
             elif await self._is_settled():
                 break
-            await asyncio.sleep(0.5 if self._sweeps else 3.0)
+            await asyncio.sleep(0.5)
         return time.monotonic() - started
 
     async def _is_settled(self) -> bool:
@@ -132,58 +145,55 @@ class Stage:
             return False
         database = Database(self.system.database_url)
         try:
-            rows, sessions, dead = await facts.read_rows(database)
+            found = await facts.read_rows(database)
         finally:
             await database.close()
-        done = [row for row in rows if not row.outgoing or row.status in TERMINAL]
-        if self._sweeps:  # without a sweeper a confirmation that a crash kept from its row stays unknown
-            done = [row for row in done if row.announced]
+        done = [row for row in found.rows if not row.outgoing or row.status in TERMINAL]
         expected = dict.fromkeys((link.session_id for link in ledger.links), "CONNECTED") | ledger.pairings
         return (
             not waiting
-            and len(done) == len(rows) >= ledger.accepted
-            and len(dead) >= len(ledger.poison)
-            and expected.items() <= sessions.items()
+            and not found.unfinished
+            and len(done) == len(found.rows) >= ledger.accepted
+            and len(found.dead) >= len(ledger.poison)
+            and expected.items() <= found.sessions.items()
             and await self._queues_are_empty()
         )
 
     async def _heard(self) -> int:
         channel = await self.system.channel()
-        found = [await channel.get_queue(name) for name in (EVERYTHING, "incoming-messages")]
+        found = [await channel.get_queue(name) for name in (EVERYTHING, TAKEN, "incoming-messages")]
         await channel.close()
         return sum(queue.declaration_result.message_count or 0 for queue in found)
 
     async def _queues_are_empty(self) -> bool:
         channel = await self.system.channel()
-        names = [name + (f".{number}" if number else "") for name in _QUEUES for number in range(PARTITIONS)]
-        counts = [(await channel.get_queue(name)).declaration_result.message_count for name in names]
+        names = [name + (f".{number}" if number else "") for name in _PARTITIONED for number in range(PARTITIONS)]
+        counts = [(await channel.get_queue(name)).declaration_result.message_count for name in (*names, *_OTHERS)]
         await channel.close()
         return not any(counts)
 
     async def facts(self) -> Facts:
         """Read what has become of everything."""
         database = Database(self.system.database_url)
-        rows, sessions, dead = await facts.read_rows(database)
+        found = await facts.read_rows(database)
         await database.close()
         sent = (await self.system.http.get(f"{self.system.controls}/sent")).json()["sent"]
-        jobs = await facts.drained(self.broker_url, "incoming-messages")
+        jobs = [job for queue in (TAKEN, "incoming-messages") for job in await facts.drained(self.broker_url, queue)]
         events = await facts.drained(self.broker_url, EVERYTHING)
-        return Facts(
-            rows=rows,
+        return replace(
+            found,
             sent=[facts.Sent(one["sessionId"], one["messageId"], one["message"]) for one in sent],
             jobs=[facts.job_of(message) for message in jobs],
             events=[facts.event_of(message) for message in events],
-            dead=dead,
-            sessions=sessions,
             exits=[*self.supervisor.unexpected, *self._bad_words()],
         )
 
     def _bad_words(self) -> list[str]:
-        """Return what processes have logged and never should: a handler that failed, though it was tried again."""
+        """Return what processes have logged and never should: something that failed, though it was tried again."""
         return [
             f"{process.name} logged {words}"
             for process in self.system.processes
-            for words in ("handler_failed", "drain_failed")
+            for words in _BAD_WORDS
             if f'"event": "{words}"' in process.log()
         ]
 

@@ -20,21 +20,26 @@ def a_run() -> tuple[Ledger, Facts]:
     link = Link(CHATBOT, SESSION, "549", out, back)
     ledger = Ledger([link], poison=["poison-1"], commands={"c1": False}, pairings={"other": "DISCONNECTED"})
     rows = [
-        *(Row(given.id, SESSION, True, given.text, "READ", f"W{given.id}", None, None, True, 0) for given in out),
+        *(Row(given.id, SESSION, True, given.text, "READ", f"W{given.id}", None, None, 4, 0) for given in out),
         *(
-            Row(f"r{n}", SESSION, False, given.text, "DELIVERED", given.id, None, n, True, 0)
+            Row(f"r{n}", SESSION, False, given.text, "DELIVERED", given.id, None, n, 1, 0)
             for n, given in enumerate(back, 1)
         ),
     ]
-    events = [Heard(f"e{row.id}", "message.read" if row.outgoing else "message.received", row.id, "") for row in rows]
+    events = [
+        Heard(f"e{row.id}", "message.read", row.id, "", 4, "READ")
+        if row.outgoing
+        else Heard(f"e{row.id}", "message.received", row.id, "", 1)
+        for row in rows
+    ]
     facts = Facts(
         rows=rows,
         sent=[Sent(SESSION, f"W{given.id}", given.text) for given in out],
         jobs=[Job(f"j{n}", f"r{n}", given.text) for n, given in enumerate(back, 1)],
         events=[
             *events,
-            Heard("e1", "session.connected", SESSION, ""),
-            Heard("e2", "session.disconnected", "other", ""),
+            Heard("e1", "session.connected", SESSION, "", 3, "CONNECTED"),
+            Heard("e2", "session.disconnected", "other", "", 4, "DISCONNECTED"),
             Heard("ec", "chatbot.registered", "", "c1"),
         ],
         dead=["poison-1"],
@@ -44,10 +49,12 @@ def a_run() -> tuple[Ledger, Facts]:
 
 
 def test_all_is_well() -> None:
-    """What may be repeated was repeated, too."""
+    """What may be repeated was repeated, too, and what is old came late."""
     ledger, facts = a_run()
     facts.jobs += facts.jobs
     facts.events += facts.events
+    facts.events.append(replace(facts.events[0], id="sent", type="message.sent", version=2, status="SENT"))
+    facts.events.append(replace(facts.events[-2], version=2, status="QR_READY"))
     verdict = judge(ledger, facts)
     assert verdict.faults == []
     assert verdict.accepted == 4
@@ -58,7 +65,7 @@ def test_an_unknown_outcome_is_listed() -> None:
     ledger, facts = a_run()
     ledger.may_fail["outcome_unknown"] = 0.5
     facts.rows[0] = replace(facts.rows[0], status="FAILED", error="outcome_unknown", attempts=3)
-    facts.events[0] = replace(facts.events[0], type="message.failed")
+    facts.events[0] = replace(facts.events[0], type="message.failed", status="FAILED")
     for sent in (facts.sent, facts.sent[1:]):
         verdict = judge(ledger, replace(facts, sent=sent))
         assert verdict.faults == []
@@ -105,6 +112,16 @@ WRONG: dict[str, tuple[str, Callable[[Ledger, Facts], object]]] = {
         "wrong",
         _changed("jobs", message_id="x"),
     ),
+    "the newest version is not the state": ("wrong", _row(0, version=5)),
+    "another state under the newest version": (
+        "wrong",
+        lambda _, facts: facts.events.insert(0, replace(facts.events[0], id="x", type="message.sent", status="SENT")),
+    ),
+    "a session's newest version is not its state": (
+        "wrong",
+        lambda _, facts: facts.events.append(replace(facts.events[-3], id="x", version=9, status="QR_READY")),
+    ),
+    "something left to tell": ("wrong", lambda _, facts: facts.unfinished.append("version 2 of message r1")),
     "another text to send": ("wrong", _row(0, text="out 3")),
     "a session's state not announced": ("lost", lambda _, facts: facts.events.pop(-2)),
     "an event about nothing": ("wrong", lambda _, facts: facts.events.append(Heard("x", "message.read", "x", ""))),

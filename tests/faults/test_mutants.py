@@ -48,8 +48,10 @@ def of_the_menu(name: str, *, pause: float = 1.0, lasts: float = 0.2) -> Planned
     return planned(name, (ANYWHERE | ALONE)[name], pause=pause, lasts=lasts)
 
 
-# By its kind: where a report came twice, the second step of the other one may be its acknowledgement.
-BEFORE_THE_JOB = [planned("killed", killed_at("conversation-consumer", "gateway.message", "publish")) for _ in range(3)]
+BEFORE_THE_JOB = [
+    planned("killed at", killed_at("conversation-consumer", "direct incoming-messages", "publish")) for _ in range(3)
+]
+# Acknowledged first, that is the commit; else it is what comes after.
 AFTER_AN_ACK = [planned("killed at", killed_at("conversation-consumer", "gateway.message", 3)) for _ in range(3)]
 BLACK_HOLES = [of_the_menu("broker in a black hole", lasts=2.0), of_the_menu("broker in a black hole", lasts=2.0)]
 TWO_SENDERS = [
@@ -57,13 +59,21 @@ TWO_SENDERS = [
     *(of_the_menu("broker connections cut") for _ in range(6)),
 ]
 BACKLOG = [of_the_menu("database away", pause=1, lasts=25)]  # one writer after another gives up, 5 s each
+NO_GATEWAY = [of_the_menu("gateway away", pause=4, lasts=8)]
+FULL = [of_the_menu("broker's queue of jobs full", lasts=8)]
+UNSURE = [of_the_menu("database's answers lost", lasts=8)]
 
 CASES = {
-    "skips duplicates": (BEFORE_THE_JOB, "lost"),
+    "skips duplicates": (UNSURE, "disordered"),
     "acknowledges first": (AFTER_AN_ACK, "lost"),
+    "reverses batches": (BACKLOG, "disordered"),
     "publishes unconfirmed": (BLACK_HOLES, "lost"),
     "claims unchecked": (TWO_SENDERS, "doubled"),
-    "without order": (BACKLOG, "disordered"),
+    "forgets due lanes": (NO_GATEWAY, "wrong"),
+    "forgets at take-over": (BEFORE_THE_JOB, "disordered"),
+    "overtakes": (FULL, "disordered"),
+    "publishes side by side": (FULL, "disordered"),
+    "marks first": (BLACK_HOLES, "lost"),
 }
 
 

@@ -112,7 +112,7 @@ async def test_drained_and_changed(shared_broker: Broker, tmp_path: Path, partit
         await everything_came_in_order(system, linked, 30)
         for process in processes:
             if process.name == "conversation-consumer":
-                assert await process.metric(system.http, "whatsapp_qr_handled_total", outcome="passed_on") == 0
+                assert await process.metric(system.http, "whatsapp_qr_handled_total", outcome="rerouted") == 0
 
 
 @pytest.mark.long

@@ -9,7 +9,6 @@ import pytest
 from aio_pika.abc import AbstractIncomingMessage
 
 from service.messaging import topology
-from tests.amqp import Amqp
 from tests.operator import operate
 from tests.published import Published
 from tests.system import Heard, NewSystem, System, eventually, send_by_amqp
@@ -169,14 +168,11 @@ async def test_everything_sent_is_as_published(witness: Witness) -> None:
 
 
 async def test_dead_letters_are_as_published(witness: Witness) -> None:
-    """A command without an id dies with the headers that asyncapi.yaml names."""
-    system = witness.system
-    example = SendMessage.model_validate(SendMessage.example() | {"messageId": None})
-    async with Amqp(system.amqp_url) as amqp:
-        await amqp.publish(example.wire(), "message.send.0", message_id=None, type="message.send")
+    """A callback that is refused is kept with the headers that asyncapi.yaml names."""
+    assert (await witness.system.post("/webhook", type="qr", sessionId="")).status_code == 400
     (letter,) = await witness.dead.arrived()
     described = Published().messages["dead-letter"]["headers"]["properties"]
-    assert letter.headers.keys() >= {"reason", "detail", "source-queue", "source-routing-key"}
+    assert letter.headers.keys() >= {"reason", "detail", "source-path", "burial"}
     assert letter.headers.keys() <= described.keys()
     assert all(isinstance(value, str) for value in letter.headers.values())
-    assert letter.headers["reason"] == "missing_id"
+    assert letter.headers["reason"] == "invalid_callback"

@@ -33,7 +33,7 @@ async def test_commands_arrive_in_order_at_their_partition(clean_broker: str, pa
     chatbot = a_chatbot(partition=2, partitions=3)
     async with (
         publishing(clean_broker, 3) as publisher,
-        consuming(clean_broker, handler.routes, publisher, partitions=3),
+        consuming(clean_broker, handler, publisher, partitions=3),
         connect(clean_broker, partitions=partitions) as client,
     ):
         for text in texts:

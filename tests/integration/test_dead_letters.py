@@ -12,7 +12,10 @@ from uuid import UUID, uuid4
 import aio_pika
 import pytest
 
+from service.domain.dead_letters import DeadLetter, Original
+from service.messaging.topology import DEAD_LETTERS
 from service.persistence.database import Database
+from service.persistence.dead_letters import DeadLetters
 from service.persistence.tables import DeadLetterRow
 from tests.component.rows import all_of
 from tests.operator import listed, operate
@@ -21,7 +24,6 @@ from whatsapp_qr_contracts.commands import InitializeSession, SendMessage
 from whatsapp_qr_contracts.message import COMMANDS, Message
 from whatsapp_qr_contracts.partitions import partition_of
 
-DEAD_LETTERS = "whatsapp-qr.dead-letters"
 CUSTOMER = "5491112345678"
 NOW = int(time.time())
 
@@ -42,25 +44,26 @@ async def publish(system: System, body: bytes, exchange: str, routing_key: str, 
 
 async def bury(system: System, message: Message, chatbot_id: UUID, message_id: str) -> None:
     """Do what a consumer does with a message that it failed to handle three times."""
-    await publish(
-        system,
+    original = Original(
         message.wire(),
-        DEAD_LETTERS,
-        "handler_failed",
-        message_id=message_id,
-        correlation_id=message_id,
-        type=message.name,
-        headers={
-            "source-queue": "whatsapp-qr.conversations",
-            "source-exchange": message.exchange,
-            "source-routing-key": f"{message.name}.{partition_of(str(chatbot_id), 4)}",
-            "reason": "handler_failed",
-            "detail": "Traceback …",
-            "burial": uuid4().hex,
-            "original": json.dumps({"messageId": message_id, "correlationId": message_id, "type": message.name}),
-            "partition-key": str(chatbot_id),
-        },
+        message.exchange,
+        f"{message.name}.{partition_of(str(chatbot_id), 4)}",
+        {"messageId": message_id, "correlationId": message_id, "type": message.name},
+        {"partition-key": str(chatbot_id)},
     )
+    database = Database(system.database_url)
+    await DeadLetters(database).keep(
+        DeadLetter(
+            original,
+            reason="handler_failed",
+            detail="Traceback …",
+            source="whatsapp-qr.conversations",
+            burial="",
+            redelivered=False,
+            died_at=None,
+        )
+    )
+    await database.close()
 
 
 def an_incoming(session_id: str, message: str = "private") -> dict[str, Any]:
@@ -112,7 +115,7 @@ async def test_every_kind_gets_into_the_table(system: System) -> None:
     assert {(row["reason"], row["source"], row["attempts"], row["replayedAt"]) for row in rows} == {
         ("rejected", "incoming-messages", 1, None),
         ("invalid_callback", "/whatsapp-qr/webhook", 1, None),
-        ("invalid_json", "whatsapp-qr.conversations", 1, None),
+        ("invalid_json", "whatsapp-qr.conversations.entry", 1, None),
         ("unroutable", "whatsapp-qr.commands", 1, None),
         ("unknown_session", "whatsapp-qr.conversations", 1, None),
     }

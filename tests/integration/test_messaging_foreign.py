@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 from pamqp.commands import Basic
 
-from service.messaging.topology import CONVERSATIONS, DEAD_LETTERS
+from service.domain.dead_letters import DeadLetter
+from service.messaging.topology import CONVERSATIONS
 from tests.amqp import Amqp, Handler, a_chatbot, a_message, consuming, publishing, send, until
 from tests.proxy import Proxy
 from whatsapp_qr_contracts.commands import SendMessage
@@ -56,7 +57,7 @@ async def test_a_property_that_cannot_be_decoded_counts_as_absent(
     async with (
         publishing(clean_broker) as publisher,
         Amqp(clean_broker) as amqp,
-        consuming(clean_broker, handler.routes, publisher) as consumer,
+        consuming(clean_broker, handler, publisher) as consumer,
     ):
         await amqp.publish(a_message(chatbot_id, "poison").wire(), **{"message_id": "p", **properties})
         await send(publisher, chatbot_id, "1", "2")
@@ -65,7 +66,6 @@ async def test_a_property_that_cannot_be_decoded_counts_as_absent(
         assert [text for text in handler.done if text != "3"] == ["poison", "1", "2"]
         assert not any(envelope.redelivered for envelope in handler.envelopes)
         assert consumer.ready
-        assert await amqp.waiting(DEAD_LETTERS) == 0
     async with Amqp(clean_broker) as amqp:
         assert await amqp.waiting(CONVERSATIONS.name) == 0
     [seen] = [envelope for text, envelope in zip(handler.begun, handler.envelopes, strict=True) if text == "poison"]
@@ -76,54 +76,42 @@ async def test_a_property_that_cannot_be_decoded_counts_as_absent(
 @pytest.mark.usefixtures("poison")
 async def test_a_dead_letter_is_kept_without_what_cannot_be_decoded(clean_broker: str) -> None:
     """A message that is no good and cannot be decoded either leaves the queue as one dead letter, with its bytes."""
-    handler, chatbot_id = Handler(), a_chatbot()
+    handler, dead = Handler(), list[DeadLetter]()
     async with (
         publishing(clean_broker) as publisher,
         Amqp(clean_broker) as amqp,
-        consuming(clean_broker, handler.routes, publisher),
+        consuming(clean_broker, handler, publisher, dead=dead),
     ):
         bad = {"message_id": BOMB, "type": BOMB, "correlation_id": BOMB, "timestamp": MARKED, "headers": {BOMB: BOMB}}
         await amqp.publish(b"no json", **bad)
-        await send(publisher, chatbot_id, "1")
+        await send(publisher, a_chatbot(), "1")
         await until(lambda: handler.done == ["1"])
-        [dead] = await amqp.take(DEAD_LETTERS)
-        assert (dead.body, dead.headers["reason"]) == (b"no json", "invalid_json")
-        assert dead.message_id
-        assert await amqp.waiting(CONVERSATIONS.name) == 0
+        await amqp.until_waiting(CONVERSATIONS.name, 0)
+    [letter] = dead
+    assert (letter.original.body, letter.reason, letter.original.headers) == (b"no json", "invalid_json", {})
+    assert letter.id
 
 
-@pytest.mark.parametrize("size", [FRAME_MAX - 400, 66_000])
-async def test_headers_as_large_as_a_frame_are_cut(clean_broker: str, size: int) -> None:
-    """Headers that leave no room for the reason are not kept, which the dead letter says; the body is, unchanged."""
-    handler, chatbot_id = Handler(), a_chatbot()
+async def test_headers_as_large_as_a_frame(clean_broker: str) -> None:
+    """They cost nobody the connection: a dead letter keeps them all, and what is rerouted goes on without them."""
+    handler, dead = Handler(), list[DeadLetter]()
+    headers = {"junk": "x" * (FRAME_MAX - 1000), "partition-key": "mine", "tracestate": "y"}
+    traced = {"traceparent": "x", "tracestate": "y" * (FRAME_MAX - 120)}
     async with (
-        publishing(clean_broker) as publisher,
+        publishing(clean_broker, 2) as publisher,
         Amqp(clean_broker) as amqp,
-        consuming(clean_broker, handler.routes, publisher),
+        consuming(clean_broker, handler, publisher, dead=dead) as consumer,
     ):
-        headers = {"junk": "x" * size, "partition-key": str(chatbot_id)}
         await amqp.publish(b"no json", message_id="big", headers=headers)
-        await send(publisher, chatbot_id, "1")
-        await until(lambda: handler.done == ["1"])
-        [dead] = await amqp.take(DEAD_LETTERS)
-        assert (dead.message_id, dead.body) == ("big", b"no json")
-        assert dead.headers["headers-cut"] is True
-        assert dead.headers["partition-key"] == str(chatbot_id)
-        assert (dead.headers["reason"], dead.headers["source-queue"]) == ("invalid_json", CONVERSATIONS.name)
-        assert "junk" not in dead.headers
-
-
-async def test_headers_that_fit_are_kept(clean_broker: str) -> None:
-    """A dead letter carries the sender's own headers, also large ones, and is not marked as cut."""
-    async with (
-        publishing(clean_broker) as publisher,
-        Amqp(clean_broker) as amqp,
-        consuming(clean_broker, Handler().routes, publisher),
-    ):
-        await amqp.publish(b"no json", message_id="big", headers={"large": "x" * 60_000})
-        [dead] = await amqp.take(DEAD_LETTERS)
-        assert dead.headers["large"] == "x" * 60_000
-        assert "headers-cut" not in dead.headers
+        for number in range(2):
+            body = a_message(a_chatbot(number, 2), str(number)).wire()
+            await amqp.publish(body, "message.send", message_id=f"junk {number}", headers=headers)
+            await amqp.publish(body, "message.send", message_id=f"traced {number}", headers=traced)
+        await until(lambda: len(handler.done) == 4)
+        assert consumer.ready
+    assert sorted(envelope.message_id for envelope in handler.envelopes) == ["junk 0", "junk 1", "traced 0", "traced 1"]
+    [letter] = dead
+    assert (letter.reason, letter.original.body, letter.original.headers) == ("invalid_json", b"no json", headers)
 
 
 @pytest.mark.parametrize("form", ["{0.hex}", "urn:uuid:{0}", "{{{0}}}"])
@@ -142,7 +130,7 @@ async def test_the_forms_of_a_chatbot_id_share_partition_and_lane(clean_broker: 
     async with (
         publishing(clean_broker, 4) as publisher,
         Amqp(clean_broker) as amqp,
-        consuming(clean_broker, handler.routes, publisher, partitions=4),
+        consuming(clean_broker, handler, publisher),
     ):
         await send(publisher, chatbot_id, "1")
         await until(lambda: handler.begun == ["1"])
@@ -154,17 +142,16 @@ async def test_the_forms_of_a_chatbot_id_share_partition_and_lane(clean_broker: 
         release.set()
         await until(lambda: len(handler.done) == 4)
         assert [text for text in handler.done if text != "side by side"] == ["1", "2", "3"]
-        # Under the bare name it comes to the first partition, which passes it on to the same place.
+        # Under the bare name it comes to the entry, from where it is rerouted to the same place.
         await amqp.publish(body.replace(b'"2"', b'"4"'), "message.send", message_id="4")
         await until(lambda: len(handler.done) == 5)
-        assert await amqp.waiting(DEAD_LETTERS) == 0
 
 
 async def test_not_ready_while_the_connection_is_lost(clean_broker: str) -> None:
     """A consumer that has lost its broker says that it is not ready, without any message, and is ready again later."""
     handler = Handler()
     async with publishing(clean_broker) as publisher, Proxy(clean_broker) as proxy:
-        async with consuming(proxy.url, handler.routes, publisher, partitions=2) as consumer:
+        async with consuming(proxy.url, handler, publisher) as consumer:
             assert consumer.ready
             proxy.refuse()
             await until(lambda: not consumer.ready)

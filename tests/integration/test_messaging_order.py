@@ -1,50 +1,52 @@
 """Order per key on a real broker: within a process, over hand-overs, over partitions, and when a process stops."""
 
 import asyncio
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from functools import partial
+from typing import Any
 
-from faststream.rabbit import RabbitMessage
+import pytest
 
 from service.errors import DatabaseUnavailable
-from service.messaging.envelope import Envelope
-from service.messaging.partitions import Partition, Process
+from service.messaging import topology
+from service.messaging.partitions import Partition
+from service.messaging.rerouting import DECIDED_BY
 from service.messaging.topology import CONVERSATIONS, DEAD_LETTERS
 from tests.amqp import SECONDS, Amqp, Handler, a_chatbot, a_message, consuming, publishing, send, until
 from tests.proxy import Proxy
 from whatsapp_qr_contracts.commands import SendMessage
 
 QUEUE = CONVERSATIONS.name
+BOTH_WAYS = pytest.mark.parametrize("side_by_side", [True, False], ids=["side by side", "in batches"])
 
 
-@asynccontextmanager
-async def subscribed(url: str, process: Process, *, prefetch: int = 64) -> AsyncIterator[Partition]:
-    """Subscribe to the first partition until the test is over."""
-    partition = Partition(url, CONVERSATIONS.queue(0), process, prefetch=prefetch)
-    await partition.start()
-    try:
-        yield partition
-    finally:
-        await partition.give_up(SECONDS)
+def once(texts: list[str]) -> list[str]:
+    """Return what was done in the order in which it was done first: doing it again has no effect."""
+    return list(dict.fromkeys(texts))
 
 
-async def test_order_over_two_hand_overs(clean_broker: str) -> None:
+@BOTH_WAYS
+async def test_order_over_two_hand_overs(clean_broker: str, *, side_by_side: bool) -> None:
     """With prefetch 64 two processes give the partition to each other twice: 0 inversions, 0 missing, 0 repeated."""
     keys = [a_chatbot() for _ in range(5)]
     done: list[tuple[str, str]] = []
+    both_are_there = asyncio.Event()
 
-    async def process(name: str, delivery: RabbitMessage) -> bool:
+    async def work(name: str, message: SendMessage) -> None:
+        await both_are_there.wait()
         await asyncio.sleep(0.002)
-        done.append((name, delivery.raw_message.message_id or ""))
-        return True
+        done.append((name, message.message))
+
+    def a_process(name: str) -> Handler:
+        return Handler(partial(work, name), side_by_side=side_by_side)
 
     async with publishing(clean_broker) as publisher, Amqp(clean_broker) as amqp:
         await asyncio.gather(*(send(publisher, key, *(f"{n} {key}" for n in range(100))) for key in keys))
         async with (
-            subscribed(clean_broker, partial(process, "A")) as first,
-            subscribed(clean_broker, partial(process, "B")) as second,
+            consuming(clean_broker, a_process("A"), publisher) as one,
+            consuming(clean_broker, a_process("B"), publisher) as other,
         ):
+            first, second = one.subscriptions.partitions[0], other.subscriptions.partitions[0]
+            both_are_there.set()
             await until(lambda: len(done) >= 100)
             await first.give_up(SECONDS)
             await first.start()
@@ -55,14 +57,19 @@ async def test_order_over_two_hand_overs(clean_broker: str) -> None:
         assert await amqp.waiting(QUEUE) == 0
     assert {name for name, _ in done[:100]} == {"A"}
     assert {name for name, _ in done} == {"A", "B"}
+    assert len({name for name, _ in done[-1:]} | {"A"}) == 1  # it has come back
     for key in keys:
         mine = [text for _, text in done if text.endswith(str(key))]
         assert mine == [f"{n} {key}" for n in range(100)]
 
 
-async def test_keys_run_side_by_side(clean_broker: str) -> None:
-    """One message of a key at a time, in order; a key that waits delays no other."""
-    slow, quick = a_chatbot(), a_chatbot()
+@pytest.mark.parametrize("partitions", [1, 2])
+async def test_keys_run_side_by_side(clean_broker: str, partitions: int) -> None:
+    """One message of a key at a time, in order; a key that waits delays no other; what is behind it is not redone.
+
+    What has ended is acknowledged by itself, and what came before it, and has not, is not.
+    """
+    slow, quick = a_chatbot(0, partitions), a_chatbot(partitions - 1, partitions)
     release = asyncio.Event()
 
     async def work(message: SendMessage) -> None:
@@ -70,28 +77,68 @@ async def test_keys_run_side_by_side(clean_broker: str) -> None:
             await release.wait()
 
     handler = Handler(work)
-    async with publishing(clean_broker) as publisher, consuming(clean_broker, handler.routes, publisher):
+    async with (
+        Proxy(clean_broker) as proxy,
+        publishing(clean_broker, partitions) as publisher,
+        Amqp(clean_broker) as amqp,
+        consuming(proxy.url, handler, publisher) as consumer,
+    ):
         await send(publisher, slow, "slow 1", "slow 2")
         await send(publisher, quick, "quick 1", "quick 2")
         await until(lambda: handler.done == ["quick 1", "quick 2"])
         assert "slow 2" not in handler.begun
+        await until(lambda: sum(one._gate.running for one in consumer.subscriptions.partitions) == 2)
+        channel = consumer.subscriptions.partitions[0]._heard_on
+        proxy.cut()
+        await until(lambda: consumer.subscriptions.partitions[0]._heard_on is not channel)
+        await amqp.until_waiting(QUEUE, 0)
         release.set()
-        await until(lambda: handler.done[2:] == ["slow 1", "slow 2"])
+        await until(lambda: once(handler.done[2:]) == ["slow 1", "slow 2"])
+        await until(lambda: not any(one._gate.running for one in consumer.subscriptions.partitions))
+    assert handler.done.count("quick 1") == handler.done.count("quick 2") == 1
+    async with Amqp(clean_broker) as amqp:
+        assert await amqp.waiting(QUEUE) == 0
 
 
-async def test_unordered_key_runs_side_by_side(clean_broker: str) -> None:
-    """With ordered=False messages of one key run at once: the sends' lane is kept elsewhere, in the rows."""
-    release = asyncio.Event()
+async def test_a_batch_is_acknowledged_as_a_whole(clean_broker: str) -> None:
+    """One acknowledgement for each partition, once all of the batch is done: what came later is not covered by it."""
+    partitions, go_on = 2, asyncio.Semaphore(0)
 
     async def work(_message: SendMessage) -> None:
-        await release.wait()
+        await go_on.acquire()
 
-    handler = Handler(work)
-    async with publishing(clean_broker) as publisher, consuming(clean_broker, handler.routes, publisher, ordered=False):
-        await send(publisher, a_chatbot(), "1", "2", "3")
-        await until(lambda: sorted(handler.begun) == ["1", "2", "3"])
-        release.set()
-        await until(lambda: len(handler.done) == 3)
+    handler = Handler(work, side_by_side=False)
+    keys = [a_chatbot(number, partitions) for number in range(partitions)]
+    async with (
+        Proxy(clean_broker) as proxy,
+        publishing(clean_broker, partitions) as publisher,
+        Amqp(clean_broker) as amqp,
+        consuming(proxy.url, handler, publisher) as consumer,
+    ):
+        await send(publisher, keys[0], "first")
+        await until(lambda: handler.begun)
+        for key in keys:
+            await send(publisher, key, *(f"{key} {number}" for number in range(5)))
+        for number in range(partitions):
+            await amqp.until_waiting(CONVERSATIONS.queue_name(number), 0)
+        await until(lambda: sum(map(len, consumer._inbox._waiting.values())) == 5 * partitions)
+        go_on.release()
+        await until(lambda: len(handler.batches) == 2)
+        for key in keys:
+            await send(publisher, key, f"{key} later")
+        for _ in range(5 * partitions):
+            go_on.release()
+        await until(lambda: len(handler.batches) == 3)
+        assert handler.batches == [1, 5 * partitions, partitions]
+        proxy.refuse()
+        for number, key in enumerate(keys):
+            [left] = await amqp.take(CONVERSATIONS.queue_name(number))
+            assert left.message_id == f"{key} later"
+            assert left.redelivered
+        for _ in range(partitions):
+            go_on.release()
+    assert handler.done[0] == "first"
+    assert sorted(handler.done[1:11]) == sorted(f"{key} {number}" for key in keys for number in range(5))
 
 
 async def test_body_decides_the_lane(clean_broker: str) -> None:
@@ -107,80 +154,113 @@ async def test_body_decides_the_lane(clean_broker: str) -> None:
         for number in range(5):
             body = a_message(chatbot_id, str(number)).wire()
             await amqp.publish(body, type="message.send", message_id="m", headers={"partition-key": str(number)})
-        async with consuming(clean_broker, handler.routes, publisher):
+        async with consuming(clean_broker, handler, publisher):
             await until(lambda: len(handler.done) == 5)
     assert handler.done == ["0", "1", "2", "3", "4"]
 
 
-async def test_message_is_passed_on_to_its_partition(clean_broker: str) -> None:
-    """Published without a partition or to a wrong one, messages reach the right one once, in order, with their id."""
-    chatbot_id = a_chatbot(1, 2)
-    ids = [f"id {number}" for number in range(20)]
-    handler = Handler()
-    async with (
-        publishing(clean_broker, 2) as publisher,
-        Amqp(clean_broker) as amqp,
-        consuming(clean_broker, handler.routes, publisher, partitions=2),
-    ):
-        for number, message_id in enumerate(ids):
-            key = "message.send" if number % 2 else "message.send.0"
-            body = a_message(chatbot_id, str(number)).wire()
-            await amqp.publish(body, key, type="message.send", message_id=message_id, headers={"traceparent": "t"})
-        await until(lambda: len(handler.done) == 20)
-        assert handler.done == [str(number) for number in range(20)]
-        assert [envelope.message_id for envelope in handler.envelopes] == ids
+@BOTH_WAYS
+async def test_messages_are_rerouted_to_their_partitions(clean_broker: str, *, side_by_side: bool) -> None:
+    """Without a partition or to a wrong one, each reaches its own once, with its id, in order within each way."""
+    keys = [a_chatbot(1, 3), a_chatbot(2, 3), a_chatbot(2, 3)]
+    ways = {"bare": "message.send", "wrong": "message.send.0"}
+    handler = Handler(side_by_side=side_by_side)
+    async with publishing(clean_broker, 3) as publisher, Amqp(clean_broker) as amqp:
+        for number in range(20):
+            for key in keys:
+                for way, routing_key in ways.items():
+                    text = f"{number} {key} {way}"
+                    body = a_message(key, text).wire()
+                    await amqp.publish(body, routing_key, type="message.send", message_id=text)
+        async with consuming(clean_broker, handler, publisher):
+            await until(lambda: len(handler.done) == 120)
         assert await amqp.waiting(DEAD_LETTERS) == 0
+    assert sorted(envelope.message_id for envelope in handler.envelopes) == sorted(handler.done)
+    for key in keys:
+        for way in ways:
+            assert [text for text in handler.done if text.endswith(f"{key} {way}")] == [
+                f"{number} {key} {way}" for number in range(20)
+            ]
 
 
-async def test_passed_on_where_it_belongs(clean_broker: str) -> None:
-    """What is passed on lies in its partition's queue with its id, correlation id, type, headers and bytes."""
+CARRIED = {"traceparent": "t", "tracestate": "s", "partition-key": "k", "schema-version": 1}
+
+
+async def test_rerouted_where_it_belongs(clean_broker: str) -> None:
+    """It lies in its partition's queue with its id, correlation id, type, bytes and the contract's headers, no other.
+
+    It does not pass through any partition's consumer: there is none. And no id is made up for one that has none.
+    """
+    body = b" " + a_message(a_chatbot(1, 2)).wire()
+    foreign: dict[str, Any] = {"CC": ["message.send.0"], "x-delivery-count": 7, "theirs": 1}
+    ids = {"message_id": "m", "correlation_id": "c"}
+    async with (
+        publishing(clean_broker, 2) as publisher,
+        Amqp(clean_broker) as amqp,
+        consuming(clean_broker, Handler(), publisher) as consumer,
+    ):
+        for partition in consumer.subscriptions.partitions[:2]:
+            await partition.give_up(1)
+        await amqp.publish(body, "message.send", headers=CARRIED | foreign, **ids)
+        (rerouted,) = await amqp.take(CONVERSATIONS.queue_name(1))
+        await amqp.take(CONVERSATIONS.queue_name(0))  # the broker's own copy
+        await amqp.publish(body, "message.send", headers={"tracestate": "x" * 130_000})
+        (without,) = await amqp.take(CONVERSATIONS.queue_name(1))
+    assert (rerouted.message_id, rerouted.correlation_id, rerouted.type) == ("m", "c", "message.send")
+    assert (rerouted.body, rerouted.headers, rerouted.delivery_mode) == (body, CARRIED | {DECIDED_BY: 2}, 2)
+    assert (without.message_id or "").strip() == ""
+
+
+async def test_the_entry_delays_no_partition(clean_broker: str) -> None:
+    """What waits at the entry, or is stuck there, delays nobody who names the partition, and the other way round."""
+    stuck = asyncio.Event()
+
+    async def work(message: SendMessage) -> None:
+        if message.message == "stuck":
+            await stuck.wait()
+
+    handler = Handler(work, side_by_side=False)
     chatbot_id = a_chatbot(1, 2)
-    body = b" " + a_message(chatbot_id).wire()
     async with (
-        publishing(clean_broker, 2) as publisher,
+        Proxy(clean_broker) as proxy,
+        publishing(proxy.url, 2) as publisher,
+        publishing(clean_broker, 2) as sender,
         Amqp(clean_broker) as amqp,
-        consuming(clean_broker, Handler().routes, publisher, partitions=2) as consumer,
+        consuming(clean_broker, handler, publisher) as consumer,
     ):
-        await consumer.subscriptions.partitions[1].give_up(1)
-        await amqp.publish(body, "message.send", message_id="m", correlation_id="c", headers={"traceparent": "t"})
-        (passed,) = await amqp.take(f"{QUEUE}.1")
-    assert (passed.message_id, passed.correlation_id, passed.type) == ("m", "c", "message.send")
-    assert (passed.body, passed.headers, passed.delivery_mode) == (body, {"traceparent": "t"}, 2)
+        proxy.refuse()
+        await amqp.publish(a_message(chatbot_id, "bare").wire(), "message.send", type="message.send", message_id="m")
+        await until(lambda: not consumer.ready)
+        await send(sender, chatbot_id, "named")
+        await until(lambda: handler.done == ["named"])
+        await send(sender, a_chatbot(0, 2), "stuck")
+        await until(lambda: "stuck" in handler.begun)
+        proxy.heal()
+        await amqp.until_waiting(CONVERSATIONS.entry or "", 0)
+        await until(lambda: consumer.ready)
+        assert handler.done == ["named"]
+        stuck.set()
+        await until(lambda: handler.done == ["named", "stuck", "bare"])
 
 
-async def test_passing_on_gives_no_id(clean_broker: str) -> None:
-    """A command without an id is a dead letter wherever it was published: passing it on does not make up an id."""
-
-    async def handle(_message: SendMessage, envelope: Envelope) -> None:
-        envelope.id_or_dead_letter()
-
-    async with (
-        publishing(clean_broker, 2) as publisher,
-        Amqp(clean_broker) as amqp,
-        consuming(clean_broker, {SendMessage: handle}, publisher, partitions=2),
-    ):
-        body = a_message(a_chatbot(1, 2)).wire()
-        await amqp.publish(body, "message.send", type="message.send")
-        (dead,) = await amqp.take(DEAD_LETTERS)
-    assert dead.headers["reason"] == "missing_id"
-
-
-async def test_stop_finishes_what_has_begun(clean_broker: str) -> None:
+@BOTH_WAYS
+async def test_stop_finishes_what_has_begun(clean_broker: str, *, side_by_side: bool) -> None:
     """On stop what has begun is finished and acknowledged; what was only prefetched goes on elsewhere, in order."""
     release = asyncio.Event()
 
     async def work(_message: SendMessage) -> None:
         await release.wait()
 
-    stopped, next_one = Handler(work), Handler()
+    stopped, next_one = Handler(work, side_by_side=side_by_side), Handler(side_by_side=side_by_side)
     chatbot_id = a_chatbot()
     texts = [str(number) for number in range(20)]
     async with publishing(clean_broker) as publisher, Amqp(clean_broker) as amqp:
-        await send(publisher, chatbot_id, *texts)
-        async with consuming(clean_broker, stopped.routes, publisher) as consumer:
+        async with consuming(clean_broker, stopped, publisher) as consumer:
+            await send(publisher, chatbot_id, texts[0])
             await until(lambda: stopped.begun == ["0"])
+            await send(publisher, chatbot_id, *texts[1:])
             await amqp.until_waiting(QUEUE, 0)
-            async with consuming(clean_broker, next_one.routes, publisher):
+            async with consuming(clean_broker, next_one, publisher):
                 stopping = asyncio.create_task(consumer.stop(SECONDS))
                 await until(lambda: not consumer.ready)
                 release.set()
@@ -191,58 +271,65 @@ async def test_stop_finishes_what_has_begun(clean_broker: str) -> None:
         assert await amqp.waiting(DEAD_LETTERS) == 0
 
 
-async def test_stop_leaves_what_is_held(clean_broker: str) -> None:
+@BOTH_WAYS
+async def test_stop_leaves_what_is_held(clean_broker: str, *, side_by_side: bool) -> None:
     """A message that is held when the process stops is left unacknowledged; another consumer gets it, in order."""
 
     async def work(_message: SendMessage) -> None:
         raise DatabaseUnavailable("away")
 
-    stopped, next_one = Handler(work), Handler()
+    stopped, next_one = Handler(work, side_by_side=side_by_side), Handler(side_by_side=side_by_side)
     chatbot_id = a_chatbot()
     async with publishing(clean_broker) as publisher:
         await send(publisher, chatbot_id, "1", "2", "3")
-        async with consuming(clean_broker, stopped.routes, publisher) as consumer:
+        async with consuming(clean_broker, stopped, publisher) as consumer:
             await until(lambda: not consumer.ready)
             await asyncio.wait_for(consumer.stop(600), SECONDS)
-        async with consuming(clean_broker, next_one.routes, publisher):
+        async with consuming(clean_broker, next_one, publisher):
             await until(lambda: next_one.done == ["1", "2", "3"])
     assert set(stopped.begun) == {"1"}
     assert next_one.envelopes[0].redelivered
 
 
-async def test_what_is_left_is_not_overtaken(clean_broker: str) -> None:
-    """Once a message was left unacknowledged, no later one begins, though nobody has closed the gate yet."""
-    begun: list[str] = []
+@BOTH_WAYS
+async def test_what_is_left_is_not_overtaken(clean_broker: str, *, side_by_side: bool) -> None:
+    """Once a message was left unacknowledged, none of its partition begins, though nobody has given that up yet."""
+    left, behind, elsewhere = a_chatbot(0, 2), a_chatbot(0, 2), a_chatbot(1, 2)
 
-    async def process(delivery: RabbitMessage) -> bool:
-        begun.append(delivery.raw_message.message_id or "")
-        return False
+    async def work(message: SendMessage) -> None:
+        if message.chatbot_id == left:
+            raise DatabaseUnavailable("away")
 
-    async with publishing(clean_broker) as publisher, Amqp(clean_broker) as amqp:
-        await send(publisher, a_chatbot(), "1", "2")
-        async with subscribed(clean_broker, process):
-            await until(lambda: begun)
-            await amqp.waiting(QUEUE)
-            await send(publisher, a_chatbot(), "other key")
+    handler = Handler(work, side_by_side=side_by_side)
+    async with publishing(clean_broker, 2) as publisher, Amqp(clean_broker) as amqp:
+        async with consuming(clean_broker, handler, publisher) as consumer:
+            consumer._hold.leave()
+            await send(publisher, left, "1")
+            await until(lambda: consumer.subscriptions.partitions[0]._gate.closed)
+            await send(publisher, left, "2")
+            await send(publisher, behind, "3")
             await amqp.until_waiting(QUEUE, 0)
-        assert begun == ["1"]
+            await send(publisher, elsewhere, "other partition")
+            await until(lambda: handler.done == ["other partition"])
+            assert set(handler.begun) == {"1", "other partition"}
         await amqp.until_waiting(QUEUE, 3)
 
 
-async def test_stop_waits_no_longer_than_it_may(clean_broker: str) -> None:
+@BOTH_WAYS
+async def test_stop_waits_no_longer_than_it_may(clean_broker: str, *, side_by_side: bool) -> None:
     """A handler that outlives the grace is cancelled, and its message goes to the next consumer."""
 
     async def work(_message: SendMessage) -> None:
         await asyncio.Event().wait()
 
-    stuck, next_one = Handler(work), Handler()
+    stuck, next_one = Handler(work, side_by_side=side_by_side), Handler()
     async with publishing(clean_broker) as publisher:
         await send(publisher, a_chatbot(), "1")
-        async with consuming(clean_broker, stuck.routes, publisher) as consumer:
+        async with consuming(clean_broker, stuck, publisher) as consumer:
             await until(lambda: stuck.begun == ["1"])
             await asyncio.wait_for(consumer.stop(0.1), SECONDS)
             assert stuck.cancelled == ["1"]
-        async with consuming(clean_broker, next_one.routes, publisher):
+        async with consuming(clean_broker, next_one, publisher):
             await until(lambda: next_one.done == ["1"])
 
 
@@ -250,7 +337,7 @@ async def test_give_up_on_a_dead_link_leaves_nothing(clean_broker: str) -> None:
     """Giving up a partition over a dead link ends, and nobody consumes behind our back when the link heals."""
     handler = Handler()
     async with Proxy(clean_broker) as proxy, publishing(clean_broker) as publisher, Amqp(clean_broker) as amqp:
-        async with consuming(f"{proxy.url}?heartbeat=1", handler.routes, publisher) as consumer:
+        async with consuming(f"{proxy.url}?heartbeat=1", handler, publisher) as consumer:
             await send(publisher, a_chatbot(), "1")
             await until(lambda: handler.done == ["1"])
             accepted = proxy.accepted
@@ -263,43 +350,98 @@ async def test_give_up_on_a_dead_link_leaves_nothing(clean_broker: str) -> None:
         assert await amqp.waiting(QUEUE) == 1
 
 
-async def test_next_begins_after_the_cancelled_has_ended(clean_broker: str) -> None:
-    """After a lost connection a message begins again only when its cancelled run, and its clean-up, is over."""
-    chatbot_id = a_chatbot()
-    wait, cleaned_up = asyncio.Event(), asyncio.Event()
-    running = 0
-    most = 0
+@BOTH_WAYS
+@pytest.mark.parametrize("loss", ["cut", "cut_clients"])
+async def test_a_lost_connection_neither_loses_nor_disorders(
+    clean_broker: str, loss: str, *, side_by_side: bool
+) -> None:
+    """In the middle of the work, which goes on; what comes again begins only when that is over, and is in order."""
+    chatbot_id, release = a_chatbot(), asyncio.Event()
+    running = most = 0
 
-    async def work(_message: SendMessage) -> None:
+    async def work(message: SendMessage) -> None:
         nonlocal running, most
         running += 1
         most = max(most, running)
-        try:
-            await wait.wait()
-        except asyncio.CancelledError:
-            await cleaned_up.wait()
-            raise
-        finally:
-            running -= 1
+        if message.message == "3":
+            await release.wait()
+        running -= 1
 
-    handler = Handler(work)
+    handler = Handler(work, side_by_side=side_by_side)
+    texts = [str(number) for number in range(10)]
     async with (
         Proxy(clean_broker) as proxy,
         publishing(clean_broker) as publisher,
         Amqp(clean_broker) as amqp,
-        consuming(proxy.url, handler.routes, publisher),
+        consuming(f"{proxy.url}?heartbeat=1", handler, publisher, prefetch=8) as consumer,
     ):
-        await send(publisher, chatbot_id, "1", "2", "3")
-        await until(lambda: handler.begun == ["1"])
+        await send(publisher, chatbot_id, *texts)
+        await until(lambda: "3" in handler.begun)
+        channel = consumer.subscriptions.partitions[0]._heard_on
+        getattr(proxy, loss)()
+        await until(lambda: consumer.subscriptions.partitions[0]._heard_on is not channel)
+        await send(publisher, chatbot_id, "last")
+        release.set()
+        await until(lambda: handler.done[-1:] == ["last"])
         await amqp.until_waiting(QUEUE, 0)
-        connections = proxy.accepted
-        proxy.cut()
-        await until(lambda: proxy.accepted > connections)
+        await until(lambda: consumer.ready)
+    assert handler.cancelled == []
+    assert most == 1
+    assert once(handler.done) == [*texts, "last"]
+    again = handler.done[handler.done.index("3") + 1 :]
+    assert again[again.index("3") :] == [*texts[3:], "last"]  # not lost, though its first run has done it
+    async with Amqp(clean_broker) as amqp:
+        assert await amqp.waiting(QUEUE) == 0
+
+
+@BOTH_WAYS
+async def test_another_takes_over_in_order(clean_broker: str, *, side_by_side: bool) -> None:
+    """Where an active process loses its connection, the next one begins with what it has not acknowledged, in order."""
+    chatbot_id, release = a_chatbot(), asyncio.Event()
+
+    async def work(message: SendMessage) -> None:
+        if message.message == "3":
+            await release.wait()
+
+    first, second = Handler(work, side_by_side=side_by_side), Handler(side_by_side=side_by_side)
+    texts = [str(number) for number in range(30)]
+    async with (
+        Proxy(clean_broker) as proxy,
+        publishing(clean_broker) as publisher,
+        Amqp(clean_broker) as amqp,
+        consuming(proxy.url, first, publisher, prefetch=8) as one,
+        consuming(clean_broker, second, publisher, prefetch=8) as other,
+    ):
+        await send(publisher, chatbot_id, *texts[:4])
+        await until(lambda: "3" in first.begun)
+        await send(publisher, chatbot_id, *texts[4:])
+        assert second.begun == []
+        proxy.refuse()
+        await until(lambda: second.done[-1:] == texts[-1:])
+        assert second.done == texts[int(second.done[0]) :]
+        assert int(second.done[0]) <= 3
+        assert other.subscriptions.partitions[0].active
+        assert not one.subscriptions.partitions[0].active
+        release.set()
+        await until(lambda: first.done[-1:] == ["3"])
         await amqp.until_waiting(QUEUE, 0)
-        wait.set()
-        await send(publisher, a_chatbot(), "other")
-        await until(lambda: handler.done == ["other"])
-        assert handler.begun == ["1", "other"]
-        cleaned_up.set()
-        await until(lambda: handler.done == ["other", "1", "2", "3"])
-    assert most == 2  # "1" of the one chatbot beside "other" of the other
+    assert first.done == texts[:4]
+    assert not set(first.begun) & set(texts[4:])
+
+
+async def test_a_quiet_partition_tells_its_owner(clean_broker: str) -> None:
+    """Who subscribes knows at once, by a probe and without any message, where the broker made it the active one."""
+    heard: list[str] = []
+    async with publishing(clean_broker) as publisher, consuming(clean_broker, Handler(), publisher) as first:
+        await until(lambda: first.subscriptions.active and len(first.subscriptions.active) == 2)
+        assert first.owned.keys() == {0}  # the entry is none of the partitions whose rows it tells
+        extra = Partition(
+            clean_broker, topology.declared_queue(QUEUE), lambda delivery: heard.append(str(delivery)), prefetch=1
+        )
+        await extra.start()
+        try:
+            await first.subscriptions.probe(0)
+            await until(lambda: not any(map(len, first._inbox._waiting.values())))
+            assert (extra.active, heard) == (False, [])
+        finally:
+            await extra.give_up(1)

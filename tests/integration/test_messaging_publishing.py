@@ -1,6 +1,7 @@
 """Publishing on a real broker: what returns was kept, and what was not confirmed says so in time."""
 
 import asyncio
+from collections.abc import Coroutine
 from contextlib import suppress
 from functools import partial
 from typing import Any
@@ -8,16 +9,16 @@ from uuid import uuid4
 
 import pytest
 
-from service.errors import BrokerUnavailable
+from service.errors import BrokerUnavailable, PublishRefused
 from service.messaging import publishing as publishing_module
 from service.messaging.holding import Hold
 from service.messaging.publishing import Publisher
-from service.messaging.topology import CONVERSATIONS, DEAD_LETTERS
+from service.messaging.topology import CONVERSATIONS, DEAD_LETTERS, SENDS
 from tests.amqp import SECONDS, Amqp, a_chatbot, a_message, properties, publishing, send, until
 from tests.proxy import Proxy
 from whatsapp_qr_contracts.events import ChatbotRegistered
 from whatsapp_qr_contracts.jobs import SendJob
-from whatsapp_qr_contracts.message import COMMANDS, EVENTS, JOBS
+from whatsapp_qr_contracts.message import COMMANDS, EVENTS, JOBS, MAX_BODY_BYTES
 
 QUEUE = CONVERSATIONS.name
 
@@ -27,7 +28,7 @@ def a_job() -> SendJob:
 
 
 async def publish_job(publisher: Publisher, message_id: str = "job") -> None:
-    await publisher.publish(a_job(), message_id=message_id, correlation_id="c", key="s")
+    await publisher.publish(a_job(), message_id=message_id, correlation_id="c")
 
 
 async def test_unroutable_publish_raises(clean_broker: str) -> None:
@@ -41,7 +42,7 @@ async def test_unroutable_publish_raises(clean_broker: str) -> None:
 
 
 async def test_full_queue_raises(clean_broker: str) -> None:
-    """A queue that rejects what is too much makes the publish raise: the message is still its sender's."""
+    """A queue that rejects what is too much makes the publish raise, and says so: it is still its sender's."""
     async with publishing(clean_broker) as publisher, Amqp(clean_broker) as amqp:
         await amqp.channel.queue_delete(SendJob.name)
         small = await amqp.channel.declare_queue(
@@ -50,8 +51,10 @@ async def test_full_queue_raises(clean_broker: str) -> None:
             arguments={"x-queue-type": "quorum", "x-max-length": 1, "x-overflow": "reject-publish"},
         )
         await small.bind(JOBS, SendJob.name)
-        with pytest.raises(BrokerUnavailable):
+        with pytest.raises(PublishRefused):
             await _publish_until_full(publisher)
+        await send(publisher, a_chatbot(), "next")
+        assert await amqp.waiting(QUEUE) == 1
 
 
 async def _publish_until_full(publisher: Publisher) -> None:
@@ -75,12 +78,8 @@ async def test_envelope(clean_broker: str) -> None:
     chatbot_id = a_chatbot(1, 4)
     async with publishing(clean_broker, 4) as publisher, Amqp(clean_broker) as amqp:
         events = await amqp.bound(EVENTS, "#")
-        await publisher.publish(
-            a_message(chatbot_id), message_id="m", correlation_id="c", key=str(chatbot_id), headers={"traceparent": "t"}
-        )
-        await publisher.publish(
-            ChatbotRegistered(chatbot_id=chatbot_id), message_id="e", correlation_id="c", key=str(chatbot_id)
-        )
+        await publisher.publish(a_message(chatbot_id), message_id="m", correlation_id="c", headers={"traceparent": "t"})
+        await publisher.publish(ChatbotRegistered(chatbot_id=chatbot_id), message_id="e", correlation_id="c")
         await publisher.publish_raw(b"?", exchange=DEAD_LETTERS, routing_key="why", properties=properties("d"))
         (command,) = await amqp.take(f"{QUEUE}.1")
         (event,) = await amqp.take(events)
@@ -98,7 +97,18 @@ async def test_events_need_no_listener(clean_broker: str) -> None:
     """An event that nobody listens to is published without an error."""
     async with publishing(clean_broker) as publisher:
         event = ChatbotRegistered(chatbot_id=uuid4())
-        await publisher.publish(event, message_id="e", correlation_id="c", key="k")
+        await publisher.publish(event, message_id="e", correlation_id="c")
+
+
+async def test_what_no_reader_takes_is_not_published(clean_broker: str) -> None:
+    """The service's own limit is checked before every publish; a body of exactly that size goes out."""
+    async with publishing(clean_broker) as publisher, Amqp(clean_broker) as amqp:
+        to: dict[str, Any] = {"exchange": COMMANDS, "routing_key": "message.send.0", "properties": properties()}
+        with pytest.raises(ValueError, match=f"at most {MAX_BODY_BYTES} bytes"):
+            await publisher.publish_raw(b"x" * (MAX_BODY_BYTES + 1), **to)
+        await publisher.publish_raw(b"x" * MAX_BODY_BYTES, **to)
+        [message] = await amqp.take(QUEUE)
+        assert len(message.body) == MAX_BODY_BYTES
 
 
 async def test_black_hole_raises_in_time_and_heals(clean_broker: str) -> None:
@@ -108,11 +118,10 @@ async def test_black_hole_raises_in_time_and_heals(clean_broker: str) -> None:
         publisher = Publisher(f"{proxy.url}?heartbeat=4", 1)  # near the real one: closing on a dead link takes longer
         await send(publisher, chatbot_id, "before")
         proxy.lose()
-        with pytest.raises(BrokerUnavailable, match=r"did not confirm within 0\.5 s"):
-            await publisher.publish(
-                a_message(chatbot_id), message_id="m", correlation_id="c", key=str(chatbot_id), seconds=0.5
-            )
-        assert publisher._closing, "it has waited until the dead connection was closed"
+        with pytest.raises(BrokerUnavailable, match=r"did not confirm within 0\.5 s") as late:
+            await publisher.publish(a_message(chatbot_id), message_id="m", correlation_id="c", seconds=0.5)
+        assert not isinstance(late.value, PublishRefused)
+        assert publisher._links[COMMANDS]._closing, "it has waited until the dead connection was closed"
         proxy.heal()
         await send(publisher, chatbot_id, "m")
         assert [message.message_id for message in await amqp.take(QUEUE, 2)] == ["before", "m"]
@@ -163,7 +172,7 @@ async def test_limit_covers_connecting(clean_broker: str, monkeypatch: pytest.Mo
         proxy.lose()
         monkeypatch.setattr(publishing_module, "_CONNECT_SECONDS", 3)
         with pytest.raises(BrokerUnavailable, match=r"within 0\.3 s"):
-            await publisher.publish(a_message(), message_id="m", correlation_id="c", key="k", seconds=0.3)
+            await publisher.publish(a_message(), message_id="m", correlation_id="c", seconds=0.3)
         await until(lambda: proxy.accepted == 1)
         await until(lambda: proxy.open == 0)
         monkeypatch.setattr(publishing_module, "_CONNECT_SECONDS", SECONDS)
@@ -207,12 +216,9 @@ async def test_one_publish_given_up_does_not_cancel_another(clean_broker: str, e
         publisher = Publisher(f"{proxy.url}?heartbeat=1", 1)
         await send(publisher, a_chatbot(), "before")
         proxy.hold_answers()
-        first = asyncio.create_task(
-            publisher.publish(
-                a_message(), message_id="1", correlation_id="c", key="1", seconds=1 if end == "late" else 4
-            )
-        )
-        second = asyncio.create_task(publisher.publish(a_message(), message_id="2", correlation_id="c", key="2"))
+        seconds = 1 if end == "late" else 4
+        first = asyncio.create_task(publisher.publish(a_message(), message_id="1", correlation_id="c", seconds=seconds))
+        second = asyncio.create_task(publisher.publish(a_message(), message_id="2", correlation_id="c"))
         await amqp.until_waiting(QUEUE, 3)
         if end == "cancelled":
             first.cancel()
@@ -232,7 +238,7 @@ async def test_stuck_connection_cancels_nobody(clean_broker: str) -> None:
         proxy.hold_answers()
         stuck = asyncio.create_task(send(publisher, a_chatbot(), "stuck"))
         await amqp.until_waiting(QUEUE, 2)
-        broker = publisher._broker
+        broker = publisher._links[COMMANDS]._broker
         assert broker is not None
         connection: Any = broker._connection
         connection.transport.connection._reader_task.cancel()  # as its heartbeat does after three silent ones
@@ -244,30 +250,65 @@ async def test_stuck_connection_cancels_nobody(clean_broker: str) -> None:
 
 async def test_cancelled_publish_is_not_confused_with_the_next(clean_broker: str) -> None:
     """After a cancelled publish, the return of that one is never taken for the fate of the next with the same id."""
-    async with Proxy(clean_broker) as proxy, publishing(clean_broker), Amqp(clean_broker) as amqp:
+    async with Proxy(clean_broker) as proxy, publishing(clean_broker, 2), Amqp(clean_broker) as amqp:
         await amqp.channel.queue_delete(SendJob.name)
-        publisher = Publisher(proxy.url, 1)
-        await send(publisher, a_chatbot(), "before")
+        publisher = Publisher(proxy.url, 2)
+        publish = partial(publisher.publish_raw, b"{}", exchange=JOBS, properties=properties("job"))
+        await publish(routing_key=SENDS.queue_name(1))
         proxy.hold_answers()
-        cancelled = asyncio.create_task(publish_job(publisher))
+        cancelled = asyncio.create_task(publish(routing_key=SENDS.queue_name(0)))
         await asyncio.sleep(0)
         cancelled.cancel()
         await asyncio.gather(cancelled, return_exceptions=True)
-        again = asyncio.create_task(
-            publisher.publish_raw(b"{}", exchange=COMMANDS, routing_key="message.send.0", properties=properties("job"))
-        )
+        again = asyncio.create_task(publish(routing_key=SENDS.queue_name(1)))
         proxy.heal()
         await again
-        assert await amqp.waiting(QUEUE) == 2
+        assert await amqp.waiting(SENDS.queue_name(1)) == 2
+        await publisher.close()
+
+
+async def test_one_destination_disturbs_no_other(clean_broker: str) -> None:
+    """Replacing the connection of commands fails no job, event or dead letter that waits for its confirm."""
+    event = ChatbotRegistered(chatbot_id=uuid4())
+    async with Proxy(clean_broker) as proxy, publishing(clean_broker), Amqp(clean_broker) as amqp:
+        publisher = Publisher(proxy.url, 1)
+        dead = partial(publisher.publish_raw, b"?", exchange=DEAD_LETTERS, routing_key="why")
+
+        def all_but_commands(name: str) -> list[Coroutine[Any, Any, None]]:
+            return [
+                publish_job(publisher, name),
+                publisher.publish(event, message_id=name, correlation_id="c"),
+                dead(properties=properties(name)),
+            ]
+
+        heard = await amqp.bound(EVENTS, "#")
+        await send(publisher, a_chatbot(), "before")
+        await asyncio.gather(*all_but_commands("before"))
+        connections = proxy.accepted
+        proxy.hold_answers()
+        command = asyncio.create_task(publisher.publish(a_message(), message_id="m", correlation_id="c", seconds=1))
+        rest = asyncio.gather(*all_but_commands("m"))
+        for queue in (QUEUE, SendJob.name, heard, DEAD_LETTERS):
+            await amqp.until_waiting(queue, 2)
+        with pytest.raises(BrokerUnavailable):
+            await command
+        assert publisher._links[COMMANDS]._broker is None
+        assert not rest.done()
+        proxy.heal()
+        await rest
+        assert proxy.accepted == connections
+        await send(publisher, a_chatbot(), "after")
+        assert proxy.accepted == connections + 1
+        assert len(publisher._links) == 4
         await publisher.close()
 
 
 async def test_the_end_of_a_connections_frames_is_broker_trouble(monkeypatch: pytest.MonkeyPatch) -> None:
     """A connection that ends while it is being made may end in StopAsyncIteration: it is held, never a dead letter."""
 
-    async def ending(_publisher: Publisher) -> None:
+    async def ending(_link: publishing_module._Link) -> None:
         raise StopAsyncIteration
 
-    monkeypatch.setattr(Publisher, "_connect", ending)
+    monkeypatch.setattr(publishing_module._Link, "_connect", ending)
     with pytest.raises(BrokerUnavailable):
-        await Publisher("amqp://127.0.0.1:1/", 1).publish(a_message(), message_id="m", correlation_id="c", key="k")
+        await Publisher("amqp://127.0.0.1:1/", 1).publish(a_message(), message_id="m", correlation_id="c")

@@ -11,8 +11,9 @@ from service.messaging import topology
 from service.messaging.connections import with_heartbeat
 from service.messaging.listening import Listener
 from service.messaging.topology import CONVERSATIONS, DEAD_LETTERS, INGRESS_PREFIX, SENDS, SESSIONS
-from tests.amqp import Handler, a_chatbot, consuming, publishing, send
+from tests.amqp import Amqp, Handler, a_chatbot, consuming, publishing, send
 from tests.servers import Broker
+from whatsapp_qr_contracts.commands import RegisterChatbot
 from whatsapp_qr_contracts.message import COMMANDS, EVENTS, GATEWAY, JOBS
 
 WORK = {
@@ -45,6 +46,7 @@ async def test_queues(clean_broker: str, shared_broker: Broker) -> None:
     await topology.declare(clean_broker, 2)
     queues = {row["name"]: row for row in await listed(shared_broker, "list_queues", "name", "durable", "arguments")}
     partitioned = {queue.queue_name(number) for queue in (SESSIONS, CONVERSATIONS, SENDS) for number in range(2)}
+    partitioned |= {"whatsapp-qr.sessions.entry", "whatsapp-qr.conversations.entry"}
     assert {name: arguments(row) for name, row in queues.items()} == {
         **dict.fromkeys(partitioned, PARTITION),
         "incoming-messages": WORK,
@@ -89,6 +91,23 @@ async def test_declaring_again_changes_nothing(clean_broker: str) -> None:
         assert queue.declaration_result.message_count == 1
 
 
+async def test_the_first_partition_is_no_entry_any_more(clean_broker: str) -> None:
+    """What is bound as before this version is unbound: a message without a partition comes to the entry alone."""
+    async with publishing(clean_broker) as publisher, Amqp(clean_broker) as amqp:
+        first = await amqp.channel.get_queue(SESSIONS.name, ensure=False)
+        for message in SESSIONS.carries:
+            await first.bind(message.exchange, message.name)
+        await send(publisher, a_chatbot(), "kept")
+        await amqp.publish(b"{}", RegisterChatbot.name)
+        assert [await amqp.waiting(name) for name in (SESSIONS.name, f"{SESSIONS.name}.entry")] == [1, 1]
+        await topology.declare(clean_broker, 1)
+        for message in SESSIONS.carries:
+            await amqp.publish(b"{}", message.name, message.exchange)
+        await amqp.until_waiting(f"{SESSIONS.name}.entry", 1 + len(SESSIONS.carries))
+        assert await amqp.waiting(SESSIONS.name) == await amqp.waiting(CONVERSATIONS.name) == 1
+        assert await amqp.waiting(DEAD_LETTERS) == 0
+
+
 async def test_queue_with_other_arguments_is_refused(clean_broker: str) -> None:
     """A queue that somebody declared otherwise is an error at start, not a queue that loses messages."""
     connection = await aio_pika.connect(clean_broker)
@@ -99,12 +118,12 @@ async def test_queue_with_other_arguments_is_refused(clean_broker: str) -> None:
 
 
 async def test_connections(clean_broker: str, shared_broker: Broker) -> None:
-    """Publisher, each partition and listener have a connection each with a heartbeat of 5 s; the prefetch is ours."""
+    """Each destination, partition and listener has a connection of its own with a heartbeat of 5 s."""
     listener = Listener(clean_broker, 2, lambda *_: None)
     listener.start()
     async with publishing(clean_broker, 2) as publisher:
         await send(publisher, a_chatbot(), "1")
-        async with consuming(clean_broker, Handler().routes, publisher, partitions=2, prefetch=7):
+        async with consuming(clean_broker, Handler(), publisher, prefetch=7):
             assert listener._starting is not None
             await listener._starting
             vhost = clean_broker.rpartition("/")[2]
@@ -113,10 +132,10 @@ async def test_connections(clean_broker: str, shared_broker: Broker) -> None:
             consumers = await listed(shared_broker, "list_consumers", "queue_name", "prefetch_count", "ack_required")
             queues = await listed(shared_broker, "list_queues", "name", "type", "exclusive", "arguments")
     await listener.stop()
-    assert beats == [5, 5, 5, 5]
-    by_queue = {row["queue_name"]: row for row in consumers}
-    assert by_queue[CONVERSATIONS.name]["prefetch_count"] == by_queue[f"{CONVERSATIONS.name}.1"]["prefetch_count"] == 7
-    assert by_queue[CONVERSATIONS.name]["ack_required"]
+    # The listener; two partitions and the entry; the publisher's for commands, and for probes to partitions and entry.
+    assert beats == [5] * (1 + 3 + 3)
+    ours = [row for row in consumers if row["queue_name"].startswith(CONVERSATIONS.name)]
+    assert [(row["prefetch_count"], row["ack_required"]) for row in ours] == [(7, True)] * 3
     (own,) = (row for row in queues if row["name"].startswith(INGRESS_PREFIX))
     assert own["exclusive"]
     assert "x-dead-letter-exchange" not in arguments(own)

@@ -14,20 +14,17 @@ TRACE = "4bf92f3577b34da6a3ce929d0e0e4736"
 SENT_IN = {"traceparent": f"00-{TRACE}-00f067aa0ba902b7-01", "tracestate": "vendor=1"}
 UNPACED = {"SEND_RATE": "1000", "SEND_BURST": "1000", "OTEL_BSP_SCHEDULE_DELAY": "100"}
 
-# Each span's name and process in the trace of a message that the echo bot answers, without database and gateway parts.
+# Each span's name and process in the trace of a message that the echo bot answers. Transactions are of whole batches.
 THE_WAY = [
     ("POST /whatsapp-qr/incoming", "ingress"),
     ("publish whatsapp-qr.gateway", "ingress"),
     ("process whatsapp-qr.conversations", "conversation-consumer"),
     ("publish whatsapp-qr.jobs", "conversation-consumer"),
     ("process whatsapp-qr.conversations", "conversation-consumer"),
-    ("publish whatsapp-qr.jobs", "conversation-consumer"),
-    ("process whatsapp-qr-send", "outbound-consumer"),
     ("send message", "outbound-consumer"),
     ("POST send", "outbound-consumer"),
     ("POST /whatsapp-qr/webhook", "ingress"),
     ("process whatsapp-qr.conversations", "conversation-consumer"),
-    ("publish whatsapp-qr.events", "conversation-consumer"),
 ]
 
 
@@ -71,11 +68,10 @@ def follows(spans: list[Seen], way: list[tuple[str, str]]) -> bool:
     return any(contains(above(span)) for span in spans)
 
 
-@pytest.mark.parametrize("kind", ["sqlite", "postgres"])
-async def test_a_message_and_its_answer_are_one_trace(new_system: NewSystem, kind: str) -> None:
+async def test_a_message_and_its_answer_are_one_trace(new_system: NewSystem) -> None:
     """From the gateway's callback to the receipts of the answer: one trace id, every span under the one it follows."""
     with collecting() as collector:
-        async with new_system(kind, OTEL_EXPORTER_OTLP_ENDPOINT=collector.url, **UNPACED) as system:
+        async with new_system(OTEL_EXPORTER_OTLP_ENDPOINT=collector.url, **UNPACED) as system:
             _, session_id = await system.connect()
             await system.start("echo-bot")
             await written(system, session_id)
@@ -85,17 +81,15 @@ async def test_a_message_and_its_answer_are_one_trace(new_system: NewSystem, kin
     assert [root.name for root in roots] == ["POST /whatsapp-qr/incoming"]
     assert not any(span.failed for span in spans)
     names = Counter(span.name for span in spans)
-    assert names["write transaction"] >= 4
     assert names["POST send"] == 1
-    database = next(span for span in spans if span.name == "write transaction")
-    assert database.attributes["db.system.name"] == ("sqlite" if kind == "sqlite" else "postgresql")
+    assert names["publish whatsapp-qr.events"] == 4, "received, sent, delivered, read"
     assert {span.service for span in spans} == {
         f"whatsapp-qr-{role}" for role in ("ingress", "conversation-consumer", "outbound-consumer")
     }
 
 
 async def test_what_waits_in_a_lane_goes_on_with_its_own_trace(new_system: NewSystem) -> None:
-    """Of two messages that one drain sends each is sent in its own trace, which its caller may have begun."""
+    """Each message of a lane is sent in its own trace, which its caller may have begun."""
     with collecting() as collector:
         async with new_system(OTEL_EXPORTER_OTLP_ENDPOINT=collector.url, **UNPACED) as system:
             chatbot_id, _ = await system.connect()
@@ -116,7 +110,6 @@ async def test_what_waits_in_a_lane_goes_on_with_its_own_trace(new_system: NewSy
     of = {span.attributes["whatsapp_qr.message_id"]: span for span in found}
     assert of[ids[1]].trace_id == TRACE
     assert of[ids[0]].trace_id != TRACE
-    assert of[ids[1]].links == (of[ids[0]].trace_id,), "the drain was the first message's"
 
 
 async def read(system: System, message_id: str) -> bool:

@@ -11,12 +11,13 @@ from pathlib import Path
 from uuid import UUID, uuid4
 
 from service.consumers.sharing import Sharing
+from service.domain.dead_letters import DeadLetter
 from service.domain.sharing import Peer
 from service.errors import DatabaseUnavailable
 from service.messaging.consuming import Consumer
 from service.messaging.holding import Hold
 from service.messaging.publishing import Publisher
-from service.messaging.topology import CONVERSATIONS, DEAD_LETTERS, PROBE
+from service.messaging.topology import CONVERSATIONS, DEAD_LETTERS, PROBE, SENDS, PartitionedQueue
 from tests.amqp import SECONDS, Amqp, Handler, a_chatbot, publishing, send, until
 from tests.proxy import Proxy
 from tests.system import System, eventually, running, send_by_amqp
@@ -25,7 +26,10 @@ from whatsapp_qr_contracts.message import COMMANDS
 from whatsapp_qr_contracts.partitions import partition_of
 
 QUEUE = CONVERSATIONS.name
+ALL = [0, 1, 2, 3, 4]
+"""Four partitions, and the entry."""
 KINDS = {"conversation-consumer": "whatsapp-qr.conversations", "outbound-consumer": "whatsapp-qr-send"}
+HOLDS = {"conversation-consumer": 5, "outbound-consumer": 4}
 
 
 class Rows:
@@ -68,15 +72,18 @@ async def sharer(  # a test's builder
     publisher: Publisher,
     handler: Handler | None = None,
     *,
-    partitions: int = 4,
-    period: float = 0.3,
+    queue: PartitionedQueue = CONVERSATIONS,
+    dead: list[DeadLetter] | None = None,
 ) -> AsyncIterator[Consumer]:
-    """Consume and share the conversations in one process."""
-    routes = (handler or Handler()).routes
-    consumer = Consumer(
-        url, CONVERSATIONS, routes, publisher=publisher, hold=Hold(), partitions=partitions, prefetch=64
-    )
-    sharing = Sharing(consumer.subscriptions, rows.process(name), process_id=name, queue=QUEUE, period=period)  # type: ignore[arg-type]
+    """Consume and share a queue in one process; without a list for them there may be no dead letters."""
+
+    async def bury(letter: DeadLetter) -> None:
+        assert dead is not None, letter
+        dead.append(letter)
+
+    handler = handler or Handler()
+    consumer = Consumer(url, queue, handler, bury=bury, publisher=publisher, hold=Hold(), prefetch=64)
+    sharing = Sharing(consumer.subscriptions, rows.process(name), process_id=name, queue=QUEUE, period=0.3)  # type: ignore[arg-type]
     consumer.start(sharing.first_share, sharing.check)
     sharing.start()
     try:
@@ -97,7 +104,7 @@ def even(*consumers: Consumer) -> Callable[[], bool]:
     def look() -> bool:
         shares = owned(*consumers)
         counts = [len(share) for share in shares]
-        return sorted(chain.from_iterable(shares)) == list(range(4)) and max(counts) - min(counts) <= 1
+        return sorted(chain.from_iterable(shares)) == ALL and max(counts) - min(counts) <= 1
 
     return look
 
@@ -130,19 +137,17 @@ async def test_idle_processes_know_what_they_are_active_on(clean_broker: str) ->
                 "b": frozenset(second.subscriptions.active),
             }
         assert rows.of == {}
-        for number in range(4):
-            assert await amqp.waiting(CONVERSATIONS.queue_name(number)) == 0
-        assert await amqp.waiting(DEAD_LETTERS) == 0
-        assert await amqp.waiting(heard) == 0
+        for name in (*map(CONVERSATIONS.queue_name, range(4)), f"{QUEUE}.entry", DEAD_LETTERS, heard):
+            assert await amqp.waiting(name) == 0
 
 
 async def test_stand_bys_are_ready_and_own_nothing(clean_broker: str) -> None:
     """With more processes than partitions some are active on none; they are ready all the same, and nobody moves."""
     rows = Rows()
     async with (
-        publishing(clean_broker, 4) as publisher,
-        sharer(clean_broker, rows, "a", publisher, partitions=1) as first,
-        sharer(clean_broker, rows, "b", publisher, partitions=1) as second,
+        publishing(clean_broker) as publisher,
+        sharer(clean_broker, rows, "a", publisher, queue=SENDS) as first,
+        sharer(clean_broker, rows, "b", publisher, queue=SENDS) as second,
     ):
         await until(lambda: owned(first, second) == [[0], []])
         beats = rows.beats
@@ -171,7 +176,7 @@ async def test_order_while_processes_come_and_go(clean_broker: str) -> None:
         Amqp(clean_broker) as amqp,
         sharer(clean_broker, rows, "a", publisher, Handler(work)) as first,
     ):
-        await until(lambda: len(first.subscriptions.active) == 4)
+        await until(lambda: len(first.subscriptions.active) == 5)
         flowing = asyncio.gather(*(flow(publisher, key) for key in keys))
         async with sharer(clean_broker, rows, "b", publisher, Handler(work)) as second:
             await until(even(first, second))
@@ -195,14 +200,14 @@ async def test_trouble_with_the_rows_stops_no_consuming(clean_broker: str) -> No
         publishing(clean_broker, 4) as publisher,
         sharer(clean_broker, rows, "a", publisher, first_handler) as first,
     ):
-        await until(lambda: len(first.subscriptions.active) == 4)
+        await until(lambda: len(first.subscriptions.active) == 5)
         rows.away = True
         async with sharer(clean_broker, rows, "b", publisher, second_handler) as second:
             beats = rows.beats
             await until(lambda: rows.beats > beats + 4)
             await asyncio.gather(*(send(publisher, a_chatbot(number, 4), str(number)) for number in range(4)))
             await until(lambda: sorted(first_handler.done) == ["0", "1", "2", "3"])
-            assert owned(first, second) == [[0, 1, 2, 3], []]
+            assert owned(first, second) == [ALL, []]
             rows.away = False
             await until(even(first, second))
 
@@ -218,7 +223,7 @@ async def test_who_is_cut_off_knows_that_he_is_not_active(clean_broker: str) -> 
     ):
         await until(even(first, second))
         proxy.refuse()
-        await until(lambda: owned(first, second) == [[], [0, 1, 2, 3]])
+        await until(lambda: owned(first, second) == [[], ALL])
         proxy.heal()
         await until(even(first, second))
 
@@ -243,14 +248,15 @@ async def test_false_belief_is_found_out(clean_broker: str) -> None:
 
 async def test_a_foreign_probe_is_a_dead_letter(clean_broker: str) -> None:
     """What only calls itself a probe, on a public exchange, does not vanish."""
+    dead = list[DeadLetter]()
     async with (
         publishing(clean_broker, 4) as publisher,
         Amqp(clean_broker) as amqp,
-        sharer(clean_broker, Rows(), "a", publisher),
+        sharer(clean_broker, Rows(), "a", publisher, dead=dead),
     ):
         await amqp.publish(b"{}", type=PROBE, message_id="mine")
-        (dead,) = await amqp.take(DEAD_LETTERS)
-    assert (dead.message_id, dead.headers["reason"]) == ("mine", "unknown_type")
+        await until(lambda: dead)
+    assert [(letter.original.text("messageId"), letter.reason) for letter in dead] == [("mine", "unknown_type")]
 
 
 # Real processes
@@ -334,10 +340,11 @@ async def shares(system: System) -> dict[str, list[int]]:
     }
 
 
-async def settled(system: System, *expected: int) -> float:
-    """Wait until the live processes of each kind have so many partitions each; return how long it took."""
+async def settled(system: System, processes: int) -> float:
+    """Wait until so many live processes of each kind have all of its partitions, evenly; return how long it took."""
     started = time.monotonic()
-    await eventually(lambda: shares(system), lambda found: all(share == list(expected) for share in found.values()))
+    even = {kind: sorted((count + number) // processes for number in range(processes)) for kind, count in HOLDS.items()}
+    await eventually(lambda: shares(system), lambda found: found == even)
     return time.monotonic() - started
 
 
@@ -348,13 +355,13 @@ async def test_shares_settle_after_each_start_and_end(clean_broker: str, databas
         await traffic.start()
         took = {}
         second = await system.start(*KINDS)
-        took["second start"] = await settled(system, 2, 2)
+        took["second start"] = await settled(system, 2)
         third = await system.start(*KINDS)
-        took["third start"] = await settled(system, 1, 1, 2)
+        took["third start"] = await settled(system, 3)
         await asyncio.gather(*(process.stop() for process in second))
-        took["SIGTERM"] = await settled(system, 2, 2)
+        took["SIGTERM"] = await settled(system, 2)
         await asyncio.gather(*(process.kill() for process in third))
-        took["kill"] = await settled(system, 4)
+        took["kill"] = await settled(system, 1)
         await traffic.end()
         print(took, len(traffic.texts))  # noqa: T201  # for the one who measures: pytest -s
 
@@ -362,9 +369,9 @@ async def test_shares_settle_after_each_start_and_end(clean_broker: str, databas
 async def test_idle_shares_settle_after_a_kill(clean_broker: str, sqlite_database: str, tmp_path: Path) -> None:
     """Without any message the others learn that they have taken over from a dead process."""
     async with running(clean_broker, sqlite_database, tmp_path, extra=tuple(KINDS), **FAST) as system:
-        await settled(system, 2, 2)
+        await settled(system, 2)
         await asyncio.gather(*(system.named(kind)[0].kill() for kind in KINDS))
-        await settled(system, 4)
+        await settled(system, 1)
 
 
 async def test_a_hanging_process_is_replaced(clean_broker: str, database_url: str, tmp_path: Path) -> None:
@@ -372,7 +379,7 @@ async def test_a_hanging_process_is_replaced(clean_broker: str, database_url: st
     async with running(clean_broker, database_url, tmp_path, extra=tuple(KINDS), **FAST) as system:
         traffic = Traffic(system)
         await traffic.start()
-        await settled(system, 2, 2)
+        await settled(system, 2)
         hanging = [system.named(kind)[0] for kind in KINDS]
         for process in hanging:
             process.send_signal(signal.SIGSTOP)
@@ -391,7 +398,7 @@ async def test_a_hanging_process_is_replaced(clean_broker: str, database_url: st
             else:
                 await system.start(process.name)
         await traffic.batch()
-        await settled(system, 2, 2)
+        await settled(system, 2)
         await traffic.batch()
         await traffic.all_arrived()
         print(f"taken over after {took:.1f} s")  # noqa: T201  # for the one who measures: pytest -s

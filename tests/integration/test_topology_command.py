@@ -4,7 +4,9 @@ import asyncio
 import base64
 import json
 import re
+import time
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import aio_pika
@@ -12,12 +14,15 @@ import pytest
 from structlog.testing import capture_logs
 
 from service.messaging import comparing, management, rights, topology
+from service.messaging.comparing import MAX_MESSAGE_SIZE, NEEDED_SIZE
 from service.messaging.management import Found
+from service.operating import topology as operating
+from service.settings import Settings
 from tests.allowed import ALLOWED
 from tests.operator import operate
 from tests.servers import Broker, free_ports
 from tests.system import SECONDS, System, eventually
-from whatsapp_qr_contracts.message import COMMANDS
+from whatsapp_qr_contracts.message import COMMANDS, EVENTS
 
 SESSIONS = "whatsapp-qr.sessions"
 
@@ -83,6 +88,7 @@ async def test_who_may_not_declare_is_told_so(system: System, shared_broker: Bro
 
 async def test_apply_waits_until_it_is_let_in(system: System, shared_broker: Broker) -> None:
     """On a new cluster the job may come before its user: it tries again, and says what it waits for."""
+    await _as_user(system, shared_broker, "whatsapp-qr-topology")
     await shared_broker.ctl("eval", 'rabbit_auth_backend_internal:delete_user(<<"whatsapp-qr-topology">>, <<"test">>).')
     url = system.amqp_url.replace("guest:guest", "whatsapp-qr-topology:word")
     with capture_logs() as told:
@@ -107,6 +113,110 @@ async def test_who_may_not_declare_sees_what_is_missing(system: System, shared_b
     after = await operate(system, "topology", "check", AMQP_URL=url)
     assert (after.status, after.error) == (0, "")
     assert "was not compared: this user may not declare" in after.out
+
+
+OF_3 = 128 * 1024 * 1024
+OF_4 = 16 * 1024 * 1024
+TOO_MUCH = f"RabbitMQ takes messages over {MAX_MESSAGE_SIZE} bytes"
+TOO_LITTLE = f"RabbitMQ refuses messages of {NEEDED_SIZE} bytes"
+
+
+async def _take(broker: Broker, size: int) -> None:
+    """Let the broker take messages of that size; where 3.x keeps it, and where 4.x does."""
+    keep = f"application:set_env(rabbit, max_message_size, {size}), persistent_term:put(max_message_size, {size})"
+    assert (await broker.ctl("eval", f"{keep}.")).strip() == "ok"
+
+
+@asynccontextmanager
+async def _taking(broker: Broker, size: int) -> AsyncIterator[None]:
+    await _take(broker, size)
+    try:
+        yield
+    finally:
+        await _take(broker, MAX_MESSAGE_SIZE)
+
+
+async def test_other_sizes_are_seen(system: System, shared_broker: Broker) -> None:
+    """To the byte; each with what to do about it. Without a limit of ours it is that of RabbitMQ 3 or 4."""
+    await topology.declare(system.amqp_url, 2)
+    too_much, too_little = (OF_3, OF_4, MAX_MESSAGE_SIZE + 1), (NEEDED_SIZE - 1, 100_000)
+    async with _taking(shared_broker, MAX_MESSAGE_SIZE):
+        for size in (*too_much, MAX_MESSAGE_SIZE, NEEDED_SIZE, *too_little):
+            await _take(shared_broker, size)
+            found = await comparing.compare_size(system.amqp_url)
+            said = [TOO_MUCH] * (size in too_much) + [TOO_LITTLE] * (size in too_little)
+            assert (size, [one.what.partition(":")[0].partition(",")[0] for one in found]) == (size, said)
+            assert all("set max_message_size = 1048576 in rabbitmq.conf" in one.remedy for one in found)
+
+
+@pytest.mark.parametrize("user", ["whatsapp-qr-topology", "whatsapp-qr-operator", "event-subscriber"])
+async def test_every_user_sees_the_size(system: System, shared_broker: Broker, user: str) -> None:
+    """One may publish everywhere, one no events, one nothing of ours."""
+    await topology.declare(system.amqp_url, 2)
+    url = await _as_user(system, shared_broker, user)
+    assert await comparing.compare_size(url) == []
+    async with _taking(shared_broker, OF_4):
+        checked = await operate(system, "topology", "check", AMQP_URL=url)
+    assert (checked.status, checked.out.splitlines()[0].partition(":")[0]) == (1, TOO_MUCH)
+    assert "set max_message_size = 1048576 in rabbitmq.conf" in checked.out
+    assert "1 of exchanges, queues, bindings and settings" in checked.error
+
+
+async def test_the_size_is_looked_at_before_there_is_an_exchange(system: System, shared_broker: Broker) -> None:
+    """Beside what is missing, on a broker that nobody has declared anything on."""
+    assert await comparing.compare_size(system.amqp_url) == []
+    async with _taking(shared_broker, OF_4):
+        checked = await operate(system, "topology", "check")
+    assert (checked.status, TOO_MUCH in checked.out, "is missing" in checked.out) == (1, True, True)
+    lines = checked.error.strip().splitlines()
+    assert lines[-1].endswith("of exchanges, queues, bindings and settings are not as they should be")
+
+
+async def test_nobody_gets_what_the_size_is_tried_with(system: System, shared_broker: Broker) -> None:
+    """Neither who hears every event, nor the dead letters; on a broker that takes it all."""
+    await topology.declare(system.amqp_url, 2)
+    async with await aio_pika.connect(system.amqp_url) as connection, _taking(shared_broker, OF_3):
+        channel = await connection.channel()
+        hears = await channel.declare_queue(exclusive=True)
+        await hears.bind(EVENTS, "#")
+        assert [one.what for one in await comparing.compare_size(system.amqp_url)] != []
+        kept = await channel.declare_queue(topology.DEAD_LETTERS, passive=True)
+        assert (await hears.get(fail=False), kept.declaration_result.message_count) == (None, 0)
+
+
+async def test_with_the_management_api_the_size_is_looked_at_too(
+    system: System, shared_broker: Broker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The API does not tell it."""
+    await topology.declare(system.amqp_url, 2)
+
+    async def found_nothing(_management_url: str, _amqp_url: str) -> Found:
+        return Found()
+
+    monkeypatch.setattr(management, "look", found_nothing)
+    settings = Settings(amqp_url=system.amqp_url, management_url="http://127.0.0.1:1", partitions=2)
+    async with _taking(shared_broker, OF_4):
+        found, _ = await operating._looked_at(settings)
+    assert found[:-1] == management.differences(Found(), 2)
+    assert found[-1].what.startswith(TOO_MUCH)
+
+
+async def test_a_broker_that_takes_nothing_now(
+    system: System, shared_broker: Broker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Short of memory or disk it lets publishers wait: check ends, and says that it could not see the size."""
+    monkeypatch.setattr(comparing, "_PUBLISH_SECONDS", 1.0)
+    await topology.declare(system.amqp_url, 2)
+    await shared_broker.ctl("set_vm_memory_high_watermark", "0.000001")
+    try:
+        begun = time.monotonic()
+        [one] = await comparing.compare_size(system.amqp_url)
+        assert time.monotonic() - begun < 10
+        assert (await comparing.compare(system.amqp_url, 2)).differences == []
+    finally:
+        await shared_broker.ctl("set_vm_memory_high_watermark", "0.4")
+    assert one.what.startswith("RabbitMQ takes no messages now")
+    assert "alarms" in one.remedy
 
 
 async def _as_user(system: System, broker: Broker, user: str) -> str:
@@ -183,14 +293,14 @@ async def test_what_the_management_api_really_lists(clean_broker: str, shared_br
         async with await aio_pika.connect(clean_broker) as connection:
             channel = await connection.channel()
             queue = await channel.get_queue(SESSIONS, ensure=False)
-            await queue.unbind(COMMANDS, "chatbot.remove")
+            await queue.unbind(COMMANDS, "chatbot.remove.0")
             foreign = await channel.declare_queue("somebody", durable=True)
             await foreign.bind(COMMANDS, "#")
             found = management.differences(await listed(shared_broker, port), 2)
     finally:
         await shared_broker.ctl("eval", _DISABLE)
     said = {one.what for one in found}
-    assert f"queue {SESSIONS} is not bound to {COMMANDS} under 'chatbot.remove'" in said
+    assert f"queue {SESSIONS} is not bound to {COMMANDS} under 'chatbot.remove.0'" in said
     assert f"queue somebody is bound to {COMMANDS} under '#', and should not be" in said
     assert f"queue {SESSIONS}.2 is beyond PARTITIONS" in said
 

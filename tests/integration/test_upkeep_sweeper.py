@@ -1,22 +1,33 @@
-"""The sweeper in the running service: each trouble is made, the metric moves, and it is mended."""
+"""What is left undone in rows, in the running service: relays tell it, the sweeper wakes what sleeps."""
 
 import json
 import time
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from typing import Any
 from uuid import UUID, uuid4
 
 import pytest
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from service.domain.identities import output_id
+from service.domain.identities import outgoing_message_id, output_id
 from service.persistence import sessions
-from tests.component.rows import enqueue, receive, sent
-from tests.integration.upkeep import FAST, mended, mends_nothing, redriven, rows_by_hand, sample, session_row
-from tests.servers import Broker
+from service.persistence.tables import LaneRow, MessageRow
+from tests.component.rows import a_command, all_of, change, enqueue, handle, receive
+from tests.integration.upkeep import (
+    FAST,
+    mended,
+    mends_nothing,
+    redriven,
+    relayed,
+    rows_by_hand,
+    sample,
+    session_row,
+)
 from tests.system import Heard, NewSystem, System, eventually, send_by_amqp
 from whatsapp_qr_contracts.commands import SendMessage
+from whatsapp_qr_contracts.message import DeliveryStatus
 
 
 @pytest.fixture(scope="module", params=["sqlite", "postgres"])
@@ -41,60 +52,73 @@ async def heard_id(heard: Heard, message_id: str) -> Any:
 
 
 async def test_a_message_that_was_not_handed_over_is(system: System, linked: tuple[UUID, str]) -> None:
-    """A row without its job, as a crash between the two leaves it, gets the job and the event that it always has."""
-    jobs, events, before = await system.jobs(), await system.hear(), await redriven(system, "unhanded")
-    begun = await redriven(system, "unannounced_conversation")
+    """A row without its job, as a crash between the two leaves it, gets the job and the events that it always has."""
+    jobs, events = await system.jobs(), await system.hear()
+    before = await relayed(system, "conversation-consumer")
     async with rows_by_hand(system) as database:
-        message = (await receive(database, await session_row(database, linked[0]), uuid4().hex)).message
-        [consumer] = system.named("session-consumer")
-        assert await sample(consumer, "sessions", status="CONNECTED") >= 0
+        message = await receive(database, await session_row(database, linked[0]), uuid4().hex)
         job = await heard_id(jobs, output_id(message.id, "job"))
         await heard_id(events, output_id(message.id, "received"))
         await heard_id(events, output_id(message.conversation_id, "started"))
     assert json.loads(job.body)["messageId"] == str(message.id)
     assert job.headers["conversation-sequence"] == message.sequence
-    await mended(system, "unhanded", before)
-    await mended(system, "unannounced_conversation", begun)
+    assert await relayed(system, "conversation-consumer") >= before + 3
 
 
-async def test_a_message_without_a_doorbell_is_sent(system: System, linked: tuple[UUID, str]) -> None:
-    """A PENDING row whose job was never published goes out all the same."""
+async def test_a_message_without_its_job_is_sent(system: System, linked: tuple[UUID, str]) -> None:
+    """A PENDING row whose job was never published gets it, and goes out."""
+    async with rows_by_hand(system) as database:
+        command = a_command(await session_row(database, linked[0]), message="without a job")
+        await handle(database, command)
+    await eventually(
+        lambda: system.message(outgoing_message_id(command.chatbot_id, str(command.message_id))),
+        lambda found: found.get("deliveryStatus") == "READ",
+    )
+    assert [entry["message"] for entry in await system.sent(linked[1])].count("without a job") == 1
+
+
+async def test_a_lane_that_sleeps_is_woken(system: System, linked: tuple[UUID, str]) -> None:
+    """A PENDING row whose job is lost with its queue goes out all the same, and is counted: no load may hide it."""
     before = await redriven(system, "pending")
     async with rows_by_hand(system) as database:
-        message = await enqueue(database, await session_row(database, linked[0]), message="forgotten")
-    await eventually(lambda: system.message(message.id), lambda found: found.get("deliveryStatus") == "READ")
+        command = a_command(await session_row(database, linked[0]), message="forgotten")
+        await handle(database, command)
+        message_id = outgoing_message_id(command.chatbot_id, str(command.message_id))
+        row = await database.read(lambda tx: tx.get_one(MessageRow, message_id))
+        await change(database, row, handed_over=True)
+    await eventually(lambda: system.message(message_id), lambda found: found.get("deliveryStatus") == "READ")
     await mended(system, "pending", before)
-    assert [entry["message"] for entry in await system.sent(linked[1])].count("forgotten") == 1
 
 
 async def test_a_status_that_was_not_announced_is(system: System) -> None:
     """A message that was sent and of which nobody heard is announced, with its command's id."""
     chatbot_id, session_id = await system.connect()
-    events, before = await system.hear(), await redriven(system, "unannounced_status")
+    events = await system.hear()
     await system.control(f"/sessions/{session_id}/drop")  # nobody sends what the test does
     await eventually(lambda: system.status(session_id), lambda status: status != "CONNECTED")
     async with rows_by_hand(system) as database:
-        message = await sent(database, await enqueue(database, await session_row(database, chatbot_id)))
+        message = await enqueue(database, await session_row(database, chatbot_id))
+        at = datetime.now(UTC)
+        await change(database, message, delivery_status=DeliveryStatus.SENT, sent_at=at, version=2)
     [event] = await events.arrived(1, "message.sent")
     assert (json.loads(event.body)["messageId"], event.correlation_id) == (str(message.id), "command")
-    await mended(system, "unannounced_status", before)
+    assert json.loads(event.body)["version"] == 2
 
 
 async def test_a_session_that_was_not_announced_is(system: System, linked: tuple[UUID, str]) -> None:
     """A session's version of which nobody heard is announced."""
-    events, before = await system.hear(), await redriven(system, "unannounced_session")
+    events = await system.hear()
     async with rows_by_hand(system) as database:
         row = await session_row(database, linked[0])
 
         async def move(tx: AsyncSession) -> None:
             found = await sessions.session_by_id(tx, row.session_id, lock=True)
             assert found is not None
-            sessions.move(found, found.status, wanted=True, reason="a_crash_came")
+            sessions.move(found, found.status, wanted=True, caused_by="a crash", reason="a_crash_came")
 
         await database.transact(move)
     [event] = await events.arrived(1, "session.connected")
-    assert json.loads(event.body)["statusReason"] == "a_crash_came"
-    await mended(system, "unannounced_session", before)
+    assert (event.correlation_id, json.loads(event.body)["statusReason"]) == ("a crash", "a_crash_came")
 
 
 async def test_a_message_expires_while_its_session_is_away(system: System) -> None:
@@ -113,46 +137,29 @@ async def test_a_message_expires_while_its_session_is_away(system: System) -> No
     assert datetime.now(UTC) >= soon
 
 
-async def unacknowledged(broker: Broker, system: System, name: str) -> int:
-    """Return how many messages of a queue and its partitions somebody has and has not acknowledged."""
-    vhost = system.amqp_url.rpartition("/")[2]
-    listed = await broker.ctl(
-        "list_queues", "--quiet", "--no-table-headers", "-p", vhost, "name", "messages_unacknowledged"
-    )
-    counts = (line.split() for line in listed.splitlines())
-    return sum(int(count) for queue, count in counts if queue.split(".")[0] == name)
-
-
-async def test_a_lane_whose_timer_died_is_resumed(system: System, shared_broker: Broker) -> None:
-    """The outbound consumer is killed while a lane waits for the gateway: its appointment is kept by others."""
-    chatbot_id, _ = await system.connect()
-    before = await redriven(system, "drain")
+async def test_a_lane_that_waits_outlives_its_process(system: System) -> None:
+    """The outbound consumer is killed while a lane waits for the gateway: the next one finds it in its row."""
+    chatbot_id, session_id = await system.connect()
     await system.faults(failureRate=1, failureKind="not_connected")
     try:
         answer = await system.post("/send", chatbotId=str(chatbot_id), to="5491133334444", message="resumed")
         async with rows_by_hand(system) as database:
             await eventually(
-                lambda: session_row(database, chatbot_id), lambda row: row.drain_at and row.drain_at > datetime.now(UTC)
+                lambda: all_of(database, LaneRow, session_id=session_id),
+                lambda rows: any(row.deferrals for row in rows),
             )
-            [outbound] = [process for process in system.named("outbound-consumer") if process.alive]
-            # Its job has been given back, so that nothing but the row knows of the appointment.
-            await eventually(
-                lambda: unacknowledged(shared_broker, system, "whatsapp-qr-send"), lambda count: count == 0
-            )
-            await outbound.kill()
-            assert (await session_row(database, chatbot_id)).drain_at is not None
+        [outbound] = [process for process in system.named("outbound-consumer") if process.alive]
+        await outbound.kill()
     finally:
         await system.faults()
     await system.start("outbound-consumer")
     await eventually(
         lambda: system.message(answer.json()["messageId"]), lambda found: found.get("deliveryStatus") == "READ"
     )
-    await mended(system, "drain", before)  # or its job was there, and nothing was to be mended
 
 
 async def test_a_service_that_works_mends_nothing(system: System, linked: tuple[UUID, str]) -> None:
     """Traffic that goes well moves no counter, although everything is looked at many times meanwhile."""
-    kinds = ("unhanded", "unannounced_status", "unannounced_session", "unannounced_conversation", "pending", "drain")
     [consumer] = system.named("session-consumer")
     await eventually(lambda: system.status(linked[1]), lambda status: status == "CONNECTED")
     jobs = await system.jobs()
@@ -173,4 +180,8 @@ async def test_a_service_that_works_mends_nothing(system: System, linked: tuple[
         await jobs.arrived(handed + 10)
         await eventually(runs, lambda now: now > ran + 3)
 
-    await mends_nothing(system, kinds, traffic)
+    counts = {
+        "pending": lambda: redriven(system, "pending"),
+        **{kind: partial(relayed, system, kind) for kind in ("conversation-consumer", "outbound-consumer")},
+    }
+    await mends_nothing(counts, traffic)

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from prometheus_client.parser import text_string_to_metric_families
 
-from tests.component.rows import enqueue
+from tests.component.rows import change, enqueue
 from tests.integration.upkeep import FAST, rows_by_hand, sample, session_row
 from tests.system import Process, System, eventually, running
 
@@ -39,7 +39,8 @@ async def test_the_duties_of_a_killed_process_are_taken_over(
 
 async def _is_mended(system: System, by: Process, chatbot_id: object) -> None:
     async with rows_by_hand(system) as database:
-        message = await enqueue(database, await session_row(database, chatbot_id))  # type: ignore[arg-type]
+        message = await enqueue(database, await session_row(database, chatbot_id), wakes=False)  # type: ignore[arg-type]
+        await change(database, message, handed_over=True)
     await eventually(lambda: system.message(message.id), lambda found: found.get("deliveryStatus") == "READ")
     await eventually(lambda: sample(by, "redriven_total", kind="pending"))
 
@@ -61,7 +62,7 @@ async def test_metrics_say_what_the_database_says(clean_broker: str, sqlite_data
             lambda: system.message(answer.json()["messageId"]), lambda found: found.get("deliveryStatus") == "READ"
         )
         await eventually(lambda: sample(outbound, "sends_total", outcome="sent"), lambda count: count == 1)
-        await eventually(lambda: sample(outbound, "active_drains"), lambda count: count == 0)
+        await eventually(lambda: sample(outbound, "sending"), lambda count: count == 0)
         text = (await system.http.get(f"{consumer.url}/metrics")).text
         states = {
             found.labels["status"]

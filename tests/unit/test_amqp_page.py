@@ -4,13 +4,13 @@ import re
 
 import pytest
 
-from schemas.catalogue import contract_messages
 from tests.servers import REPOSITORY
+from whatsapp_qr_contracts.catalogue import MESSAGES
 from whatsapp_qr_contracts.message import COMMANDS
 
 PAGE = REPOSITORY / "docs" / "amqp.md"
 TEXT = PAGE.read_text(encoding="utf-8")
-NAMES = {message.name for message in contract_messages()}
+NAMES = {message.name for message in MESSAGES}
 PREFIXES = {name.partition(".")[0] for name in NAMES if "." in name}
 
 
@@ -22,7 +22,7 @@ def test_links_lead_to_files(path: str) -> None:
 
 def test_every_command_is_named() -> None:
     """So that whoever reads it knows all that can be asked for."""
-    commands = {message.name for message in contract_messages() if message.exchange == COMMANDS}
+    commands = {message.name for message in MESSAGES if message.exchange == COMMANDS}
     assert {name for name in commands if f"`{name}`" not in TEXT} == set()
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from service.gateway import MAX_CONNECTIONS
 from service.settings import Settings
 from tests.bench import needs, table
 from tests.bench.calling import percentiles
@@ -107,10 +108,10 @@ def test_what_breaks_first_depends_on_the_load(load: Load, changed: dict[str, An
 
 
 def test_a_slow_gateway_fills_the_lanes() -> None:
-    """1800 sends a second of 0.3 s each are 540 lanes at once, and 4 partitions of 128 have 512."""
-    limits = {one.what: one for one in plan(costs(), replace(QUIET, sent=1800), ASSUMED).limits}
-    lanes = limits["lanes at the gateway at once: PREFETCH x PARTITIONS"]
-    assert (lanes.used, lanes.of) == (pytest.approx(540), 512)
+    """3600 sends a second of 0.3 s each are 1080 calls at once, and 4 consumers make 1024."""
+    limits = {one.what: one for one in plan(costs(), replace(QUIET, sent=3600), ASSUMED).limits}
+    calls = limits["calls of the gateway at once: 256 of each outbound consumer"]
+    assert (calls.used, calls.of) == (pytest.approx(1080), 1024)
 
 
 def test_more_partitions_carry_more() -> None:
@@ -132,9 +133,9 @@ def test_the_load_grows_evenly() -> None:
 
 
 def test_the_settings_that_are_assumed_are_the_defaults() -> None:
-    """PARTITIONS and PREFETCH are those of the service; DATABASE_POOL and connections those of deploy/kubernetes."""
+    """PARTITIONS and the calls at once are those of the service; DATABASE_POOL and connections those of deploy/kubernetes."""
     settings = Settings()
-    assert (ASSUMED.partitions, ASSUMED.prefetch) == (settings.partitions, settings.prefetch)
+    assert (ASSUMED.partitions, ASSUMED.calls) == (settings.partitions, MAX_CONNECTIONS)
     kubernetes = REPOSITORY / "deploy" / "kubernetes"
     assert f"DATABASE_POOL={ASSUMED.pool}\n" in (kubernetes / "settings" / "settings.env").read_text()
     cluster = (kubernetes / "components" / "cnpg" / "cluster.yaml").read_text()

@@ -1,6 +1,7 @@
 """The client of the contracts: what it puts on the wire and what it does with what comes, without a broker."""
 
 import ast
+import json
 import textwrap
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -149,8 +150,15 @@ async def test_what_was_not_finished_is_not_acknowledged() -> None:
 
 @pytest.mark.parametrize(
     "properties",
-    [{"type": "message.read"}, {"type": None}, {"headers": {"schema-version": 2}}, {"body": b"{}"}, {"body": b"?"}],
-    ids=["another kind", "no kind", "newer version", "other body", "no JSON"],
+    [
+        {"type": "message.read"},
+        {"type": None},
+        {"headers": {"schema-version": 2}},
+        {"body": b"{}"},
+        {"body": b"?"},
+        {"body": json.dumps(MessageDelivered.example() | {"chatbot_id": "x"}).encode()},
+    ],
+    ids=["another kind", "no kind", "newer version", "other body", "no JSON", "other spelling"],
 )
 async def test_what_cannot_be_read_stays_on_the_queue(properties: dict[str, Any]) -> None:
     """A newer service is told by an error, and loses nothing."""

@@ -79,7 +79,7 @@ def _typed(value: Any) -> Any:
 def forged(headers: dict[str, Any], body: bytes = b"no json") -> Any:
     raw = SimpleNamespace(**dict.fromkeys(_PROPERTIES), exchange=DEAD_LETTERS, routing_key="k", redelivered=False)
     raw.headers, raw.body = headers, body
-    return SimpleNamespace(raw_message=raw)
+    return raw
 
 
 _PROPERTIES = (

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from service.domain.delivery import raised
-from service.domain.sending import GiveUp, Retry, SendPolicy, TokenBucket, after_failure, backoff
+from service.domain.sending import GiveUp, Retry, SendPolicy, after_failure, backoff, taken, wait_for_token
 from service.errors import GatewayError, GatewayOutcomeUnknown, GatewayRefused, GatewayUnreachable
 from whatsapp_qr_contracts.message import DeliveryStatus
 
@@ -117,52 +117,67 @@ def test_a_claim_outlives_the_call() -> None:
     assert SendPolicy(call_timeout=10).claim_seconds == 15
 
 
+class Lane:
+    """A lane's row, as far as its pace is concerned."""
+
+    def __init__(self, rate: float, burst: int, jitter: float = 0.0) -> None:
+        self.policy = SendPolicy(rate=rate, burst=burst, jitter=jitter)
+        self.tokens: float | None = None
+        self.at = 0.0
+
+    def wait(self, now: float) -> float:
+        return wait_for_token(self.tokens, now - self.at, self.policy)
+
+    def take(self, now: float) -> None:
+        self.tokens, self.at = taken(self.tokens, now - self.at, self.policy), now
+
+
+class Session:
+    """A session's pace as its lane's row keeps it."""
+
+    def __init__(self, **policy: float) -> None:
+        self.policy, self.tokens, self.at = SendPolicy(**policy), None, 0.0  # type: ignore[arg-type]
+
+    def wait(self, now: float) -> float:
+        return wait_for_token(self.tokens, now - self.at, self.policy)
+
+    def send(self, now: float) -> None:
+        self.tokens, self.at = taken(self.tokens, now - self.at, self.policy), now  # type: ignore[assignment]
+
+
 @given(
     rate=st.floats(0.1, 50),
     burst=st.integers(1, 30),
     steps=st.lists(st.tuples(st.floats(0, 5), st.integers(0, 10)), max_size=40),
 )
-def test_a_bucket_never_lets_more_through_than_it_should(
-    rate: float, burst: int, steps: list[tuple[float, int]]
-) -> None:
+def test_a_session_never_sends_more_than_it_should(rate: float, burst: int, steps: list[tuple[float, int]]) -> None:
     """In any window of time at most burst + rate times its length messages go."""
-    bucket, now, gone = TokenBucket(rate, burst, now=0.0), 0.0, []
+    session, now, gone = Session(rate=rate, burst=burst, jitter=0), 0.0, []
     for pause, wishes in steps:
         now += pause
         for _ in range(wishes):
-            if not bucket.wait(now):
-                bucket.take()
+            if not session.wait(now):
+                session.send(now)
                 gone.append(now)
     for first, begin in enumerate(gone):
         for last in range(first, len(gone)):
             assert last - first + 1 <= burst + rate * (gone[last] - begin) + 1e-6
 
 
-@given(rate=st.floats(0.1, 50), burst=st.integers(1, 5))
-def test_a_bucket_says_how_long_to_wait(rate: float, burst: int) -> None:
-    """`burst` messages go at once, the next after 1/rate; whoever waits as long as told may go."""
-    bucket = TokenBucket(rate, burst, now=100.0)
+@given(rate=st.floats(0.1, 50), burst=st.integers(1, 5), jitter=st.floats(0, 1))
+def test_a_session_says_how_long_to_wait(rate: float, burst: int, jitter: float) -> None:
+    """`burst` messages go at once; the next after 1/rate, lengthened by the jitter's share at most, may go."""
+    session = Session(rate=rate, burst=burst, jitter=jitter)
     for _ in range(burst):
-        assert bucket.wait(100.0) == 0
-        bucket.take()
-    pause = bucket.wait(100.0)
-    assert pause == pytest.approx(1 / rate)
-    assert bucket.wait(100.0 + pause + 1e-9) == 0
-
-
-@given(rate=st.floats(0.1, 50), jitter=st.floats(0, 1))
-def test_jitter_only_lengthens_a_pause(rate: float, jitter: float) -> None:
-    """By its share at most; whoever waited so long may go at once."""
-    bucket = TokenBucket(rate, 1, now=0.0, jitter=jitter)
-    assert bucket.wait(0.0) == 0
-    bucket.take()
-    pause = bucket.wait(0.0)
+        assert session.wait(100.0) == 0
+        session.send(100.0)
+    pause = session.wait(100.0)
     assert 1 / rate * (1 - 1e-9) <= pause <= (1 + jitter) / rate * (1 + 1e-9)
-    assert bucket.wait(pause + 1e-6) == 0
+    assert session.wait(100.0 + pause + 1e-6) == 0
 
 
 def test_pauses_differ() -> None:
     """So that a session does not look like a machine."""
-    bucket = TokenBucket(1, 1, now=0.0, jitter=0.3)
-    bucket.take()
-    assert len({bucket.wait(0.0) for _ in range(10)}) > 1
+    session = Session(rate=1, burst=1, jitter=0.3)
+    session.send(0.0)
+    assert len({session.wait(0.0) for _ in range(10)}) > 1

@@ -1,41 +1,6 @@
-"""What stands still and what is forgotten, decided without waiting."""
+"""What stands still, decided without waiting."""
 
-from datetime import UTC, datetime
-from typing import Any
-from uuid import uuid4
-
-import pytest
-
-from service.persistence.sweeping import Head
-from service.upkeep.sweeper import forgotten
 from service.upkeep.watching import Watch
-
-
-def a_head(**fields: Any) -> Head:
-    nothing = {"tried": False, "claimed": False, "idle": 0.0, "overdue": None}
-    times = {"changed_at": datetime(2026, 1, 1, tzinfo=UTC)}
-    return Head(session_id="s", chatbot_id=uuid4(), message_id=uuid4(), **(nothing | times | fields))
-
-
-@pytest.mark.parametrize(
-    ("head", "still", "expected"),
-    [
-        ({"idle": 60.0}, 3.0, "pending"),
-        ({"idle": 59.9}, 3.0, ""),
-        ({"idle": 60.0}, 2.9, ""),
-        ({"idle": 999.0, "claimed": True}, 999.0, ""),
-        ({"idle": 999.0, "overdue": 9.9}, 999.0, ""),
-        ({"idle": 999.0, "overdue": -300.0}, 999.0, ""),
-        ({"idle": 0.0, "overdue": 10.0}, 3.0, "drain"),
-        ({"idle": 0.0, "overdue": 10.0}, 2.9, ""),
-        ({"idle": 0.0, "overdue": 10.0, "claimed": True}, 999.0, ""),
-    ],
-)
-def test_a_lane_is_forgotten_when_nobody_touches_it_and_nobody_means_to(
-    head: dict[str, Any], still: float, expected: str
-) -> None:
-    """Whoever sends touches the first message; whoever waits has written down until when."""
-    assert forgotten(a_head(**head), still, 60.0) == expected
 
 
 def test_a_watch_tells_what_stands_still() -> None:

@@ -22,7 +22,7 @@ BOARD = Board(
                 ),
                 Panel(
                     "Messages being worked on",
-                    "Delivered and not acknowledged. At most PREFETCH (128) per queue.",
+                    "Delivered and not acknowledged. At most PREFETCH (64) per queue.",
                     "short",
                     [(f"sum by (queue) (rabbitmq_detailed_queue_messages_unacked{{{QUEUES}, {IN}}})", "{{queue}}")],
                 ),

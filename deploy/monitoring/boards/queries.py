@@ -5,7 +5,7 @@ from deploy.monitoring.panels import Panel, Unit
 IN = 'namespace=~"$namespace"'
 RATE = "[$__rate_interval]"
 QUEUES = (
-    r'queue=~"whatsapp-qr\\.(sessions|conversations)(\\.[0-9]+)?|whatsapp-qr-send(\\.[0-9]+)?'
+    r'queue=~"whatsapp-qr\\.(sessions|conversations)(\\.([0-9]+|entry))?|whatsapp-qr-send(\\.[0-9]+)?'
     r'|whatsapp-qr\\.dead-letters|incoming-messages"'
 )
 

@@ -41,7 +41,7 @@ BOARD = Board(
             [
                 Panel(
                     "Commands and jobs",
-                    "Messages that were accepted, and jobs that ring for them.",
+                    "Messages that were accepted, and the jobs that wake their lanes.",
                     "cps",
                     [
                         (
@@ -55,16 +55,22 @@ BOARD = Board(
                     ],
                 ),
                 Panel(
-                    "Lanes being sent from",
-                    "Sessions whose messages go out at this moment.",
+                    "On their way",
+                    "Messages that the gateway is being given at this moment, one of each session at most.",
                     "short",
-                    [(f"sum(whatsapp_qr_active_drains{{{IN}}})", "lanes")],
+                    [(f"sum(whatsapp_qr_sending{{{IN}}})", "messages")],
                 ),
                 Panel(
                     "Forgotten lanes",
-                    "Lanes that the sweeper rang for. Normal: 0.",
+                    "Lanes that the sweeper woke. Normal: 0.",
                     "cps",
-                    [(rate("whatsapp_qr_redriven_total", "kind", 'kind=~"pending|drain"'), "{{kind}}")],
+                    [(rate("whatsapp_qr_redriven_total", "kind", 'kind="pending"'), "{{kind}}")],
+                ),
+                Panel(
+                    "Told from the rows",
+                    "Jobs and events that were not confirmed right after the commit, by destination. Normal: 0.",
+                    "cps",
+                    [(rate("whatsapp_qr_relayed_total", "destination"), "{{destination}}")],
                 ),
             ],
         ),

@@ -1,0 +1,270 @@
+"""Tells what rows have to tell: right after the commit, and, where that was not confirmed, from the rows.
+
+A destination is direct or relayed. Direct: what was just committed is published at once. Once a publish is not
+confirmed, the destination is relayed: what is committed from then on is left in its rows, and pages of them are
+published in their order, until none is left. So nothing overtakes what is untold, and no handler waits for a
+destination. A process that takes a partition over begins relayed: rows may have been left untold by the one before.
+"""
+
+import asyncio
+import time
+from collections import defaultdict, deque
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from typing import Any
+
+import structlog
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from service import tracing
+from service.consumers.telling import Output
+from service.domain.sending import backoff
+from service.errors import BrokerUnavailable, DatabaseUnavailable, PublishRefused
+from service.messaging.publishing import Publisher
+from service.metrics import EVENTS_REFUSED, RELAYED, RELAYING
+from service.persistence.database import Database
+from service.persistence.marks import Marks
+from service.persistence.untold import PAGE, Part
+from service.tasks import end
+
+log = structlog.get_logger()
+
+Page = Callable[[AsyncSession, Part], Awaitable[Sequence[Any]]]
+"""Finds rows with something untold, at most a page of them."""
+
+_MOST_DIRECT = 2000
+_AT_ONCE = 200
+_LOOK_EVERY_SECONDS = 1.0
+_SETTLED_SECONDS = 3.0
+"""A row that has not changed for so long is being told by nobody."""
+EVENT_TRIES = 3
+_TRY_AGAIN_SECONDS = (1.0, 5.0)
+
+
+@dataclass(frozen=True)
+class Source:
+    """Rows of one table that have something to tell.
+
+    Args:
+        page: finds them.
+        outputs: what is told of one.
+        settled: seconds for which a row must not have changed, where another may be about to tell it.
+    """
+
+    page: Page
+    outputs: Callable[[Any], list[Output]]
+    settled: float = _SETTLED_SECONDS
+
+
+@dataclass(frozen=True, slots=True)
+class _Refused:
+    """An event that a queue refused, and when it is tried again."""
+
+    output: Output
+    tries: int
+    due: float
+
+
+class Relay:
+    """What tells one destination, in this process.
+
+    Args:
+        name: the destination, for metrics and logs.
+        publisher: publishes.
+        database: the rows.
+        marks: notes what is confirmed.
+        sources: the rows that this process tells, where it owns their partitions.
+        part: says which these are.
+        gives_up: whether an output that is refused EVENT_TRIES times counts as told: an event. The refusal does not
+            say which queue was full, and the others have it.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        publisher: Publisher,
+        database: Database,
+        marks: Marks,
+        sources: Sequence[Source],
+        part: Callable[[], Part],
+        *,
+        gives_up: bool = False,
+    ) -> None:
+        self.name = name
+        self._publisher, self._database, self._marks = publisher, database, marks
+        self._sources, self._part, self._gives_up = sources, part, gives_up
+        self._waiting: deque[Output] = deque()
+        self._refused: dict[str, _Refused] = {}
+        self._owned: Mapping[int, float] = {}
+        self._relayed = False
+        self._skipped = False
+        """Whether something was committed, and left in its rows, since the last look began."""
+        self._failures = 0
+        self._looked_at = float("-inf")
+        self._wake = asyncio.Event()
+        self._published = asyncio.Event()
+        """Whether nothing waits, and nothing that did is on its way."""
+        self._published.set()
+        self._task: asyncio.Task[None] | None = None
+        RELAYING.labels(name).set_function(lambda: float(self._relayed))
+
+    def start(self) -> None:
+        """Begin to tell; returns at once."""
+        self._task = asyncio.create_task(self._run())
+
+    @property
+    def alive(self) -> bool:
+        """Whether its task is there."""
+        return self._task is not None and not self._task.done()
+
+    def tell(self, outputs: Sequence[Output]) -> None:
+        """Publish what was committed, soon; where the destination is relayed, the rows already have it."""
+        self._notice_taken_over()
+        if self._relayed or len(self._waiting) + len(outputs) > _MOST_DIRECT:
+            self._go_by_the_rows()
+        else:
+            self._waiting.extend(outputs)
+            self._published.clear()
+        self._wake.set()
+
+    def _notice_taken_over(self) -> None:
+        owned = self._part().owned
+        if owned.items() - self._owned.items():
+            self._go_by_the_rows()
+        self._owned = owned
+
+    def _go_by_the_rows(self) -> None:
+        self._relayed = self._skipped = True
+        self._waiting.clear()
+
+    async def close(self, seconds: float) -> None:
+        """Publish what waits, for at most so many seconds; the rows keep what is left."""
+        if self._task is not None:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(seconds):
+                    await self._published.wait()
+            await end([self._task])
+
+    async def _run(self) -> None:
+        while True:
+            await self._pause()
+            try:
+                self._notice_taken_over()
+                went_well = await self._step()
+            except DatabaseUnavailable as error:
+                went_well = self._failed(error.detail)
+            except Exception:
+                log.exception("relay_failed", destination=self.name)
+                went_well = False
+            if went_well:
+                self._failures = 0
+            else:
+                self._failures += 1
+                self._go_by_the_rows()
+
+    async def _step(self) -> bool:
+        """Do what is next; say whether that went well."""
+        if self._waiting:
+            return await self._publish([self._waiting.popleft() for _ in range(min(_AT_ONCE, len(self._waiting)))])
+        if self._refused:
+            await self._try_again()
+        if self._relayed or time.monotonic() - self._looked_at >= _LOOK_EVERY_SECONDS:
+            return await self._look()
+        return True
+
+    async def _pause(self) -> None:
+        if not self._waiting:
+            self._published.set()
+        if self._failures:
+            await asyncio.sleep(backoff(self._failures))
+            return
+        if self._waiting or (self._relayed and self._skipped):
+            return
+        self._wake.clear()
+        with suppress(TimeoutError):
+            async with asyncio.timeout(_LOOK_EVERY_SECONDS):
+                await self._wake.wait()
+
+    async def _look(self) -> bool:
+        """Tell what the rows leave untold, page by page; once nothing is left, the destination is direct again."""
+        self._skipped = False
+        await self._marks.flush()
+        for source in self._sources:
+            while outputs := await self._page(source):
+                RELAYED.labels(self.name).inc(len(outputs))
+                if not await self._publish(outputs):
+                    return False
+                await self._marks.flush()
+        self._looked_at = time.monotonic()
+        if self._relayed and not self._skipped:
+            self._relayed = False
+        return True
+
+    async def _page(self, source: Source) -> list[Output]:
+        age = 0.0 if self._relayed else source.settled
+        # What was refused and is tried again later is among them, and must not be all of them.
+        part = replace(self._part(), age=age, page=PAGE + len(self._refused))
+        if not part.owned:
+            return []
+        rows = await self._database.read(lambda tx: source.page(tx, part))
+        outputs = [output for row in rows for output in self._outputs(source, row)]
+        return [output for output in outputs if output.message_id not in self._refused]
+
+    def _outputs(self, source: Source, row: Any) -> list[Output]:
+        try:
+            return source.outputs(row)
+        except Exception:  # a newer version wrote it, perhaps, and tells it some day: it must not hold the others back
+            log.exception("row_not_understood", destination=self.name)
+            return []
+
+    async def _publish(self, outputs: Sequence[Output]) -> bool:
+        """Publish outputs, those of one order one after another; say whether none is left for the rows."""
+        orders: dict[str, list[Output]] = defaultdict(list)
+        for output in outputs:
+            orders[output.order].append(output)
+        return all(await asyncio.gather(*map(self._publish_in_order, orders.values())))
+
+    async def _publish_in_order(self, outputs: Sequence[Output]) -> bool:
+        for output in outputs:
+            if not await self._publish_one(output, tries=1):
+                return False
+        return True
+
+    async def _publish_one(self, output: Output, tries: int) -> bool:
+        try:
+            with tracing.continued(output.traceparent):
+                await self._publisher.publish(
+                    output.message,
+                    message_id=output.message_id,
+                    correlation_id=output.correlation_id,
+                    headers=output.headers,
+                )
+        except BrokerUnavailable as error:
+            if isinstance(error, PublishRefused) and self._gives_up:
+                self._refuse(output, tries)
+                return True
+            return self._failed(error.detail)
+        self._marks.note(output.told)
+        return True
+
+    def _failed(self, reason: str) -> bool:
+        if not self._failures and not self._relayed:
+            log.warning("relaying", destination=self.name, reason=reason)
+        return False
+
+    def _refuse(self, output: Output, tries: int) -> None:
+        """Try an event again later, a bounded number of times: it holds nothing back."""
+        if tries < EVENT_TRIES and len(self._refused) < _MOST_DIRECT:
+            due = time.monotonic() + _TRY_AGAIN_SECONDS[tries - 1]
+            self._refused[output.message_id] = _Refused(output, tries, due)
+            return
+        EVENTS_REFUSED.labels(output.message.name).inc()
+        self._marks.note(output.told)
+
+    async def _try_again(self) -> None:
+        at = time.monotonic()
+        due = [refused for refused in self._refused.values() if refused.due <= at][:_AT_ONCE]
+        for refused in due:
+            del self._refused[refused.output.message_id]
+        await asyncio.gather(*(self._publish_one(refused.output, refused.tries + 1) for refused in due))

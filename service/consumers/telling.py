@@ -1,0 +1,245 @@
+"""What has to be told of a row: events, jobs and wake-ups are functions of it, with ids that are too.
+
+So an output that is published again, after a crash or by another process, is the same under the same id.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any
+
+from service.domain.identities import output_id
+from service.persistence.marks import CommandTold, ConversationTold, MessageTold, SessionTold, Told
+from service.persistence.tables import CommandRow, ConversationRow, MessageRow, SessionRow
+from whatsapp_qr_contracts.catalogue import BY_NAME
+from whatsapp_qr_contracts.events import (
+    ConversationStarted,
+    MessageDelivered,
+    MessageFailed,
+    MessageRead,
+    MessageReceived,
+    MessageSent,
+    MessageStatusEvent,
+    SessionConnected,
+    SessionConnecting,
+    SessionDisconnected,
+    SessionEvent,
+    SessionQrReady,
+)
+from whatsapp_qr_contracts.jobs import IncomingJob, IncomingMetadata, SendJob
+from whatsapp_qr_contracts.message import DeliveryStatus, Message, Role, SessionStatus
+
+_SESSION_EVENTS: dict[SessionStatus, type[SessionEvent]] = {
+    SessionStatus.CONNECTING: SessionConnecting,
+    SessionStatus.QR_READY: SessionQrReady,
+    SessionStatus.CONNECTED: SessionConnected,
+    SessionStatus.DISCONNECTED: SessionDisconnected,
+}
+_STATUS_EVENTS: dict[DeliveryStatus, type[MessageStatusEvent]] = {
+    DeliveryStatus.SENT: MessageSent,
+    DeliveryStatus.DELIVERED: MessageDelivered,
+    DeliveryStatus.READ: MessageRead,
+    DeliveryStatus.FAILED: MessageFailed,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Output:
+    """One message to publish because of a row.
+
+    Args:
+        message: the message; its class says where it goes.
+        message_id: its AMQP id, the same at every repetition.
+        correlation_id: the id of the command or report that caused it.
+        told: what is noted once it is confirmed.
+        order: outputs of one destination with the same order are published one after another.
+        headers: further AMQP headers.
+        traceparent: the trace that its row belongs to.
+    """
+
+    message: Message
+    message_id: str
+    correlation_id: str
+    told: Told
+    order: str
+    headers: Mapping[str, Any] = field(default_factory=dict)
+    traceparent: str | None = None
+
+
+def of_session(session: SessionRow) -> list[Output]:
+    """Return the event of a session's present version, unless it is known to be confirmed."""
+    if session.announced_version >= session.version:
+        return []
+    told = SessionTold(session.id, session.version)
+    event_id = session_event_id(session)
+    return [Output(session_event(session), event_id, session.correlation_id, told, session.session_id)]
+
+
+def of_command(command: CommandRow) -> list[Output]:
+    """Return the event that answers a command, unless it is known to be confirmed."""
+    if command.told or command.outcome is None:
+        return []
+    event = BY_NAME[command.outcome["name"]].model_validate(command.outcome["body"])
+    told = CommandTold(command.chatbot_id, command.command_id)
+    asked = command.outcome.get("command_id", command.command_id)
+    return [Output(event, command.outcome["message_id"], asked, told, str(command.chatbot_id))]
+
+
+def of_conversation(conversation: ConversationRow) -> list[Output]:
+    """Return the event that a conversation has started, unless it is known to be confirmed."""
+    if conversation.announced:
+        return []
+    event = ConversationStarted(
+        conversation_id=conversation.id,
+        chatbot_id=conversation.chatbot_id,
+        external_user_id=conversation.external_user_id,
+        occurred_at=conversation.created_at,
+    )
+    told = ConversationTold(conversation.id)
+    return [Output(event, output_id(conversation.id, "started"), conversation.correlation_id, told, str(event.name))]
+
+
+def of_message(message: MessageRow) -> list[Output]:
+    """Return the job and the event of a message's present version, those that are not known to be confirmed."""
+    return job_of(message) + event_of(message)
+
+
+def job_of(message: MessageRow) -> list[Output]:
+    """Return the job of a message, unless it is known to be confirmed."""
+    return [] if message.handed_over else [_job(message)]
+
+
+def event_of(message: MessageRow) -> list[Output]:
+    """Return the event of a message's present version, unless it is known to be confirmed."""
+    return [] if message.told_version >= message.version else [_event(message)]
+
+
+def _job(message: MessageRow) -> Output:
+    if message.role is Role.USER:
+        job: Message = incoming_job(message)
+        return Output(
+            job,
+            output_id(message.id, "job"),
+            message.correlation_id,
+            MessageTold(message.id, place=0),
+            str(message.conversation_id),
+            {"conversation-sequence": message.sequence},
+            message.traceparent,
+        )
+    job_id = output_id(message.id, f"job {message.lane_number}")
+    told = MessageTold(message.id, place=message.lane_number or 0)
+    return Output(send_job(message), job_id, message.correlation_id, told, job_id, traceparent=message.traceparent)
+
+
+def _event(message: MessageRow) -> Output:
+    from_customer = message.role is Role.USER
+    reached = f"{message.delivery_status} {reached_at(message).isoformat()}"
+    return Output(
+        received_event(message) if from_customer else status_event(message),
+        output_id(message.id, "received" if from_customer else reached),
+        message.correlation_id,
+        MessageTold(message.id, version=message.version),
+        str(message.id),
+        traceparent=message.traceparent,
+    )
+
+
+def session_event(session: SessionRow) -> SessionEvent:
+    """Return the event of a session's present state."""
+    fields: dict[str, Any] = {"qr_code": session.qr_code} if session.status is SessionStatus.QR_READY else {}
+    return _SESSION_EVENTS[session.status](
+        session_id=session.session_id,
+        chatbot_id=session.chatbot_id,
+        status=session.status,
+        status_reason=session.status_reason,
+        phone_number=session.phone_number,
+        version=session.version,
+        occurred_at=session.updated_at,
+        **fields,
+    )
+
+
+def session_event_id(session: SessionRow) -> str:
+    """Return the id of the event of a session's present version."""
+    return output_id(session.id, f"version {session.version}")
+
+
+def incoming_job(message: MessageRow) -> IncomingJob:
+    """Return the job of a customer's message for the AI workers."""
+    return IncomingJob(
+        conversation_id=message.conversation_id,
+        message_id=message.id,
+        content=message.content,
+        chatbot_id=message.chatbot_id,
+        external_user_id=message.external_user_id,
+        metadata=_origin(message),
+    )
+
+
+def send_job(message: MessageRow) -> SendJob:
+    """Return the job that wakes the lane in which a message stands."""
+    return SendJob(
+        session_id=message.session_id,
+        to=message.external_user_id,
+        message=message.content,
+        message_id=message.id,
+        conversation_id=message.conversation_id,
+    )
+
+
+def received_event(message: MessageRow) -> MessageReceived:
+    """Return the event of a customer's message."""
+    return MessageReceived(
+        **_common(message),
+        occurred_at=message.created_at,
+        content=message.content,
+        metadata=_origin(message),
+        conversation_sequence=message.sequence or 0,
+    )
+
+
+def status_event(message: MessageRow) -> MessageStatusEvent:
+    """Return the event of a sent message's present delivery status."""
+    failed = message.delivery_status is DeliveryStatus.FAILED
+    fields: dict[str, Any] = (
+        {"error_code": message.error_code or "unknown", "error_message": message.error_message} if failed else {}
+    )
+    return told_as(_STATUS_EVENTS[message.delivery_status], message, reached_at(message), **fields)
+
+
+def told_as(kind: type[MessageStatusEvent], message: MessageRow, at: datetime, **fields: Any) -> MessageStatusEvent:
+    """Return an event of a kind about a message to send, as it is."""
+    return kind(
+        **_common(message),
+        occurred_at=at,
+        delivery_status=message.delivery_status,
+        metadata=message.caller_metadata,
+        **fields,
+    )
+
+
+def reached_at(message: MessageRow) -> datetime:
+    """Return when a message came to its present delivery status."""
+    times = {
+        DeliveryStatus.SENT: message.sent_at,
+        DeliveryStatus.DELIVERED: message.delivered_at,
+        DeliveryStatus.READ: message.read_at,
+        DeliveryStatus.FAILED: message.failed_at,
+    }
+    return times[message.delivery_status] or message.created_at
+
+
+def _common(message: MessageRow) -> dict[str, Any]:
+    return {
+        "message_id": message.id,
+        "conversation_id": message.conversation_id,
+        "chatbot_id": message.chatbot_id,
+        "session_id": message.session_id,
+        "external_user_id": message.external_user_id,
+        "whatsapp_message_id": message.whatsapp_message_id,
+        "version": message.version,
+    }
+
+
+def _origin(message: MessageRow) -> IncomingMetadata:
+    return IncomingMetadata(whatsapp_message_id=message.whatsapp_message_id, timestamp=message.sent_at_customer or 0)

@@ -1,0 +1,125 @@
+"""What was delivered and waits for its turn: in order of arrival for each queue, fairly between the queues."""
+
+import asyncio
+from collections import deque
+from dataclasses import dataclass
+from typing import Any
+
+import structlog
+from aio_pika.exceptions import ChannelInvalidStateError
+
+from service.messaging.connections import BROKER_TROUBLE
+
+log = structlog.get_logger()
+
+_SUSPICIOUS_DELIVERIES = 2
+
+
+class Gate:
+    """Counts what has begun of one subscription, and lets nothing begin once it is closed."""
+
+    def __init__(self) -> None:
+        self.closed = False
+        self.running = 0
+        self._idle = asyncio.Event()
+        self._idle.set()
+
+    def enter(self) -> None:
+        """Begin."""
+        self.running += 1
+        self._idle.clear()
+
+    def leave(self) -> None:
+        """End what has begun."""
+        self.running -= 1
+        if not self.running:
+            self._idle.set()
+
+    async def close(self, seconds: float) -> None:
+        """Let nothing begin any more and wait, for at most so many seconds, until what has begun has ended."""
+        self.closed = True
+        try:
+            async with asyncio.timeout(seconds):
+                await self._idle.wait()
+        except TimeoutError:
+            log.warning("given_up_with_work_in_progress", running=self.running)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Delivery:
+    """One delivery of a message.
+
+    Args:
+        raw: the message of the client library.
+        number: the partition that it came from.
+        gate: of the subscription that it came by.
+    """
+
+    raw: Any
+    number: int
+    gate: Gate
+
+    @property
+    def is_void(self) -> bool:
+        """Whether it is delivered again, here or elsewhere: its channel is closed, or its partition given up."""
+        try:
+            return self.gate.closed or bool(self.raw.channel.is_closed)
+        except ChannelInvalidStateError:  # a message does not give its channel once that is closed
+            return True
+
+    @property
+    def is_suspicious(self) -> bool:
+        """Whether processes ended, or lost their connection, several times while they had it."""
+        count = (self.raw.headers or {}).get("x-delivery-count", 0)
+        return isinstance(count, int) and count >= _SUSPICIOUS_DELIVERIES
+
+    async def acknowledge(self, *, multiple: bool = False) -> None:
+        """Acknowledge it, or everything of its channel up to it; where that is not possible it is delivered again."""
+        try:
+            await self.raw.ack(multiple=multiple)
+        except BROKER_TROUBLE as error:
+            log.info("ack_lost", error=repr(error))
+
+
+class Inbox:
+    """The deliveries of several queues that wait."""
+
+    def __init__(self) -> None:
+        self._waiting: dict[int, deque[Delivery]] = {}
+        self._some = asyncio.Event()
+
+    def add(self, delivery: Delivery) -> None:
+        """Let a delivery wait behind those of its queue."""
+        self._waiting.setdefault(delivery.number, deque()).append(delivery)
+        self._some.set()
+
+    async def take(self, most: int) -> list[Delivery]:
+        """Wait for deliveries; return those that came first, of each queue in turn, and count them as begun.
+
+        One that is suspicious is returned alone.
+        """
+        while True:
+            await self._some.wait()
+            taken = self._take(most)
+            if taken:
+                return taken
+            self._some.clear()
+
+    def _take(self, most: int) -> list[Delivery]:
+        taken: list[Delivery] = []
+        for last in list(self._waiting)[:1]:  # each is the first in turn: behind others, a suspicious one has to wait
+            self._waiting[last] = self._waiting.pop(last)
+        queues = [waiting for waiting in self._waiting.values() if waiting]
+        while queues:
+            for waiting in list(queues):
+                while waiting and waiting[0].is_void:
+                    waiting.popleft()
+                if not waiting or (waiting[0].is_suspicious and taken):
+                    queues.remove(waiting)
+                    continue
+                delivery = waiting.popleft()
+                delivery.gate.enter()
+                taken.append(delivery)
+                if delivery.is_suspicious or len(taken) == most:
+                    return taken
+        return taken

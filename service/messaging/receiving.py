@@ -1,0 +1,95 @@
+"""Reads a delivery: which message it is, what it says, and whose order it keeps."""
+
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import structlog
+from opentelemetry.trace import Span, SpanKind
+from pydantic import ValidationError
+
+from service import tracing
+from service.errors import Undeliverable
+from service.messaging import topology
+from service.messaging.envelope import Envelope, received_attributes
+from service.messaging.inbox import Delivery
+from whatsapp_qr_contracts.codes import DeadLetterReason
+from whatsapp_qr_contracts.message import JOBS, MAX_BODY_BYTES, Message, storable
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Received:
+    """A message that was read."""
+
+    delivery: Delivery
+    body: Message
+    envelope: Envelope
+    key: str
+    """Its partition key: messages of one key are handled in the order in which they came."""
+
+    def traced(self, queue: str) -> AbstractContextManager[Span]:
+        """Trace what is done because of it, and name it in every line that is logged meanwhile."""
+        ids = {name: getattr(self.body, name, None) for name in ("session_id", "chatbot_id")}
+        return traced(self.delivery, queue, **ids)
+
+
+@contextmanager
+def traced(delivery: Delivery, queue: str, **ids: object) -> Iterator[Span]:
+    """Trace what is done because of a delivery, and name it in every line that is logged meanwhile."""
+    raw = delivery.raw
+    before = structlog.contextvars.get_contextvars()
+    try:
+        attributes = received_attributes(queue, delivery.number, raw)
+        with tracing.root(f"process {queue}", SpanKind.CONSUMER, attributes, raw.headers) as span:
+            tracing.about(correlation_id=raw.correlation_id or raw.message_id, message_id=raw.message_id, **ids)
+            yield span
+    finally:
+        structlog.contextvars.clear_contextvars()
+        structlog.contextvars.bind_contextvars(**before)
+
+
+def is_probe(delivery: Delivery) -> bool:
+    """Say whether it only tells a process that it is active; elsewhere it would be somebody's message."""
+    return bool(delivery.raw.type == topology.PROBE and delivery.raw.exchange == JOBS)
+
+
+def name_of(delivery: Delivery) -> str:
+    """Return the name of the message: its type, or what its routing key says."""
+    return delivery.raw.type or topology.name_of(delivery.raw.routing_key or "")
+
+
+def read(delivery: Delivery, models: Mapping[str, type[Message]], queue: str) -> Received:
+    """Return what a delivery says.
+
+    Raises:
+        Undeliverable: it can never be read.
+    """
+    raw, name = delivery.raw, name_of(delivery)
+    if len(raw.body) > MAX_BODY_BYTES:
+        message = f"the body has {len(raw.body)} bytes, and at most {MAX_BODY_BYTES} are read; what is kept is cut"
+        raise Undeliverable(message, code=DeadLetterReason.TOO_LARGE)
+    if name not in models:
+        message = f"{queue} carries no message of type {name!r}"
+        raise Undeliverable(message, code=DeadLetterReason.UNKNOWN_TYPE)
+    body = _body(models[name], raw.body, raw.headers or {})
+    envelope = Envelope(storable(raw.message_id or "").strip(), raw.timestamp, redelivered=bool(raw.redelivered))
+    return Received(delivery, body, envelope, body.partition_key)
+
+
+def _body(model: type[Message], body: bytes, headers: Mapping[str, Any]) -> Message:
+    version = headers.get("schema-version", model.schema_version)
+    if version not in range(1, model.schema_version + 1):
+        message = (
+            f"schema-version {version!r} of {model.name} is not known here; this service knows {model.schema_version}"
+        )
+        raise Undeliverable(message, code=DeadLetterReason.UNKNOWN_VERSION)
+    try:
+        return model.read(body)
+    except ValidationError as error:
+        # The content itself stays in the dead letter's body: it may hold what must not be in a log.
+        faults = error.errors(include_url=False, include_input=False, include_context=False)
+        detail = "; ".join(f"{'.'.join(map(str, fault['loc'])) or 'body'}: {fault['msg']}" for fault in faults)
+        is_json = faults[0]["type"] != "json_invalid"
+        code = DeadLetterReason.INVALID_MESSAGE if is_json else DeadLetterReason.INVALID_JSON
+        raise Undeliverable(detail, code=code) from error

@@ -1,0 +1,59 @@
+"""Sends a message to the partition of its key: what came without a partition, or with a wrong one."""
+
+import asyncio
+from collections import defaultdict
+
+from service.errors import Undeliverable
+from service.messaging import topology
+from service.messaging.envelope import Properties, forwarded_headers
+from service.messaging.publishing import Publisher
+from service.messaging.receiving import Received
+from whatsapp_qr_contracts.codes import DeadLetterReason
+from whatsapp_qr_contracts.partitions import partition_of
+
+DECIDED_BY = "rerouted-by-partitions"
+"""The header of what was rerouted: by which number of partitions that was decided."""
+
+
+def check_hops(received: Received, partitions: int) -> None:
+    """Check that a message was not rerouted before by the same rule: it would go round for ever.
+
+    Raises:
+        Undeliverable: it was.
+    """
+    if (received.delivery.raw.headers or {}).get(DECIDED_BY) == partitions:
+        home = partition_of(received.key, partitions)
+        message = f"it was rerouted once and came to partition {received.delivery.number} again, not to {home}"
+        raise Undeliverable(message, code=DeadLetterReason.MISROUTED)
+
+
+async def reroute(publisher: Publisher, strays: list[Received]) -> None:
+    """Publish each message to its partition, in order per key; those that are confirmed are removed from the list.
+
+    Raises:
+        BrokerUnavailable: some were not confirmed; called again it does the rest.
+    """
+    keys: dict[str, list[Received]] = defaultdict(list)
+    for received in strays:
+        keys[received.key].append(received)
+
+    async def publish(one_key: list[Received]) -> None:
+        for received in one_key:
+            await _publish(publisher, received)
+            strays.remove(received)
+
+    results = await asyncio.gather(*map(publish, keys.values()), return_exceptions=True)
+    for result in results:
+        if isinstance(result, BaseException):
+            raise result
+
+
+async def _publish(publisher: Publisher, received: Received) -> None:
+    raw, model = received.delivery.raw, type(received.body)
+    headers = {**forwarded_headers(raw.headers), DECIDED_BY: publisher.partitions}
+    await publisher.publish_raw(
+        raw.body,
+        exchange=model.exchange,
+        routing_key=topology.routing_key(model, partition_of(received.key, publisher.partitions)),
+        properties=Properties(raw.message_id or "", raw.correlation_id or "", model.name, headers),
+    )

@@ -1,0 +1,53 @@
+"""What tests of the conversation consumer share: a process that has one, receipts, what is told and confirmed."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from service.consumers.telling import Output
+from service.persistence.database import Database
+from service.persistence.marks import Marks
+from service.persistence.tables import SessionRow
+from tests.component.rows import Told, handle
+from whatsapp_qr_contracts.gateway import GatewayReceipt
+from whatsapp_qr_contracts.message import Message
+
+
+class World:
+    """One process with a conversation consumer, and an announcer that only keeps what it is given."""
+
+    def __init__(self, database: Database) -> None:
+        self.database, self.told = database, Told()
+
+    async def handle(self, *messages: Message, message_id: str = "c") -> list[Output]:
+        """Handle messages in one batch; return what is told of them."""
+        assert await handle(self.database, *messages, message_id=message_id, told=self.told) == []
+        return self.told.take()
+
+    async def refuses(self, message: Message, message_id: str = "c") -> str:
+        """Handle a message that can never be processed; return why."""
+        [(_, error)] = await handle(self.database, message, message_id=message_id, told=self.told)
+        assert self.told.outputs == []
+        return error.code
+
+    async def confirm(self, outputs: Sequence[Output]) -> None:
+        """Write down that the broker has confirmed what was told."""
+        await confirm(self.database, *outputs)
+
+
+async def confirm(database: Database, *outputs: Output) -> None:
+    """Write down that the broker has confirmed outputs."""
+    marks = Marks(database)
+    for output in outputs:
+        marks.note(output.told)
+    await marks.flush()
+
+
+def ids(outputs: Sequence[Output]) -> dict[str, str]:
+    """Return the AMQP id of each output by its name."""
+    return {output.message.name: output.message_id for output in outputs}
+
+
+def a_receipt(session: SessionRow, whatsapp_id: str, status: str = "delivered", **data: Any) -> GatewayReceipt:
+    """Build what the gateway reports of a message that was sent."""
+    data = {"messageId": whatsapp_id, "status": status, **data}
+    return GatewayReceipt.model_validate({"type": "receipt", "sessionId": session.session_id, "data": data})

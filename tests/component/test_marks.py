@@ -1,0 +1,194 @@
+"""What the broker confirmed is written down shortly after, whatever the database does, and says nothing too much."""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from typing import Any
+from uuid import UUID, uuid4
+
+import pytest
+
+from service.consumers import telling
+from service.errors import DatabaseUnavailable
+from service.persistence import marks as marks_module
+from service.persistence.database import Database
+from service.persistence.marks import CommandTold, ConversationTold, Marks, MessageTold, SessionTold, merged
+from service.persistence.tables import CommandRow, ConversationRow, MessageRow, SessionRow
+from tests.component.conversing import World, a_receipt, confirm
+from tests.component.rows import a_session, all_of, change, enqueue, receive, reread, sent
+from tests.system import SECONDS
+from whatsapp_qr_contracts.commands import CancelMessage, RetryMessage
+from whatsapp_qr_contracts.message import DeliveryStatus as D
+
+
+@pytest.fixture
+def marks(database: Database) -> Marks:
+    return Marks(database)
+
+
+async def until(condition: Callable[[], Awaitable[bool]]) -> None:
+    async with asyncio.timeout(SECONDS):
+        while not await condition():
+            await asyncio.sleep(0.02)
+
+
+@contextmanager
+def away(database: Database, error: Exception) -> Iterator[asyncio.Event]:
+    """Let no transaction succeed; the event says that one was tried."""
+    tried = asyncio.Event()
+
+    async def fail(_work: object, **_options: object) -> None:
+        tried.set()
+        raise error
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(database, "transact", fail)
+        yield tried
+
+
+async def handed_over(database: Database, *messages: MessageRow) -> list[bool]:
+    return [(await reread(database, message)).handed_over for message in messages]
+
+
+async def test_each_kind_of_mark_is_written(database: Database, marks: Marks) -> None:
+    """Nothing of a row is untold once its event and its job are confirmed; each has a mark of its own."""
+    session = await a_session(database)
+    outputs = await World(database).handle(CancelMessage(chatbot_id=session.chatbot_id, message_id=uuid4()))
+    message = await receive(database, session)
+    [conversation] = await all_of(database, ConversationRow)
+    outputs += [*telling.of_session(session), *telling.of_conversation(conversation), *telling.of_message(message)]
+    assert {type(output.told) for output in outputs} == {SessionTold, CommandTold, ConversationTold, MessageTold}
+    marks.start()
+    for output in outputs[:-1]:
+        marks.note(output.told)
+    await until(lambda: _written(database, message))
+    row = await reread(database, message)
+    assert (row.handed_over, row.told_version) == (True, 0)
+    marks.note(outputs[-1].told)
+    await marks.close()
+    for table, of in (
+        (SessionRow, telling.of_session),
+        (CommandRow, telling.of_command),
+        (ConversationRow, telling.of_conversation),
+        (MessageRow, telling.of_message),
+    ):
+        assert [of(row) for row in await all_of(database, table)] == [[]], table  # type: ignore[operator]
+
+
+async def _written(database: Database, message: MessageRow) -> bool:
+    return (await handed_over(database, message)) == [True]
+
+
+async def test_marks_lock_in_one_order() -> None:
+    """Whatever order they were noted in: rows of a kind sorted, one set of parameters each, commands last."""
+    session = SessionRow(chatbot_id=UUID(int=1), session_id="s", status="CONNECTED")
+    noted: list[Any] = [CommandTold(session.chatbot_id, str(n)) for n in range(20)]
+    noted += [MessageTold(UUID(int=n), version=n) for n in range(20)]
+    noted += [MessageTold(UUID(int=n), place=n) for n in range(20)]
+    noted += [ConversationTold(session.id), SessionTold(session.id, 2), SessionTold(session.id, 1)]
+    forward, backward = merged(noted), merged(reversed(noted))
+    assert forward == backward
+    assert list(forward) == list(backward) == [SessionTold, ConversationTold, MessageTold, CommandTold]
+    for kind, rows in forward.items():
+        keys = [(str(given["row"]), given.get("command", "")) for given in rows]
+        assert keys == sorted(set(keys)), kind
+    assert forward[SessionTold] == [{"row": session.id, "reached": 2}]
+    assert forward[MessageTold][7] == {"row": UUID(int=7), "reached": 7, "place": 7, "is_job": True}
+
+
+async def test_closing_writes_what_is_left(database: Database) -> None:
+    """A process that ends in order leaves nothing to be repeated, started or not."""
+    for start in (False, True):
+        session = await a_session(database)
+        stored = [await receive(database, session, f"A{n}", **{"from": f"549110000000{n}"}) for n in range(5)]
+        marks = Marks(database)
+        if start:
+            marks.start()
+        for message in stored:
+            marks.note(MessageTold(message.id, version=1, place=0))
+            marks.note(ConversationTold(message.conversation_id))
+        await marks.close()
+        assert await handed_over(database, *stored) == [True] * 5
+        rows = await all_of(database, ConversationRow, chatbot_id=session.chatbot_id)
+        assert [row.announced for row in rows] == [True] * 5
+
+
+async def test_a_mark_of_an_older_version_says_nothing_about_the_newer(database: Database) -> None:
+    """The status rose before the mark was written: its event is still to be told; a late mark takes nothing back."""
+    session, world = await a_session(database), World(database)
+    await enqueue(database, session)
+    message = await sent(database, session)
+    first = telling.event_of(message)
+    second = await world.handle(a_receipt(session, message.whatsapp_message_id, "read"))
+    await world.confirm(first)
+    assert telling.event_of(await reread(database, message)) == second
+    await world.confirm(second)
+    await world.confirm(first)
+    assert telling.event_of(await reread(database, message)) == []
+
+
+async def test_a_mark_of_the_job_before_a_retry_says_nothing_about_the_one_after(database: Database) -> None:
+    """It was confirmed at another place of the lane: the message stands at a new one, and needs another job."""
+    session, world = await a_session(database), World(database)
+    message = await enqueue(database, session)
+    first = telling.job_of(message)
+    await change(database, message, delivery_status=D.FAILED, error_code="refused")
+    outputs = await world.handle(RetryMessage(chatbot_id=session.chatbot_id, message_id=message.id))
+    second = [output for output in outputs if output.message.name == "whatsapp-qr-send"]
+    assert first[0].message_id != second[0].message_id
+    await world.confirm(first)
+    assert await handed_over(database, message) == [False]
+    await world.confirm(second)
+    assert await handed_over(database, message) == [True]
+
+
+async def test_a_mark_does_not_make_a_row_young(database: Database) -> None:
+    """What of it is still untold is told by the age of the row, which a confirmation of something else leaves alone."""
+    message = await receive(database, await a_session(database))
+    long_ago = datetime(2026, 1, 1, tzinfo=UTC)
+    await change(database, message, changed_at=long_ago)
+    await confirm(database, *telling.job_of(message))
+    row = await reread(database, message)
+    assert (row.handed_over, row.changed_at) == (True, long_ago)
+
+
+async def test_marks_survive_an_unavailable_database(database: Database, marks: Marks) -> None:
+    """They are kept while the database is away, and written once it is back."""
+    message = await receive(database, await a_session(database))
+    with away(database, DatabaseUnavailable("away")) as tried:
+        marks.start()
+        marks.note(MessageTold(message.id, place=0))
+        async with asyncio.timeout(SECONDS):
+            await tried.wait()
+    await until(lambda: _written(database, message))
+    await marks.close()
+
+
+async def test_an_odd_error_does_not_end_the_writing(database: Database, marks: Marks) -> None:
+    """Whatever a driver says in the middle of a lost connection: it is logged, and all is written with the next try."""
+    session = await a_session(database)
+    one, two = [await receive(database, session, name) for name in ("A1", "A2")]
+    with away(database, RuntimeError("another operation is in progress")) as tried:
+        marks.start()
+        marks.note(MessageTold(one.id, place=0))
+        async with asyncio.timeout(SECONDS):
+            await tried.wait()
+    marks.note(MessageTold(two.id, place=0))
+    await until(lambda: _written(database, one))
+    await until(lambda: _written(database, two))
+    assert marks.alive
+    await marks.close()
+
+
+async def test_what_cannot_be_written_is_forgotten_in_the_end(
+    database: Database, marks: Marks, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Memory has a bound: what is forgotten is published once more, under the same id."""
+    monkeypatch.setattr(marks_module, "_MOST", 2)
+    session = await a_session(database)
+    messages = [await receive(database, session, name) for name in ("A1", "A2", "A3")]
+    for message in messages:
+        marks.note(MessageTold(message.id, place=0))
+    await marks.close()
+    assert await handed_over(database, *messages) == [False, False, True]

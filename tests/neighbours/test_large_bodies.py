@@ -1,0 +1,60 @@
+"""Harm 4: commands of 2 to 20 MiB, as far as the broker takes them."""
+
+import pytest
+
+from tests.neighbours.arena import CUSTOMER, HARMED, Arena, Chatbot
+from tests.neighbours.putting import PADDING, Put, a_send, put_in
+from tests.neighbours.trial import Begin
+from tests.operator import listed, operate
+from tests.system import eventually
+
+_MEBIBYTE = 1 << 20
+_SIZES = (2, 5, 10, 20, 2, 20)
+_PAUSE = 2.5
+_CUT = 128 * 1024
+"""A dead letter shows less than this: as much as fits into one frame."""
+
+
+def large(arena: Arena, chatbot: Chatbot) -> list[Put]:
+    """Return commands with texts that nobody can send, the last two of them no JSON either."""
+    command = a_send(chatbot.id, CUSTOMER, "large", chatbot.routing_key)
+    text = command.body.replace(b"message large", PADDING)
+    bodies = [text] * (len(_SIZES) - 2) + [PADDING, b"[" + PADDING]
+    return [
+        Put(arena.a_name(), body, command.routing_key, padding=size * _MEBIBYTE)
+        for body, size in zip(bodies, _SIZES, strict=True)
+    ]
+
+
+async def shown(arena: Arena) -> dict[str, int]:
+    """Return the size of each dead letter as it is shown, by the id of its message."""
+    ids = [str(one["id"]) for one in await listed(arena.system)]
+    found = [await operate(arena.system, "dead-letters", "show", one, "--json") for one in ids]
+    return {answer.objects()[0]["messageId"]: len(answer.out) for answer in found}
+
+
+@pytest.mark.parametrize("database", ["postgres"], indirect=True)
+async def test_large_bodies_are_dead_letters(arena: Arena, begin: Begin) -> None:
+    """They become dead letters, cut; every process goes on as it was."""
+    rate = await arena.rate()
+    (chatbot,) = await arena.link([HARMED])
+    puts = large(arena, chatbot)
+    pids = arena.pids()
+    accepted: list[str] = []
+
+    async def put() -> None:
+        accepted.extend((await put_in(arena.system.amqp_url, puts, pause=_PAUSE)).ids)
+
+    async with begin(arena, "4 bodies of 2 to 20 MiB") as trial:
+        await trial.during(put())
+        await trial.judge(put_in=len(puts), rate=rate)
+        await trial.healed()
+    assert len(accepted) >= len(puts) // 2
+    assert arena.pids() == pids
+    await eventually(lambda: listed(arena.system), lambda found: len(found) >= len(accepted))
+    assert None not in arena.pids().values()
+    sizes = await shown(arena)
+    assert set(accepted) <= sizes.keys()
+    too_large = {name: size for name, size in sizes.items() if size > _CUT}
+    assert not too_large, f"dead letters are not cut: {too_large}"
+    await arena.settled()

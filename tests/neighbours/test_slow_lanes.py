@@ -1,0 +1,34 @@
+"""Harm 5: chatbots with much to send, paced, so many that their lanes take every place of a partition."""
+
+import time
+
+import pytest
+
+from tests.neighbours.arena import HARMED, Arenas
+from tests.neighbours.putting import put_in
+from tests.neighbours.trial import Begin
+
+_BULK = 12
+_EACH = 300
+_TAKEN_IN = 60.0
+_PACED = {"PREFETCH": "4", "SEND_RATE": "1", "SEND_BURST": "20"}
+# So many that none of them is paced: 15 sends a second among them, and 20 at once each.
+_NEIGHBOURS = (10, 5, 5, 4)
+
+
+@pytest.mark.parametrize("database", ["postgres"], indirect=True)
+async def test_paced_lanes_keep_nobody_waiting(arenas: Arenas, database: str, begin: Begin) -> None:
+    """A single message goes out at once, in the partition of twelve bulk senders too."""
+    arena = await arenas.get(database, _NEIGHBOURS, **_PACED)
+    chatbots = await arena.link([HARMED] * _BULK)
+    async with begin(arena, "5 paced lanes") as trial:
+        puts = [arena.burst(one, _EACH, one.routing_key) for one in chatbots]
+        mixed = [put for row in zip(*puts, strict=True) for put in row]
+        accepted = await put_in(arena.system.amqp_url, mixed)
+        last = [one.sent_as(own[-1].message_id) for one, own in zip(chatbots, puts, strict=True)]
+        taken_in = await arena.stored(last, seconds=_TAKEN_IN)
+        rate = len(mixed) / (time.perf_counter() - accepted.began)
+        await trial.during()
+        await trial.judge(put_in=0 if taken_in else len(mixed), rate=rate)
+        assert taken_in, f"{len(mixed)} messages were not taken in after {_TAKEN_IN} s"
+        await trial.healed()

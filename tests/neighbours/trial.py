@@ -1,0 +1,128 @@
+"""One harm in one arena: neighbours are measured while all is quiet, then while the harm goes on, and compared."""
+
+import asyncio
+import math
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from functools import partial
+from typing import Any
+
+import pytest
+
+from tests.neighbours.arena import Arena
+from tests.neighbours.judging import Line, lines, percentile
+from tests.neighbours.load import Kind, Load, Mix, Sample
+from tests.neighbours.table import MEASURED, table
+from whatsapp_qr_contracts.message import COMMANDS
+
+SAMPLES = 500
+"""At least so many are given while the harm goes on."""
+RATE = 30.0
+"""Samples a second: two cores carry that and all that measures it."""
+_QUIET = 10.0
+_CALM = 0.5
+_TRIES = 3
+_HARMED = 18.0
+_MARGIN = 1.5
+_HEALED = 120.0
+
+NAMES = {"postgres": "PostgreSQL", "sqlite": "SQLite"}
+Record = Callable[[str, Any], None]
+Begin = Callable[..., AbstractAsyncContextManager["Trial"]]
+"""The fixture `begin`: begins a trial in an arena, told the harm's name."""
+
+
+class Trial:
+    """Measures and judges; `trial` makes one.
+
+    Args:
+        load: gives the samples.
+        harm: what is tried.
+        partitions: whether the harm is in a partition.
+        record: keeps the lines for the table.
+    """
+
+    def __init__(self, load: Load, harm: str, record: Record, *, partitions: bool) -> None:
+        self.arena = load.arena
+        self.samples: list[Sample] = []
+        self._load = load
+        self._harm = harm
+        self._partitions = partitions
+        self._record = record
+        self._quiet: list[Sample] = []
+
+    async def quiet(self) -> None:
+        """Measure while nothing else goes on; the first calls are not counted: connections are made then.
+
+        Where the machine is so busy with other things that the limits would say nothing, it is measured again.
+        """
+        await self._load.arrived(await self._load.give(lambda count, _: count < RATE), _MARGIN)
+        for _ in range(_TRIES):
+            self._quiet = await self._load.give(lambda _, seconds: seconds < _QUIET)
+            await self._load.arrived(self._quiet, _MARGIN)
+            if percentile([one.seconds for one in self._load.timed(self._quiet, partitions=False)], 0.99) < _CALM:
+                return
+
+    def leave_out(self, kind: Kind) -> None:
+        """Give no more samples of a kind: it was there only for what it leaves behind."""
+        self._load.mix = {one: share for one, share in self._load.mix.items() if one is not kind}
+
+    async def during(self, harm: Awaitable[Any] | None = None) -> None:
+        """Measure while the harm goes on: what is awaited here at the same time, or what was done before."""
+        work = asyncio.ensure_future(harm) if harm is not None else None
+        self.samples += await self._load.give(lambda _, seconds: seconds < _HARMED)
+        if work is not None:
+            await work
+
+    async def while_it_lasts(self, harm: Callable[[], Awaitable[Any]]) -> None:
+        """Measure only while the harm is being done, which is repeated until there are samples enough."""
+        while len(self.samples) < SAMPLES:
+            work = asyncio.ensure_future(harm())
+            self.samples += await self._load.give(partial(_lasts, work))
+            await work
+
+    async def judge(self, *, put_in: int = 0, rate: float = math.inf) -> None:
+        """Compare, and keep the lines for the table; fail where a neighbour noticed too much.
+
+        Args:
+            put_in: how many messages the harm put into its partition at a time.
+            rate: how many the service takes in per second.
+        """
+        assert len(self.samples) >= SAMPLES
+        quiet = self._load.timed(self._quiet, partitions=False)
+
+        def found() -> list[Line]:
+            during = self._load.timed(self.samples, partitions=self._partitions)
+            return lines(self._harm, NAMES[self.arena.database], quiet, during, put_in=put_in, rate=rate)
+
+        await self._load.arrived(self.samples, max(line["limit"] for line in found()) + _MARGIN)
+        judged = found()
+        self._record(MEASURED, judged)
+        bad = [line for line in judged if not line["held"]]
+        if bad:
+            pytest.fail(f"neighbours were disturbed:\n{table(bad)}", pytrace=False)
+
+    async def healed(self) -> None:
+        """Wait until everything that neighbours gave has arrived."""
+        left = await self._load.arrived(self.samples, _HEALED)
+        assert not left, f"{len(left)} samples never arrived, the first of them: {left[0]}"
+
+
+def _lasts(work: asyncio.Future[Any], _count: int, _seconds: float) -> bool:
+    return not work.done()
+
+
+@asynccontextmanager
+async def trial(
+    arena: Arena, harm: str, mix: Mix, request: pytest.FixtureRequest, *, partitions: bool
+) -> AsyncIterator[Trial]:
+    """Begin a trial."""
+
+    def record(name: str, value: Any) -> None:
+        request.node.user_properties.append((name, value))
+
+    async with arena.channel() as channel:
+        load = Load(arena, mix, RATE, await channel.get_exchange(COMMANDS, ensure=False))
+        one = Trial(load, harm, record, partitions=partitions)
+        await one.quiet()
+        yield one
