@@ -89,9 +89,12 @@ async def open_broker(broker: RabbitBroker) -> None:
         aio_pika.exceptions.AMQPException, OSError, TimeoutError: the broker is away, or does not let us in.
     """
     # Not in the present context: a connection outlives the message that is being handled.
-    connecting = asyncio.create_task(broker.connect(), context=Context())
+    await let_end(asyncio.create_task(_connect(broker), context=Context()))
+
+
+async def _connect(broker: RabbitBroker) -> None:
     with _opening():
-        await let_end(connecting)
+        await broker.connect()
 
 
 async def close_all(*closes: Callable[[], Awaitable[Any]]) -> None:

@@ -131,9 +131,7 @@ class Round:
     """The time of the transaction, by the database's clock."""
 
 
-async def send_round(
-    tx: AsyncSession, *, answers: Sequence[Answer], due: Collection[str], policy: SendPolicy
-) -> Round:
+async def send_round(tx: AsyncSession, *, answers: Sequence[Answer], due: Collection[str], policy: SendPolicy) -> Round:
     """Record what became of claimed messages, fail what has expired, and claim what is next in each lane.
 
     Args:

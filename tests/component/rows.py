@@ -75,6 +75,14 @@ class Told:
     def names(self) -> list[str]:
         return [output.message.name for output in self.outputs]
 
+    @property
+    def ids(self) -> list[str]:
+        return [output.message_id for output in self.outputs]
+
+    @property
+    def messages(self) -> list[Any]:
+        return [output.message for output in self.outputs]
+
     def take(self) -> list[Output]:
         taken, self.outputs = self.outputs, []
         return taken

@@ -1,6 +1,7 @@
-"""Stand-ins for the broker and the gateway of one consumer, and crashes at any step between them."""
+"""A session consumer with a stand-in for its gateway, and crashes at any step of what it does."""
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
@@ -9,7 +10,7 @@ from uuid import UUID
 from service.consumers.session import SessionConsumer
 from service.errors import GatewayError
 from service.gateway import GatewaySession
-from service.persistence.database import Database
+from service.persistence.database import Database, Work
 from service.persistence.tables import SessionRow
 from tests.component.rows import Told, a_session, all_of, change, received
 from whatsapp_qr_contracts.gateway import GatewayConnected, GatewayDisconnected
@@ -25,20 +26,37 @@ class CrashError(Exception):
 
 @dataclass
 class Steps:
-    """Everything that a handler does outside the database, in order; one step may be the process's last."""
+    """Calls of the gateway and commits, in order; one step may be the process's last."""
 
     taken: int = 0
     crash_at: int | None = None
     when_done: bool = False
     """Whether the crash comes after the step has had its effect."""
 
-    def take(self, effect: Callable[[], None]) -> None:
+    @contextmanager
+    def step(self) -> Iterator[None]:
         self.taken += 1
         crash = self.taken == self.crash_at
-        if not crash or self.when_done:
-            effect()
+        if crash and not self.when_done:
+            raise CrashError
+        yield
         if crash:
             raise CrashError
+
+
+@dataclass(frozen=True)
+class Committing:
+    """A database whose commits are steps."""
+
+    database: Database
+    steps: Steps
+
+    async def transact(self, work: Work[Any]) -> Any:
+        with self.steps.step():
+            return await self.database.transact(work)
+
+    async def read(self, work: Work[Any]) -> Any:
+        return await self.database.read(work)
 
 
 @dataclass
@@ -54,7 +72,8 @@ class Gateway:
     """Happens elsewhere while it is asked for the status."""
 
     async def status(self, session_id: str) -> GatewaySession | None:
-        self.steps.take(lambda: self.calls.append(f"status {session_id}"))
+        with self.steps.step():
+            self.calls.append(f"status {session_id}")
         if self.meanwhile is not None:
             await self.meanwhile()
         answer = self.answers.pop(0) if len(self.answers) > 1 else self.answers[0]
@@ -69,7 +88,8 @@ class Gateway:
         self._do(f"disconnect {session_id}")
 
     def _do(self, call: str) -> None:
-        self.steps.take(lambda: self.calls.append(call))
+        with self.steps.step():
+            self.calls.append(call)
         if self.refusal is not None:
             raise self.refusal
 
@@ -80,14 +100,15 @@ class Gateway:
 
 
 class World:
-    """One process with a session consumer, its gateway and its broker."""
+    """One process with a session consumer and its gateway, and what it told."""
 
     def __init__(self, database: Database, *, strict: bool = False) -> None:
         self.database = database
         self.steps = Steps()
         self.told = Told()
         self.gateway = Gateway(self.steps)
-        self.consumer = SessionConsumer(database, self.gateway, self.told, strict=strict)  # type: ignore[arg-type]
+        parts: Any = (Committing(database, self.steps), self.gateway, self.told)
+        self.consumer = SessionConsumer(*parts, strict=strict)
 
     async def handle(self, message: Message, message_id: str = "c") -> None:
         """Handle a message as the consumer does; raise why it can never be processed."""

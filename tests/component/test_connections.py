@@ -70,8 +70,9 @@ async def test_what_could_not_be_opened_is_let_go_of_at_once(what: str, away: st
 
 
 @pytest.mark.parametrize("what", ["a publisher", "a partition", "a listener"])
-async def test_what_is_cancelled_while_it_connects_leaves_no_task(what: str) -> None:
-    """A connection that goes on connecting behind our back takes no cancellation: the process would never end."""
+@pytest.mark.usefixtures("_without_collector")
+async def test_what_is_cancelled_while_it_connects_leaves_nothing(what: str) -> None:
+    """No task, which would take no cancellation and keep the process from its end, and nothing to be closed later."""
     accepted = asyncio.Event()
 
     async def silent(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -91,4 +92,6 @@ async def test_what_is_cancelled_while_it_connects_leaves_no_task(what: str) -> 
         await asyncio.wait([opening, connecting], return_when=asyncio.FIRST_COMPLETED)
         assert accepted.is_set()
         await end([opening])
+        del opening
         await eventually(left, lambda tasks: not tasks)
+        assert [known for known in gc.get_objects() if isinstance(known, Connection)] == []

@@ -17,16 +17,16 @@ from service.domain.sending import GiveUp, Retry, SendPolicy
 from service.persistence import lanes, sweeping
 from service.persistence.database import Database
 from service.persistence.intake import Intake
-from service.persistence.lanes import Answer
+from service.persistence.lanes import Answer, Claimed, Round
 from service.persistence.tables import MessageRow, SessionRow
 from service.persistence.untold import Part
 from tests.component.conversing import a_receipt
 from tests.component.racing import Beside, after, change_lane, lane_of
 from tests.component.rows import (
     MAY_HAVE_GONE_OUT,
+    POLICY,
     Told,
     a_session,
-    answered,
     change,
     claimed,
     enqueue,
@@ -55,6 +55,13 @@ async def fail_pending(database: Database, session: SessionRow) -> list[MessageR
     )
 
 
+async def answered(
+    database: Database, session: SessionRow, one: Claimed, result: str | Retry | GiveUp, policy: SendPolicy = POLICY
+) -> Round:
+    """Record the gateway's answer, and claim what may go out next."""
+    return await send_round(database, session, answers=[Answer(one, result)], policy=policy)
+
+
 async def cancel(database: Database, message: MessageRow) -> str:
     """Cancel a message; return the event that answers."""
     told = Told()
@@ -74,7 +81,7 @@ async def test_a_lane_is_claimed_in_order(database: Database) -> None:
     while done.claimed:
         [one] = done.claimed
         order.append(one.message.id)
-        done = await answered(database, one, one.message.whatsapp_message_id)
+        done = await answered(database, session, one, one.message.whatsapp_message_id)
     assert order == [message.id for message in messages]
     assert (await lane_of(database, session)).wake_at is None
 
@@ -121,20 +128,19 @@ async def test_messages_have_a_pace(database: Database) -> None:
     done = await send_round(database, session, policy=policy)
     for _ in range(2):
         [one] = done.claimed
-        done = await send_round(database, answers=[Answer(one, one.message.whatsapp_message_id)], policy=policy)
+        done = await answered(database, session, one, one.message.whatsapp_message_id, policy)
     assert (done.claimed, await due(database)) == ([], [])
     assert done.next_at is not None
     assert done.next_at == (await lane_of(database, session)).wake_at
     assert 10 < (done.next_at - done.at).total_seconds() <= 100
 
 
-async def test_a_round_without_claims_leaves_its_lanes_awake(database: Database) -> None:
-    """The answer of a process that ends is recorded, and whoever comes next finds the lane at once."""
+async def test_an_answer_leaves_its_lane_awake(database: Database) -> None:
+    """It is recorded, nothing is claimed after it, and whoever may send next finds the lane at once."""
     session = await a_session(database)
     messages = [await enqueue(database, session) for _ in range(2)]
-    one = await claimed(database, session)
-    record = partial(lanes.send_round, answers=[Answer(one, "W1")], due=[], policy=SendPolicy(), claims=False)
-    assert (await database.transact(record)).claimed == []
+    done = await send_round(database, answers=[Answer(await claimed(database, session), "W1")])
+    assert (done.claimed, done.next_at) == ([], done.at)
     assert [(await reread(database, row)).delivery_status for row in messages] == [D.SENT, D.PENDING]
     assert await due(database) == [session.session_id]
 
@@ -150,7 +156,7 @@ async def test_a_stale_claim_records_no_failure(database: Database, verdict: Ret
     stale = await claimed(database, session)
     await change_lane(database, session, claimed_until=PAST)
     present = await claimed(database, session)
-    done = await answered(database, stale, verdict)
+    done = await answered(database, session, stale, verdict)
     assert (done.claimed, done.changed) == ([], [])
     row, lane = await reread(database, message), await lane_of(database, session)
     assert (row.delivery_status, row.attempts) == (D.PENDING, 0)
@@ -164,10 +170,10 @@ async def test_a_success_is_recorded_whoever_has_the_claim(database: Database) -
     stale = await claimed(database, session)
     await change_lane(database, session, claimed_until=PAST)
     present = await claimed(database, session)
-    done = await answered(database, stale, message.whatsapp_message_id)
+    done = await answered(database, session, stale, message.whatsapp_message_id)
     assert [row.delivery_status for row in done.changed] == [D.SENT]
     assert (await lane_of(database, session)).claim == present.claim
-    assert (await answered(database, present, REFUSED)).changed == []
+    assert (await answered(database, session, present, REFUSED)).changed == []
     assert (await reread(database, message)).delivery_status is D.SENT
 
 
@@ -178,7 +184,7 @@ async def test_a_receipt_is_newer_than_a_failure(database: Database, verdict: Re
     message = await enqueue(database, session)
     one = await claimed(database, session)
     await handle(database, a_receipt(session, message.whatsapp_message_id))
-    assert (await answered(database, one, verdict)).changed == []
+    assert (await answered(database, session, one, verdict)).changed == []
     row = await reread(database, message)
     assert (row.delivery_status, row.attempts, (await lane_of(database, session)).not_before) == (
         D.DELIVERED,
@@ -197,7 +203,7 @@ async def test_an_answer_under_an_old_id_is_none(database: Database, result: str
     await handle(database, RetryMessage(chatbot_id=session.chatbot_id, message_id=message.id), message_id="retry")
     anew = await reread(database, message)
     assert anew.whatsapp_message_id != message.whatsapp_message_id
-    done = await answered(database, one, message.whatsapp_message_id if result == "old id" else result)
+    done = await answered(database, session, one, message.whatsapp_message_id if result == "old id" else result)
     assert done.changed == []
     assert [(again.message.id, again.message.whatsapp_message_id) for again in done.claimed] == [
         (message.id, anew.whatsapp_message_id)
@@ -211,7 +217,7 @@ async def test_a_failed_attempt_is_counted_and_delays_the_lane(database: Databas
     session = await a_session(database)
     first = await enqueue(database, session)
     await enqueue(database, session)
-    done = await answered(database, await claimed(database, session), Retry(3600.0, counts=True))
+    done = await answered(database, session, await claimed(database, session), Retry(3600.0, counts=True))
     assert (done.claimed, done.changed) == ([], [])
     assert done.next_at is not None
     assert 3500 < (done.next_at - done.at).total_seconds() <= 3600
@@ -219,11 +225,11 @@ async def test_a_failed_attempt_is_counted_and_delays_the_lane(database: Databas
         await change_lane(database, session, not_before=PAST)
         one = await claimed(database, session)
         assert one.message.id == first.id
-        await answered(database, one, Retry(3600.0, counts=False))
+        await answered(database, session, one, Retry(3600.0, counts=False))
         assert (await lane_of(database, session)).deferrals == deferrals
     assert (await reread(database, first)).attempts == 1
     await change_lane(database, session, not_before=PAST)
-    await answered(database, await claimed(database, session), first.whatsapp_message_id)
+    await answered(database, session, await claimed(database, session), first.whatsapp_message_id)
     assert (await lane_of(database, session)).deferrals == 0
 
 
@@ -232,7 +238,7 @@ async def test_a_message_that_is_given_up_frees_the_lane(database: Database) -> 
     session = await a_session(database)
     await enqueue(database, session)
     second = await enqueue(database, session)
-    done = await answered(database, await claimed(database, session), GiveUp("outcome_unknown", "no answer"))
+    done = await answered(database, session, await claimed(database, session), GiveUp("outcome_unknown", "no answer"))
     [failed] = done.changed
     assert (failed.delivery_status, failed.attempts, failed.version - failed.told_version) == (D.FAILED, 1, 1)
     assert (failed.error_code, failed.error_message) == ("outcome_unknown", "no answer")
@@ -408,7 +414,7 @@ async def test_a_receipt_for_an_id_of_the_gateways_own_is_not_missed(
     one = await claimed(here, session)
     receipt = Beside(there, lambda: handle(there, a_receipt(session, "OWN")))
     after(monkeypatch, lanes, "receipts_for", receipt.begin)
-    await answered(here, one, "OWN")
+    await answered(here, session, one, "OWN")
     await receipt.result()
     assert (await reread(here, message)).delivery_status is D.DELIVERED
 

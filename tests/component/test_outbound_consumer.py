@@ -220,6 +220,23 @@ async def test_a_call_that_outlives_its_claim_is_waited_for(database: Database, 
     assert world.gateway.texts == ["1", "other", "2"]
 
 
+async def test_lanes_take_turns_where_connections_are_few(
+    database: Database, world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A lane with much to send goes behind those that wait for a connection after each of its messages."""
+    monkeypatch.setattr(outbound, "MAX_CONNECTIONS", 1)
+    begun, release = world.gateway.hang_at("1")
+    much = await lane(database, await a_session(database), "1", "2", "3")
+    little = [(await lane(database, await a_session(database), text))[0] for text in "ab"]
+    await world.ring(much[0])
+    await begun.wait()
+    for message in little:
+        await world.ring(message)
+    release.set()
+    await world.idle(*much, *little)
+    assert world.gateway.texts == ["1", "a", "b", "2", "3"]
+
+
 # In the middle of a round
 
 
@@ -424,7 +441,7 @@ async def test_a_lane_that_waits_holds_nothing(
     assert await world.ring(*messages) == []
     soon = datetime.now(UTC) + timedelta(seconds=1800)
     await eventually(lambda: lane_of(database, session), lambda row: row.wake_at > soon)
-    assert (world.sender._calls, world.sender._answers, world.sender._due) == ({}, [], set())
+    assert (world.sender._calls, world.sender._answers, world.sender._due) == ({}, [], {})
     assert world.gateway.texts == ["1"]
     await world.send(*await lane(database, await a_session(database), "of another"))
     assert world.gateway.texts == ["1", "of another"]

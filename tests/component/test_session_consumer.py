@@ -1,20 +1,28 @@
 """The session consumer on both databases: what each command leads to, also after a crash."""
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Awaitable, Callable
 from uuid import UUID, uuid4
 
 import pytest
 
-from service.domain.identities import output_id
+from service.consumers import telling
+from service.consumers.telling import Output
+from service.domain.identities import key_hash, output_id
 from service.errors import GatewayError, GatewayOutcomeUnknown, GatewayRefused, GatewayUnreachable, Undeliverable
 from service.gateway import GatewaySession
 from service.persistence import sessions
 from service.persistence.database import Database
-from service.persistence.tables import CommandRow, SessionRow
+from service.persistence.marks import CommandTold, Marks
+from service.persistence.tables import CommandRow, MessageRow, SessionRow
 from tests.component.rows import all_of, enqueue
 from tests.component.standins import ASKED_AT, CrashError, World, connected, disconnected, settled
-from whatsapp_qr_contracts.commands import DisconnectSession, InitializeSession, RegisterChatbot, RemoveChatbot
+from whatsapp_qr_contracts.commands import (
+    Command,
+    DisconnectSession,
+    InitializeSession,
+    RegisterChatbot,
+    RemoveChatbot,
+)
 from whatsapp_qr_contracts.message import Message
 from whatsapp_qr_contracts.message import SessionStatus as S
 
@@ -34,15 +42,17 @@ def initialize(chatbot_id: UUID) -> InitializeSession:
 
 
 async def test_a_first_initialize_opens_a_session(world: World) -> None:
-    """A session named after its chatbot and the time it was asked for; the gateway opens it; one event says so."""
+    """Named after its chatbot and the time it was asked for; the gateway opens it; the command's row alone says so."""
     chatbot_id = uuid4()
     await world.handle(initialize(chatbot_id))
     row = await world.row(chatbot_id)
     assert row.session_id == f"session_{chatbot_id}_{int(ASKED_AT.timestamp() * 1000)}"
     assert (row.status, row.wanted, row.version, row.announced_version) == (S.CONNECTING, True, 1, 1)
     assert world.gateway.calls == [f"initialize {row.session_id} {chatbot_id}"]
-    [(event, message_id, cause)] = world.broker.out
-    assert (event.name, message_id, cause) == ("session.connecting", output_id(row.id, "version 1"), "c")
+    [told] = world.told.outputs
+    assert (told.message.name, told.message_id) == ("session.connecting", output_id(row.id, "version 1"))
+    assert told.correlation_id == "c"
+    assert await rows_tell(world.database, initialize(chatbot_id)) == [told]
 
 
 async def test_initialize_believes_a_gateway_that_is_connected(world: World) -> None:
@@ -53,7 +63,7 @@ async def test_initialize_believes_a_gateway_that_is_connected(world: World) -> 
     row = await world.row(session.chatbot_id)
     assert (row.status, row.wanted, row.phone_number) == (S.CONNECTED, True, NUMBER)
     assert world.gateway.asked == ["status"]
-    assert world.broker.names == ["session.connected"]
+    assert world.told.names == ["session.connected"]
 
 
 @pytest.mark.parametrize(
@@ -71,8 +81,9 @@ async def test_initialize_leaves_a_connected_session_to_a_gateway_that_cannot_sa
     session = await settled(world.database)
     world.says(error)
     await world.handle(initialize(session.chatbot_id))
-    [(event, _, cause)] = world.broker.out
-    assert (event.name, event.code, event.command_id, cause) == ("command.rejected", code, "c", "c")
+    [told] = world.told.outputs
+    assert (told.message.name, told.message.code) == ("command.rejected", code)
+    assert (told.message.command_id, told.correlation_id) == ("c", "c")
     row = await world.row(session.chatbot_id)
     assert (row.status, row.version) == (S.CONNECTED, session.version)
     assert world.gateway.asked == ["status"]
@@ -83,7 +94,7 @@ async def test_initialize_takes_an_unknown_word_as_no_denial(world: World) -> No
     session = await settled(world.database)
     world.says(GatewaySession("", None))
     await world.handle(initialize(session.chatbot_id))
-    assert world.broker.names == ["session.connected"]
+    assert world.told.names == ["session.connected"]
     assert (await world.row(session.chatbot_id)).version == session.version
     assert world.gateway.asked == ["status"]
 
@@ -93,7 +104,7 @@ async def test_initialize_shows_the_qr_code_that_is_there(world: World) -> None:
     session = await settled(world.database, status=S.QR_READY, qr_code="data:QR")
     world.says(S.QR_READY)
     await world.handle(initialize(session.chatbot_id))
-    [(event, _, _)] = world.broker.out
+    [event] = world.told.messages
     assert (event.name, event.qr_code) == ("session.qr_ready", "data:QR")
     assert world.gateway.asked == ["status"]
 
@@ -120,20 +131,20 @@ async def test_initialize_ends_in_disconnected_where_the_gateway_does_not_open(
     chatbot_id = uuid4()
     world.gateway.refusal = error
     await world.handle(initialize(chatbot_id))
-    [(event, _, _)] = world.broker.out
+    [event] = world.told.messages
     assert (event.name, event.status_reason) == ("session.disconnected", reason)
     assert (await world.row(chatbot_id)).wanted
     world.gateway.refusal = None
     world.says(error)
     await world.handle(initialize(chatbot_id), "again")
-    assert world.broker.names[1:] == ["session.connecting"]
+    assert world.told.names[1:] == ["session.connecting"]
 
 
 async def test_a_strict_service_knows_its_chatbots(database: Database) -> None:
     """An unknown or removed chatbot gets no session and the gateway hears nothing; once registered it does."""
     world, chatbot_id = World(database, strict=True), uuid4()
     await world.handle(initialize(chatbot_id))
-    [(event, _, _)] = world.broker.out
+    [event] = world.told.messages
     assert (event.name, event.code) == ("command.rejected", "unknown_chatbot")
     assert await all_of(database, SessionRow) == []
     assert world.gateway.calls == []
@@ -141,7 +152,7 @@ async def test_a_strict_service_knows_its_chatbots(database: Database) -> None:
     await world.handle(initialize(chatbot_id), "now")
     await world.handle(RemoveChatbot(chatbot_id=chatbot_id), "remove")
     await world.handle(initialize(chatbot_id), "later")
-    assert world.broker.names[1:] == [
+    assert world.told.names[1:] == [
         "chatbot.registered", "session.connecting", "session.disconnected", "chatbot.removed", "command.rejected"
     ]  # fmt: skip
 
@@ -160,15 +171,15 @@ async def test_disconnect_ends_the_wish(world: World, away: GatewayError | None)
     assert world.gateway.calls == [f"disconnect {session.session_id}"]
     await world.handle(DisconnectSession(chatbot_id=session.chatbot_id), "2")
     assert (await world.row(session.chatbot_id)).version == row.version
-    assert world.broker.names == ["session.disconnected"] * 2
-    assert [cause for _, _, cause in world.broker.out] == ["1", "2"]
-    assert len({message_id for _, message_id, _ in world.broker.out}) == 2
+    assert world.told.names == ["session.disconnected"] * 2
+    assert [told.correlation_id for told in world.told.outputs] == ["1", "2"]
+    assert len(set(world.told.ids)) == 2
 
 
 async def test_disconnect_needs_a_session(world: World) -> None:
     """A chatbot without one is told so, and the gateway nothing."""
     await world.handle(DisconnectSession(chatbot_id=uuid4()))
-    [(event, _, _)] = world.broker.out
+    [event] = world.told.messages
     assert (event.name, event.code) == ("command.rejected", "no_session")
     assert world.gateway.calls == []
 
@@ -178,11 +189,11 @@ async def test_remove_ends_session_and_chatbot(world: World) -> None:
     session = await settled(world.database)
     await world.handle(RemoveChatbot(chatbot_id=session.chatbot_id))
     await world.handle(RemoveChatbot(chatbot_id=uuid4()))
-    assert world.broker.names == ["session.disconnected", "chatbot.removed", "chatbot.removed"]
+    assert world.told.names == ["session.disconnected", "chatbot.removed", "chatbot.removed"]
     assert world.gateway.asked == ["disconnect"]
     assert not await world.database.read(lambda tx: sessions.chatbot_is_known(tx, session.chatbot_id))
     await world.handle(RegisterChatbot(chatbot_id=session.chatbot_id), "back")
-    assert world.broker.names[3:] == ["chatbot.registered"]
+    assert world.told.names[3:] == ["chatbot.registered"]
     assert await world.database.read(lambda tx: sessions.chatbot_is_known(tx, session.chatbot_id))
 
 
@@ -197,31 +208,46 @@ async def test_a_command_without_an_id_is_no_command(world: World) -> None:
         with pytest.raises(Undeliverable) as raised:
             await world.handle(command(chatbot_id), "")
         assert raised.value.code == "missing_id"
-    assert (world.broker.out, world.gateway.calls) == ([], [])
+    assert (world.told.outputs, world.gateway.calls) == ([], [])
     assert await all_of(world.database, CommandRow) == []
+
+
+async def test_a_repeated_command_is_answered_again(world: World) -> None:
+    """Under the same id, also after its answer was confirmed, and from then on by its row; nothing is done twice."""
+    command = initialize(uuid4())
+    await world.handle(command)
+    [answer] = world.told.take()
+    marks = Marks(world.database)
+    marks.note(answer.told)
+    await marks.flush()
+    assert await rows_tell(world.database, command) == []
+    await world.handle(command)
+    assert world.told.outputs == [answer]
+    assert await rows_tell(world.database, command) == [answer]
+    assert world.gateway.asked == ["initialize"]
 
 
 async def test_another_command_under_a_known_id_is_refused(world: World) -> None:
     """It is told so and nothing is done; the first keeps its outcome, also asked for at another time."""
     chatbot_id = uuid4()
     await world.handle(initialize(chatbot_id))
-    row, first, asked = await world.row(chatbot_id), world.broker.ids, list(world.gateway.asked)
+    row, first, asked = await world.row(chatbot_id), world.told.ids, list(world.gateway.asked)
     for command in (
         DisconnectSession(chatbot_id=chatbot_id),
         RemoveChatbot(chatbot_id=chatbot_id),
         InitializeSession(chatbot_id=chatbot_id, repair_of=row.version),
     ):
-        world.broker.out.clear()
+        world.told.take()
         for _ in range(2):
             await world.handle(command)
-        event = world.broker.out[0][0]
+        event = world.told.messages[0]
         assert (event.name, event.code, event.command) == ("command.rejected", "id_reused", command.name)
-        assert len(set(world.broker.ids)) == 1
+        assert len(set(world.told.ids)) == 1
     after = await world.row(chatbot_id)
     assert (after.wanted, after.version, world.gateway.asked) == (True, row.version, asked)
-    world.broker.out.clear()
+    world.told.take()
     await world.handle(InitializeSession(chatbot_id=chatbot_id, requested_at=ASKED_AT))
-    assert world.broker.ids == first
+    assert world.told.ids == first
 
 
 # A crash at each step
@@ -281,12 +307,17 @@ async def an_end(world: World) -> Message:
     ],
 )  # fmt: skip
 async def test_a_crash_at_any_step_is_made_good(
-    database: Database, prepare: Callable[[World], Any], *, when_done: bool
+    database: Database, prepare: Callable[[World], Awaitable[Message]], *, when_done: bool
 ) -> None:
-    """Whatever step was the last, the redelivered message ends as if undisturbed: each output under one id only."""
+    """Whatever call or commit was the last, the redelivered message ends as if undisturbed.
+
+    What is told directly and what the rows tell is the same, and a command is answered by one event whenever it comes.
+    """
     undisturbed = World(database)
-    await undisturbed.handle(await prepare(undisturbed))
-    expected = undisturbed.broker.names
+    message = await prepare(undisturbed)
+    await undisturbed.handle(message)
+    expected = undisturbed.told.names
+    assert set(undisturbed.told.ids) == {output.message_id for output in await rows_tell(database, message)}
     for step in range(1, undisturbed.steps.taken + 1):
         world = World(database)
         message = await prepare(world)
@@ -296,13 +327,28 @@ async def test_a_crash_at_any_step_is_made_good(
         again = World(database)
         again.gateway.answers, again.gateway.refusal = world.gateway.answers, world.gateway.refusal
         await again.handle(message)
-        published = world.broker.out + again.broker.out
-        once = {message_id: message for message, message_id, _ in published}
-        assert sorted(message.name for message in once.values()) == sorted(expected), step
-        assert len({(message_id, message.wire()) for message, message_id, _ in published}) == len(once), step
-        last = world.gateway.asked + again.gateway.asked
-        assert set(undisturbed.gateway.asked) <= set(last) <= {*undisturbed.gateway.asked, "status"}, step
+        told = world.told.outputs + again.told.outputs + await rows_tell(database, message)
+        once = {output.message_id: output for output in told}
+        assert sorted(output.message.name for output in once.values()) == sorted(expected), step
+        assert len({(output.message_id, output.message.wire()) for output in told}) == len(once), step
+        asked = world.gateway.asked + again.gateway.asked
+        assert set(undisturbed.gateway.asked) <= set(asked) <= {*undisturbed.gateway.asked, "status"}, step
         silent = World(database)
         await silent.handle(message)
-        assert {message_id for _, message_id, _ in silent.broker.out} <= set(once), step
+        answers = [output for output in once.values() if isinstance(output.told, CommandTold)]
+        assert (silent.told.outputs, len(answers)) == (answers, isinstance(message, Command)), step
         assert "initialize" not in silent.gateway.asked, step
+
+
+async def rows_tell(database: Database, message: Message) -> list[Output]:
+    """Return what is still to be told of everything that has a message's partition key."""
+    hashed = key_hash(message.partition_key)
+    outputs: list[Output] = []
+    for table, of in (
+        (MessageRow, telling.event_of),
+        (SessionRow, telling.of_session),
+        (CommandRow, telling.of_command),
+    ):
+        for row in await all_of(database, table, key_hash=hashed):
+            outputs += of(row)
+    return outputs

@@ -67,9 +67,9 @@ async def test_a_repair_that_comes_after_the_users_end_does_nothing(world: World
     assert world.gateway.calls == []
     assert (await world.row(session.chatbot_id)).version == session.version
     assert (await _chatbot(world, session)).removed_at is not None
-    [(rejected, message_id, cause)] = world.broker.out
-    assert (rejected.name, rejected.code, cause) == ("command.rejected", "not_wanted", "c")
-    assert message_id == output_id(session.chatbot_id, "command.rejected c")
+    [rejected] = world.told.outputs
+    assert (rejected.message.name, rejected.message.code) == ("command.rejected", "not_wanted")
+    assert (rejected.message_id, rejected.correlation_id) == (output_id(session.chatbot_id, "command.rejected c"), "c")
 
 
 @pytest.mark.parametrize("there", [S.CONNECTING, S.QR_READY])
@@ -83,7 +83,7 @@ async def test_a_repair_that_was_overtaken_leaves_a_pairing_in_progress(world: W
     assert world.gateway.calls == []
     row = await world.row(session.chatbot_id)
     assert (row.status, row.qr_code, row.version) == (S.QR_READY, "data:x", session.version + 1)
-    rejected = world.broker.out[-1][0]
+    rejected = world.told.messages[-1]
     assert (rejected.name, rejected.code) == ("command.rejected", "outdated")
 
 
@@ -110,7 +110,7 @@ async def test_a_connection_with_a_reason_shows_it_until_one_without(world: Worl
         await world.handle(a_connection(session, **({"reason": reason} if reason else {})))
         row = await world.row(session.chatbot_id)
         assert (row.status, row.status_reason, row.version - session.version) == (S.CONNECTED, reason, version)
-    assert [(event.name, event.status_reason) for event, *_ in world.broker.out] == [
+    assert [(event.name, event.status_reason) for event in world.told.messages] == [
         ("session.connected", "action_required"),
         ("session.connected", None),
     ]

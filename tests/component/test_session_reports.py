@@ -9,12 +9,13 @@ from service.consumers import session as session_module
 from service.domain.identities import output_id
 from service.errors import DatabaseUnavailable, GatewayOutcomeUnknown, GatewayUnreachable, Undeliverable
 from service.gateway import GatewaySession
-from service.persistence import sessions
+from service.persistence import lanes, sessions
 from service.persistence.database import Database
 from service.persistence.tables import SessionRow
-from tests.component.rows import change, enqueue, reread
+from service.persistence.untold import Part
+from tests.component.rows import enqueue, reread, send_round
 from tests.component.standins import Answer, World, connected, disconnected, settled
-from whatsapp_qr_contracts.commands import DisconnectSession, InitializeSession
+from whatsapp_qr_contracts.commands import InitializeSession
 from whatsapp_qr_contracts.gateway import GatewayQr
 from whatsapp_qr_contracts.message import DeliveryStatus, Message
 from whatsapp_qr_contracts.message import SessionStatus as S
@@ -56,7 +57,7 @@ async def test_a_contradicted_report_changes_nothing(world: World, before: S, re
     await world.handle(report(session))
     assert world.gateway.asked == ["status"] * 3
     assert await state(world, session) == (before, 0)
-    assert world.broker.out == []
+    assert world.told.outputs == []
 
 
 @pytest.mark.parametrize("answer", [*NO_ANSWERS, S.CONNECTED])
@@ -67,8 +68,8 @@ async def test_a_connection_is_believed_unless_it_is_denied(world: World, answer
     await world.handle(connected(session, f"+{NUMBER}"))
     assert await state(world, session) == (S.CONNECTED, 1)
     assert (await world.row(session.chatbot_id)).phone_number == NUMBER
-    assert world.broker.names == ["session.connected"]
-    assert world.broker.ids == [output_id(session.id, f"version {session.version + 1}")]
+    assert world.told.names == ["session.connected"]
+    assert world.told.ids == [output_id(session.id, f"version {session.version + 1}")]
 
 
 @pytest.mark.parametrize("answer", [*NO_ANSWERS, None, S.DISCONNECTED, S.QR_READY])
@@ -97,10 +98,10 @@ async def test_a_replayed_report_is_not_even_asked_about(world: World) -> None:
     for report, answer in ((a_qr, S.QR_READY), (connected, S.CONNECTED), (disconnected, S.DISCONNECTED)):
         world.says(answer)
         await world.handle(report(session))
-        names, asked = list(world.broker.names), list(world.gateway.asked)
+        names, asked = list(world.told.names), list(world.gateway.asked)
         await world.handle(report(session), "again")
-        assert (world.broker.names, world.gateway.asked) == (names, asked)
-    assert world.broker.names == ["session.qr_ready", "session.connected", "session.disconnected"]
+        assert (world.told.names, world.gateway.asked) == (names, asked)
+    assert world.told.names == ["session.qr_ready", "session.connected", "session.disconnected"]
 
 
 async def test_a_renewed_qr_code_is_shown(world: World) -> None:
@@ -108,8 +109,8 @@ async def test_a_renewed_qr_code_is_shown(world: World) -> None:
     session = await settled(world.database, status=S.CONNECTING)
     for code in ("data:1", "data:1", "data:2"):
         await world.handle(a_qr(session, code))
-    assert [event.qr_code for event, _, _ in world.broker.out] == ["data:1", "data:2"]
-    assert len(set(world.broker.ids)) == 2
+    assert [event.qr_code for event in world.told.messages] == ["data:1", "data:2"]
+    assert len(set(world.told.ids)) == 2
 
 
 async def test_nobody_wants_what_was_disconnected(world: World) -> None:
@@ -120,7 +121,7 @@ async def test_nobody_wants_what_was_disconnected(world: World) -> None:
     await world.handle(connected(session, NUMBER))
     assert world.gateway.calls == [f"disconnect {session.session_id}"]
     assert await state(world, session) == (S.DISCONNECTED, 0)
-    assert world.broker.out == []
+    assert world.told.outputs == []
 
 
 async def test_a_report_of_an_unknown_session_is_undeliverable(world: World) -> None:
@@ -145,7 +146,7 @@ async def test_a_logout_after_a_lost_connection_ends_the_wish(world: World, reas
     assert (row.status, row.status_reason, row.wanted) == (S.DISCONNECTED, reason, False)
     await world.handle(disconnected(session, "connection_lost"))
     assert await state(world, session) == (S.DISCONNECTED, 2)
-    assert [event.status_reason for event, _, _ in world.broker.out] == ["connection_lost", reason]
+    assert [event.status_reason for event in world.told.messages] == ["connection_lost", reason]
 
 
 # Numbers
@@ -153,7 +154,7 @@ async def test_a_logout_after_a_lost_connection_ends_the_wish(world: World, reas
 
 @pytest.mark.parametrize("form", [f"+{NUMBER}", f"+54 911 1234-{NUMBER[-4:]}", DEVICE, f"{NUMBER}@c.us", NUMBER])
 async def test_the_forms_of_a_number_are_one_number(world: World, form: str) -> None:
-    """With a plus, as a JID or from another device: the same account, so what waits is rung for and does not fail."""
+    """With a plus, as a JID or from another device: the same account, so what waits does not fail."""
     session = await settled(world.database, status=S.DISCONNECTED, phone_number=NUMBER)
     message = await enqueue(world.database, session)
     world.says(GatewaySession("", S.CONNECTED, phone_number=form))
@@ -161,7 +162,7 @@ async def test_the_forms_of_a_number_are_one_number(world: World, form: str) -> 
     assert (await reread(world.database, message)).delivery_status is DeliveryStatus.PENDING
     assert (await world.row(session.chatbot_id)).phone_number == NUMBER
     await world.handle(connected(session, form), "again")
-    assert world.broker.names == ["whatsapp-qr-send", "session.connected"]
+    assert world.told.names == ["session.connected"]
 
 
 @pytest.mark.parametrize(
@@ -176,7 +177,7 @@ async def test_another_number_fails_what_waits(world: World, reported: str | Non
     failed = await reread(world.database, message)
     assert (failed.delivery_status, failed.error_code) == (DeliveryStatus.FAILED, "number_changed")
     assert (await world.row(session.chatbot_id)).phone_number == OTHER
-    assert world.broker.names == ["message.failed", "session.connected"]
+    assert world.told.names == ["message.failed", "session.connected"]
 
 
 @pytest.mark.parametrize("by_command", [False, True])
@@ -190,22 +191,27 @@ async def test_another_number_is_seen_while_connected(world: World, *, by_comman
     assert await state(world, session) == (S.CONNECTED, 1)
     assert (await world.row(session.chatbot_id)).phone_number == OTHER
     assert (await reread(world.database, message)).error_code == "number_changed"
-    assert world.broker.names == ["message.failed", "session.connected"]
+    assert world.told.names == ["message.failed", "session.connected"]
 
 
 # What else happens meanwhile
 
 
-async def test_a_connection_rings_for_what_waited(world: World) -> None:
-    """For the first message, before the event says so, under an id of this version: a repetition is the same ring."""
+@pytest.mark.parametrize("by_command", [False, True])
+async def test_a_connection_wakes_the_lane(world: World, *, by_command: bool) -> None:
+    """A lane that slept because its session was not connected is due, whoever found the connection."""
     session = await settled(world.database, status=S.DISCONNECTED)
-    first = await enqueue(world.database, session)
     await enqueue(world.database, session)
+    everything = Part(1, {0: 0.0})
+
+    async def due() -> list[str]:
+        return await world.database.read(lambda tx: lanes.due(tx, everything))
+
+    await send_round(world.database, session)
+    assert await due() == []
     world.says(S.CONNECTED)
-    await world.handle(connected(session, NUMBER))
-    assert world.broker.names == ["whatsapp-qr-send", "session.connected"]
-    assert world.broker.out[0][0].message_id == first.id
-    assert world.broker.ids[0] == output_id(session.id, f"ring {session.version + 1}")
+    await world.handle(InitializeSession(chatbot_id=session.chatbot_id) if by_command else connected(session, NUMBER))
+    assert await due() == [session.session_id]
 
 
 @pytest.mark.parametrize("report", [connected, disconnected])
@@ -218,7 +224,7 @@ async def test_a_decision_on_a_stale_state_is_made_again(world: World, other_pro
     row = await world.row(session.chatbot_id)
     assert (row.status, row.status_reason, row.wanted) == (S.DISCONNECTED, "requested", False)
     assert world.gateway.asked == (["status", "disconnect"] if report is connected else ["status"])
-    assert world.broker.names == ["session.disconnected"]
+    assert world.told.outputs == []
 
 
 async def test_an_initialize_on_a_stale_state_is_decided_again(world: World, other_process: Database) -> None:
@@ -229,7 +235,7 @@ async def test_an_initialize_on_a_stale_state_is_decided_again(world: World, oth
     assert world.gateway.asked == ["status"]
     await world.handle(command)
     assert world.gateway.asked == ["status", "status", "initialize"]
-    assert world.broker.names == ["session.connecting"]
+    assert world.told.names == ["session.connecting"]
     assert (await world.row(session.chatbot_id)).wanted
 
 
@@ -249,14 +255,4 @@ async def stale(world: World, other: Database, session: SessionRow, message: Mes
     with pytest.raises(DatabaseUnavailable):
         await world.handle(message)
     world.gateway.meanwhile = None
-    assert world.broker.out == []
-
-
-async def test_what_a_crash_left_is_announced_with_the_next_report(world: World) -> None:
-    """A version whose event was never confirmed is announced by any later report, whatever that one says."""
-    session = await settled(world.database)
-    await change(world.database, session, announced_version=session.version - 1)
-    await world.handle(connected(session))
-    assert world.broker.ids == [output_id(session.id, f"version {session.version}")]
-    await world.handle(DisconnectSession(chatbot_id=session.chatbot_id))
-    assert world.broker.names == ["session.connected", "session.disconnected"]
+    assert world.told.outputs == []

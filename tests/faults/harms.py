@@ -5,8 +5,8 @@ import json
 import random
 import signal
 import sqlite3
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 
 import aio_pika
 from aio_pika.abc import AbstractChannel, AbstractQueue
@@ -56,6 +56,21 @@ async def _running(stage: Stage, kind: str) -> list[Process]:
     return found
 
 
+def flagged(name: str) -> Callable[[Stage, random.Random], AbstractAsyncContextManager[None]]:
+    """Return what all processes suffer while a file is there: see `process`."""
+
+    @asynccontextmanager
+    async def suffered(stage: Stage, _dice: random.Random) -> AsyncIterator[None]:
+        flag = stage.flags / name
+        flag.touch()
+        try:
+            yield
+        finally:
+            flag.unlink()
+
+    return suffered
+
+
 # Processes
 
 
@@ -82,9 +97,9 @@ async def killed_at_a_step(stage: Stage, dice: random.Random) -> AsyncIterator[N
 
 
 @asynccontextmanager
-async def rolled_out(stage: Stage, dice: random.Random) -> AsyncIterator[None]:
+async def rolled_out(stage: Stage, dice: random.Random, *kinds: str) -> AsyncIterator[None]:
     """Every process of a kind, one after another, is told to end and started anew, as a deployment does."""
-    kind = dice.choice(KINDS)
+    kind = dice.choice(kinds or KINDS)
     for process in stage.running(kind):
         await stage.supervisor.terminate(process)
         stage.supervisor.resume(process)
@@ -229,28 +244,6 @@ async def database_killed(stage: Stage, _dice: random.Random) -> AsyncIterator[N
         yield
     finally:
         await stage.postgres.start()
-
-
-@asynccontextmanager
-async def answers_lost(stage: Stage, _dice: random.Random) -> AsyncIterator[None]:
-    """The database commits, and now and then its answer is lost: whoever asked for it has to do it again."""
-    flag = stage.flags / "unsure"
-    flag.touch()
-    try:
-        yield
-    finally:
-        flag.unlink()
-
-
-@asynccontextmanager
-async def disk_full(stage: Stage, _dice: random.Random) -> AsyncIterator[None]:
-    """SQLite's file cannot grow."""
-    flag = stage.flags / "full"
-    flag.touch()
-    try:
-        yield
-    finally:
-        flag.unlink()
 
 
 # The gateway

@@ -25,7 +25,9 @@ def _proxied(name: str, ill: Callable[[Any], None]) -> Fault:
     return fault
 
 
-def _failing(**faults: Any) -> Fault:
+def failing(**faults: Any) -> Fault:
+    """Return what the gateway does while it has these faults."""
+
     @asynccontextmanager
     async def fault(stage: Stage, _dice: random.Random) -> AsyncIterator[None]:
         url = f"{stage.system.controls}/faults"
@@ -59,25 +61,23 @@ ANYWHERE: dict[str, Fault] = {
     "broker memory alarm": harms.broker_memory_alarm,
     "broker disk full": harms.broker_disk_full,
     "broker's queue of jobs full": harms.jobs_full,
+    "broker's refusal of a job": harms.flagged("refused"),
     "broker's queue of a subscriber full": harms.subscriber_full,
     "database away": harms.database_away,
-    "database's answers lost": harms.answers_lost,
+    "database's answers lost": harms.flagged("unsure"),
     "gateway away": harms.gateway_away,
-    "gateway slow": _failing(latency=0.8, initLatency=2),
-    "gateway answers 500": _failing(failureRate=0.4, failureKind="error"),
-    "gateway says not connected": _failing(failureRate=0.5, failureKind="not_connected"),
-    "gateway accepts and times out": _failing(failureRate=0.3, failureKind="timeout_after_accept"),
-    "gateway accepts and drops": _failing(failureRate=0.4, failureKind="drop_after_accept"),
-    "gateway answers late": _failing(answerLatency=1.5),
-    "gateway refuses": _failing(failureRate=0.3, failureKind="refuse"),
+    "gateway slow": failing(latency=0.8, initLatency=2),
+    "gateway answers 500": failing(failureRate=0.4, failureKind="error"),
+    "gateway says not connected": failing(failureRate=0.5, failureKind="not_connected"),
+    "gateway accepts and times out": failing(failureRate=0.3, failureKind="timeout_after_accept"),
+    "gateway accepts and drops": failing(failureRate=0.4, failureKind="drop_after_accept"),
+    "gateway answers late": failing(answerLatency=1.5),
+    "gateway refuses": failing(failureRate=0.3, failureKind="refuse"),
     "WhatsApp drops phones": harms.phones_dropped,
 }
 """What can go wrong with either database."""
 
-ALONE: dict[str, Fault] = {"gateway has ids of its own": _failing(ownIds=True, latency=0.2)}
-"""What keeps the promises only while nothing else goes wrong with the gateway: see the limits of G6."""
-
-ON_SQLITE: dict[str, Fault] = {"disk full": harms.disk_full}
+ON_SQLITE: dict[str, Fault] = {"disk full": harms.flagged("full")}
 ON_POSTGRES: dict[str, Fault] = {
     "database killed": harms.database_killed,
     "database connections cut": _proxied("database_proxy", lambda proxy: proxy.cut()),

@@ -8,6 +8,7 @@ crash     one line `<process> <handler> <step>`, where `*` stands for any proces
           first renames the file to `crash.taken` and kills itself before it does what the step does
 full      while it exists SQLite's disk is full
 unsure    while it exists each third transaction is committed, and who waits for it is told that it failed
+refused   while it exists each third job is refused, as by a queue that is full for a moment
 record    while it exists each step is appended to `steps.log`: `<process> <handler> <run> <step> <kind>`
 
 A handler is one of
@@ -41,7 +42,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from service import apps
 from service.consumers.outbound import Sender
 from service.consumers.relay import Relay
-from service.errors import DatabaseUnavailable, GatewayRefused
+from service.errors import DatabaseUnavailable, GatewayRefused, PublishRefused
 from service.gateway import Gateway
 from service.messaging import dead_letter_queue
 from service.messaging.consuming import Consumer
@@ -55,6 +56,7 @@ from service.upkeep import hosting
 from service.upkeep.hosting import Duty
 from tests.faults.clocks import set_clocks_wrong
 from tests.system import be_a_process
+from whatsapp_qr_contracts.message import JOBS
 
 _PREFIX = "/whatsapp-qr"
 _NO_LIMIT = 1_073_741_823
@@ -113,7 +115,8 @@ class Faults:
         self._taken = folder / "crash.taken"
         self._full = folder / "full"
         self._unsure = folder / "unsure"
-        self._commits = count(1)
+        self._refused = folder / "refused"
+        self._commits, self._jobs = count(1), count(1)
         self._record = folder / "record"
         self._steps = folder / "steps.log"
 
@@ -145,6 +148,12 @@ class Faults:
             message = "the answer to a commit was lost"
             raise DatabaseUnavailable(message)
 
+    def refuse(self) -> None:
+        """Refuse a job, if that is asked for and its turn."""
+        if self._refused.exists() and next(self._jobs) % 3 == 0:
+            message = "a queue has no room for this message"
+            raise PublishRefused(message)
+
     def limit_pages(self, connection: Connection) -> None:
         """Let SQLite's file grow no further than it is, or as far as it likes again."""
         if self._full.exists():
@@ -167,7 +176,7 @@ def _install(faults: Faults) -> None:
 
     Database.__init__ = build  # type: ignore[assignment,method-assign]
     _around(Database, "transact", partial(_committing, faults))
-    _around(Publisher, "publish_raw", partial(_stepping, step, "publish", "published", ()))
+    _around(Publisher, "publish_raw", partial(_publishing, faults))
     _around(Gateway, "_call", partial(_stepping, step, "call", "called", (GatewayRefused,)))
     _around(Delivery, "acknowledge", partial(_stepping, step, "ack", "acked", ()))
     _around(Consumer, "_live", _live)
@@ -201,6 +210,14 @@ async def _flushed(step: Callable[[str], None], work: Callable[..., Awaitable[An
     await tx.flush()
     step("commit")
     return result
+
+
+async def _publishing(faults: Faults, do: Callable[..., Awaitable[Any]], *given: Any, **named: Any) -> None:
+    faults.step("publish")
+    if named["exchange"] == JOBS:
+        faults.refuse()
+    await do(*given, **named)
+    faults.step("published")
 
 
 async def _stepping(

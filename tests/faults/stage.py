@@ -154,7 +154,7 @@ class Stage:
             not waiting
             and not found.unfinished
             and len(done) == len(found.rows) >= ledger.accepted
-            and len(found.dead) >= len(ledger.poison)
+            and set(ledger.poison) <= set(found.dead)
             and expected.items() <= found.sessions.items()
             and await self._queues_are_empty()
         )

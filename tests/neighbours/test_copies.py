@@ -10,11 +10,12 @@ from aio_pika.abc import AbstractChannel
 from tests.neighbours.arena import CUSTOMER, HARMED, PARTITIONS, Arena, Chatbot
 from tests.neighbours.hearing import until
 from tests.neighbours.putting import Put, a_send
-from tests.neighbours.trial import Begin
+from tests.neighbours.trial import RATE, SAMPLES, Begin
 from whatsapp_qr_contracts.message import COMMANDS
 
 _COMMANDS = 40
-_PAUSE = 0.4
+_PAUSE = SAMPLES / RATE / _COMMANDS
+"""Seconds between two: they last as long as the neighbours are measured."""
 _MOST_DELIVERIES = 4
 _BESIDE = 100
 """Messages of neighbours that may lie in the queues at a time."""

@@ -10,7 +10,7 @@ from tests.neighbours.trial import Begin
 
 _BULK = 12
 _EACH = 300
-_TAKEN_IN = 60.0
+_TAKEN_IN = 120.0
 _PACED = {"PREFETCH": "4", "SEND_RATE": "1", "SEND_BURST": "20"}
 # So many that none of them is paced: 15 sends a second among them, and 20 at once each.
 _NEIGHBOURS = (10, 5, 5, 4)

@@ -2,6 +2,7 @@
 
 import asyncio
 import math
+import os
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from functools import partial
@@ -15,14 +16,14 @@ from tests.neighbours.load import Kind, Load, Mix, Sample
 from tests.neighbours.table import MEASURED, table
 from whatsapp_qr_contracts.message import COMMANDS
 
-SAMPLES = 500
+SAMPLES = int(os.environ.get("SAMPLES", "500"))
 """At least so many are given while the harm goes on."""
-RATE = 30.0
-"""Samples a second: two cores carry that and all that measures it."""
+RATE = float(os.environ.get("RATE", "30"))
+"""Samples a second: two cores that do nothing else carry that and all that measures it."""
 _QUIET = 10.0
 _CALM = 0.5
 _TRIES = 3
-_HARMED = 18.0
+_HARMED = 1.05 * SAMPLES / RATE
 _MARGIN = 1.5
 _HEALED = 120.0
 
