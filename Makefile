@@ -8,7 +8,7 @@ READY := $(VENV)/.ready
 LOCK := uv pip compile pyproject.toml --extra otlp --quiet --universal --python-version 3.11 --generate-hashes --no-header \
 	--no-annotate --no-emit-index-url --no-emit-find-links --no-emit-package whatsapp-qr-contracts
 
-.PHONY: help setup run test faults bench check format lint types imports generated diagram page image compose imagetest sbom lock clean
+.PHONY: help setup run test faults neighbours bench check format lint types imports generated diagram page image compose imagetest sbom lock clean
 
 help: ## Print this help
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' Makefile | while IFS="	" read -r name text; do printf '  make %-10s %s\n' "$$name" "$$text"; done
@@ -48,6 +48,10 @@ SEEDS ?= 3
 faults: setup ## Break everything, by plan and at random: make faults SEEDS=20 takes an hour
 	@docker version >/dev/null 2>&1 || deploy/local/setup.sh rabbitmq postgresql
 	SEEDS=$(SEEDS) $(BIN)/python -m pytest -m "fault or long" --numprocesses 3 --dist worksteal
+
+neighbours: setup ## Measure what one chatbot's or subscriber's misbehaviour costs others; RECORD=1 writes it into docs/guarantees.md
+	@docker version >/dev/null 2>&1 || deploy/local/setup.sh rabbitmq postgresql
+	$(BIN)/python -m pytest tests/neighbours -q
 
 bench: setup ## Measure each process and what its work costs the servers; RECORD=1 writes it into docs/capacity.md
 	@docker version >/dev/null 2>&1 || deploy/local/setup.sh rabbitmq postgresql

@@ -56,8 +56,8 @@ async def connect(url: str, *, app_id: str = "", partitions: int | None = None) 
     Args:
         url: the broker, `amqp://user:password@host/vhost`.
         app_id: who you are, for those who look at the broker.
-        partitions: PARTITIONS of the service. Where it is not known, commands go to the first partition, and the
-            service passes each on to its own: a little slower, in the same order. A wrong number is worse than none.
+        partitions: PARTITIONS of the service. Where it is not known, commands come in by a queue of their own, and
+            the service reroutes each to its partition: a little slower, in the same order. A wrong number is worse.
     """
     async with await aio_pika.connect(url, timeout=_SECONDS) as connection:
         commands = await connection.channel(publisher_confirms=True, on_return_raises=True)

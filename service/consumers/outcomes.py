@@ -10,7 +10,7 @@ from service.errors import Rejected
 from service.persistence.sessions import command_row
 from service.persistence.tables import CommandRow
 from whatsapp_qr_contracts.codes import RejectionCode
-from whatsapp_qr_contracts.commands import Command
+from whatsapp_qr_contracts.commands import Command, MessageCommand
 from whatsapp_qr_contracts.events import CommandRejected, Event
 
 _REUSED = Rejected(
@@ -47,7 +47,8 @@ def repeated(known: CommandRow, command: Command) -> CommandRow:
         return known
     own_id = output_id(command.chatbot_id, f"{_REUSED.code} {command.name} {digest} {known.command_id}")
     row = new_row(command, own_id)
-    end(row, command, _REUSED, command_id=known.command_id, message_id=own_id)
+    about = command.message_id if isinstance(command, MessageCommand) else None
+    end(row, command, _REUSED, command_id=known.command_id, message_id=own_id, about=about)
     return row
 
 

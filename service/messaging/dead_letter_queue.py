@@ -13,7 +13,7 @@ from service.messaging.dead_letters import read_dead_letter
 from service.messaging.holding import Hold, Stopping
 from service.messaging.inbox import Inbox
 from service.messaging.partitions import Partition
-from service.tasks import end, is_cancelled
+from service.tasks import end, is_cancelled, let_end
 
 log = structlog.get_logger()
 
@@ -53,9 +53,8 @@ class DeadLetterQueue:
             working.result()
         finally:
             hold.stop()
-            await reader.give_up(_GRACE_SECONDS)
-            if working is not None:
-                await end([working])
+            # Cut off by a second cancellation it would leave a subscription that acknowledges nothing.
+            await let_end(asyncio.create_task(_finish(reader, working)))
 
     async def _subscribe(self, reader: Partition) -> None:
         try:
@@ -67,6 +66,12 @@ class DeadLetterQueue:
             if isinstance(error, asyncio.CancelledError) and is_cancelled():
                 raise
             raise unavailable(error) from error
+
+
+async def _finish(reader: Partition, working: asyncio.Task[None] | None) -> None:
+    await reader.give_up(_GRACE_SECONDS)
+    if working is not None:
+        await end([working])
 
 
 async def _work(inbox: Inbox, hold: Hold, keep: Keep) -> None:

@@ -1,7 +1,6 @@
 """Sends a message to the partition of its key: what came without a partition, or with a wrong one."""
 
 import asyncio
-from collections import defaultdict
 
 from service.errors import Undeliverable
 from service.messaging import topology
@@ -28,23 +27,19 @@ def check_hops(received: Received, partitions: int) -> None:
 
 
 async def reroute(publisher: Publisher, strays: list[Received]) -> None:
-    """Publish each message to its partition, in order per key; those that are confirmed are removed from the list.
+    """Publish each message to its partition; those that are confirmed are removed from the list.
+
+    All are under way at once, over one channel: a queue gets them in this order. Only one that is full, and refuses
+    some, may get later ones of a key before those that it refused.
 
     Raises:
         BrokerUnavailable: some were not confirmed; called again it does the rest.
     """
-    keys: dict[str, list[Received]] = defaultdict(list)
-    for received in strays:
-        keys[received.key].append(received)
-
-    async def publish(one_key: list[Received]) -> None:
-        for received in one_key:
-            await _publish(publisher, received)
-            strays.remove(received)
-
-    results = await asyncio.gather(*map(publish, keys.values()), return_exceptions=True)
+    sent = list(strays)
+    results = await asyncio.gather(*(_publish(publisher, received) for received in sent), return_exceptions=True)
+    strays[:] = [received for received, result in zip(sent, results, strict=True) if result is not None]
     for result in results:
-        if isinstance(result, BaseException):
+        if result is not None:
             raise result
 
 

@@ -17,11 +17,11 @@ async def test_callbacks_are_taken_for_sessions_that_nobody_knows(ingress: Ingre
     """200 once the broker has it; the body is passed on as the contract says, under a key of its own."""
     assert (await ingress.post("/webhook", CONNECTED)).json() == {"success": True}
     assert (await ingress.post("/incoming", INCOMING)).json() == {"success": True}
-    (connected, envelope), (message, _) = ingress.broker.published
+    (connected, _), (message, _) = ingress.broker.published
     assert isinstance(connected, GatewayConnected)
     assert isinstance(message, GatewayMessage)
     assert (message.timestamp, message.sender) == (1_700_000_000, "5491112345678")
-    assert connected.partition_key == message.partition_key == "unknown"
+    assert connected.partition_key == "a-session-nobody-knows"
 
 
 async def test_callbacks_need_no_database(tmp_path: Path) -> None:

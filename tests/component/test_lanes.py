@@ -101,6 +101,8 @@ async def test_a_claim_that_ended_can_be_taken_over(database: Database) -> None:
     session = await a_session(database)
     await enqueue(database, session)
     lost = await claimed(database, session)
+    lane = await lane_of(database, session)
+    assert lane.wake_at == lane.claimed_until
     assert (await send_round(database, session)).claimed == []
     assert await due(database) == []
     await change_lane(database, session, claimed_until=PAST, wake_at=PAST)

@@ -56,9 +56,9 @@ class Gateway:
     """Happens while it sends a text."""
 
     async def send(self, session_id: str, _to: str, message: str, message_id: str) -> str:
+        self.attempts.append((message, message_id))
         assert session_id not in self.sending, "two messages of one session are on their way at once"
         self.sending.add(session_id)
-        self.attempts.append((message, message_id))
         try:
             if self.meanwhile is not None:
                 await self.meanwhile(message)
@@ -232,6 +232,7 @@ async def test_lanes_take_turns_where_connections_are_few(
     await begun.wait()
     for message in little:
         await world.ring(message)
+    await until(lambda: len(world.sender._due) == 2)
     release.set()
     await world.idle(*much, *little)
     assert world.gateway.texts == ["1", "a", "b", "2", "3"]

@@ -10,9 +10,9 @@ from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from service.errors import DatabaseUnavailable
-from service.persistence.confirmations import Confirmations
 from service.persistence.database import Database
 from service.persistence.heartbeats import Heartbeats
+from service.persistence.marks import Marks, MessageTold
 from service.upkeep.hosting import Duty, Upkeep
 from tests.component.rows import a_session, enqueue
 from tests.system import eventually
@@ -56,6 +56,12 @@ async def narrow(migrated_url: str) -> AsyncIterator[Database]:
     await database.close()
 
 
+@pytest.fixture
+def one_writer(migrated_url: str) -> bool:
+    """Whether one alone writes at a time, also what is urgent."""
+    return migrated_url.startswith("sqlite")
+
+
 async def ended(work: asyncio.Future[Any]) -> None:
     """Wait for its end; what stands behind the backlog never ends, and then this fails."""
 
@@ -66,7 +72,7 @@ async def ended(work: asyncio.Future[Any]) -> None:
     await work
 
 
-async def test_what_is_urgent_comes_next(narrow: Database) -> None:
+async def test_what_is_urgent_comes_next(narrow: Database, *, one_writer: bool) -> None:
     """Before all who wait; on PostgreSQL, where connections are kept free for it, even before those who have begun."""
     async with Backlog(narrow) as backlog:
 
@@ -75,11 +81,11 @@ async def test_what_is_urgent_comes_next(narrow: Database) -> None:
             backlog.done.append("urgent")
 
         task = asyncio.create_task(urgent())
-        if not narrow.is_sqlite:
+        if not one_writer:
             await ended(task)
         backlog.go_on.set()
         await task
-    assert backlog.done.index("urgent") == (1 if narrow.is_sqlite else 0)
+    assert backlog.done.index("urgent") == (1 if one_writer else 0)
 
 
 async def test_probes_are_answered_beside_a_backlog(narrow: Database) -> None:
@@ -95,11 +101,11 @@ async def test_probes_are_answered_beside_a_backlog(narrow: Database) -> None:
         await eventually(answered)
 
 
-async def test_beats_leases_and_confirmations_are_urgent(narrow: Database) -> None:
+async def test_beats_leases_and_marks_are_urgent(narrow: Database, *, one_writer: bool) -> None:
     """Late ones would look like a process that has died, or repeat what was confirmed."""
     message = await enqueue(narrow, await a_session(narrow))
-    confirmations = Confirmations(narrow)
-    confirmations.message(message)
+    marks = Marks(narrow)
+    marks.note(MessageTold(message.id, place=message.lane_number))
     ran = asyncio.Event()
 
     async def run() -> None:
@@ -108,8 +114,8 @@ async def test_beats_leases_and_confirmations_are_urgent(narrow: Database) -> No
     upkeep = Upkeep(narrow, [Duty("sweeper", 60.0, run)])
     async with Backlog(narrow) as backlog:
         upkeep.start()
-        beats = asyncio.gather(Heartbeats(narrow, "one", "queue", 5.0).beat([]), confirmations.flush(), ran.wait())
-        if narrow.is_sqlite:  # one writes at a time, and has begun
+        beats = asyncio.gather(Heartbeats(narrow, "one", "queue", 5.0).beat([]), marks.flush(), ran.wait())
+        if one_writer:  # it has begun
             backlog.go_on.set()
             await beats  # without looking up: the backlog works on meanwhile
         else:

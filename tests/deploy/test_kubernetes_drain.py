@@ -15,6 +15,7 @@ import asyncpg
 import httpx
 
 from service.messaging import topology
+from tests.amqp import Amqp
 from tests.deploy.manifests import objects, workload
 from tests.servers import Broker
 from tests.system import CONSUMERS, Process, System, eventually, running
@@ -52,7 +53,8 @@ async def listens(process: Process) -> bool:
 
 async def left_over(system: System, queue: topology.PartitionedQueue) -> int:
     """How many messages nobody has acknowledged: those of a consumer that is gone are back in their queue."""
-    return sum(await topology.waiting(system.amqp_url, queue, PARTITIONS))
+    async with Amqp(system.amqp_url) as amqp:
+        return sum([await amqp.waiting(queue.queue_name(number)) for number in range(PARTITIONS)])
 
 
 async def test_a_session_consumer_finishes_its_command(clean_broker: str, sqlite_database: str, tmp_path: Path) -> None:

@@ -28,7 +28,7 @@ WRONG = {
         ("== 0", "<= 1"),
         ("== 0", "< 0"),
         ("max by", "min by"),
-        ("\\\\.[0-9]", "\\\\.[1-2]"),
+        ("[0-9]+|entry", "[1-2]+|entry"),
     ],
     "WhatsappQrLaneWithoutConsumer": [("< scalar", "<= scalar"), ("sum by", "max by"), ("< scalar", "> scalar")],
     "WhatsappQrBacklogGrowing": [("> 500", "> 650"), ("> 500", "> 300"), ("> 0", ">= 0"), ("and", "or")],
@@ -38,6 +38,8 @@ WRONG = {
     "WhatsappQrPublishFailures": [("0.05", "0.07"), ("0.05", "0.03"), ('{outcome="failed"}', "")],
     "WhatsappQrUnroutable": [("or increase", "unless increase"), ("> 0", ">= 0"), ('outcome="unroutable"', 'type!=""')],
     "WhatsappQrHandlerErrors": [("0.05", "0.07"), ("0.05", "0.03"), ("or 0", "and 0")],
+    "WhatsappQrRelaying": [("max by", "min by"), ("> 0", "> 1")],
+    "WhatsappQrEventsRefused": [("or increase", "unless increase"), ("> 0", ">= 0"), ("15m", "60m")],
     "WhatsappQrRedriven": [("or increase", "unless increase"), ("> 0", ">= 0"), ("30m", "10m")],
     "WhatsappQrSessionDisconnects": [
         ("0.1", "0.15"),

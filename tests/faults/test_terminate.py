@@ -10,8 +10,13 @@ from pathlib import Path
 from uuid import UUID, uuid4
 
 import httpx
+import pytest
 
-from tests.amqp import Amqp
+from service import tasks
+from service.domain.dead_letters import DeadLetter
+from service.messaging.dead_letter_queue import DeadLetterQueue
+from service.messaging.topology import DEAD_LETTERS
+from tests.amqp import Amqp, publishing, until
 from tests.integration.test_outages import dead_letters
 from tests.system import CONSUMERS, System, eventually, running
 from whatsapp_qr_contracts.partitions import partition_of
@@ -162,3 +167,28 @@ async def test_a_send_that_is_under_way_is_finished(clean_broker: str, sqlite_da
         sent = await eventually(lambda: system.sent(session_id), lambda found: len(found) >= len(texts))
         assert [message["message"] for message in sent] == texts
         assert (await system.message(answers[0]["messageId"]))["attempts"] == 0
+
+
+async def test_a_reader_of_dead_letters_is_ended_whole(clean_broker: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Told to end again and again while it keeps a dead letter, it leaves no subscription that acknowledges nothing."""
+    monkeypatch.setattr(tasks, "AGAIN_SECONDS", 0.02)
+    begun, may_end = asyncio.Event(), asyncio.Event()
+
+    async def keep(_dead: DeadLetter) -> None:
+        begun.set()
+        await may_end.wait()
+
+    async with publishing(clean_broker), Amqp(clean_broker) as amqp:
+        reading = asyncio.create_task(DeadLetterQueue(clean_broker, 1).consume(keep))
+        await amqp.publish(b"?", "nobody.reads", message_id="m")
+        await begun.wait()
+        ending = asyncio.create_task(tasks.end([reading]))
+        await until(lambda: reading.done() or reading.cancelling() > 2)
+        may_end.set()
+        await ending
+
+        async def readers() -> int | None:
+            queue = await amqp.channel.declare_queue(DEAD_LETTERS, passive=True)
+            return queue.declaration_result.consumer_count
+
+        await eventually(readers, lambda count: count == 0, seconds=10)
