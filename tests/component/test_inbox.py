@@ -110,7 +110,10 @@ async def test_what_is_suspicious_is_taken_alone() -> None:
     arrive(inbox, 0, "bad 1", "bad 2", deaths=2)
     arrive(inbox, 0, "3", deaths=1)
     arrive(inbox, 0, "4")
-    assert [names(await inbox.take(9)) for _ in range(4)] == [["1", "2"], ["bad 1"], ["bad 2"], ["3", "4"]]
+    taken: list[list[str]] = []
+    while sum(map(len, taken)) < 6:
+        taken.append(names(await inbox.take(9)))
+    assert taken == [["1", "2"], ["bad 1"], ["bad 2"], ["3", "4"]]
 
 
 async def test_what_is_suspicious_has_its_turn() -> None:

@@ -452,12 +452,12 @@ PARTITIONS = 4
 
 async def test_copies_do_not_multiply(clean_broker: str) -> None:
     """Each copy that the broker made for the headers CC and BCC is passed on at most once, without these headers."""
-    handler, chatbot_id = Handler(), a_chatbot(2, PARTITIONS)
+    handler, chatbot_id, dead = Handler(), a_chatbot(2, PARTITIONS), list[DeadLetter]()
     keys = [f"message.send.{number}" for number in range(PARTITIONS)]
     async with (
         publishing(clean_broker, PARTITIONS) as publisher,
         Amqp(clean_broker) as amqp,
-        consuming(clean_broker, handler, publisher),
+        consuming(clean_broker, handler, publisher, dead=dead),
     ):
         await amqp.publish(
             a_message(chatbot_id, "x").wire(), "message.send", **TYPED, headers={"CC": keys[:2], "BCC": keys[2:]}
@@ -469,6 +469,7 @@ async def test_copies_do_not_multiply(clean_broker: str) -> None:
                 await amqp.publish(a_message(chatbot_id, "after").wire(), key, **TYPED)
         await until(lambda: handler.done.count("after") == 3 * (PARTITIONS + 1))
     assert handler.done.count("x") == PARTITIONS + 1
+    assert dead == []
 
 
 @pytest.mark.parametrize("routing_key", ["message.send.0", "message.send"])
