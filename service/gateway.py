@@ -10,6 +10,7 @@ from opentelemetry.trace import SpanKind
 from pydantic import TypeAdapter, ValidationError
 
 from service import tracing
+from service.domain.saying import Connected, NoAnswer, OtherState, Said, UnknownSession, UnknownWord
 from service.errors import GatewayError, GatewayOutcomeUnknown, GatewayRefused, GatewayUnreachable
 from service.metrics import GATEWAY_SECONDS
 from whatsapp_qr_contracts.message import Identifier, SessionStatus, Text
@@ -36,17 +37,6 @@ Call = Literal["init", "disconnect", "status", "sessions", "send"]
 
 
 @dataclass(frozen=True, slots=True)
-class GatewaySession:
-    """What the gateway says about a session."""
-
-    session_id: str
-    status: SessionStatus | None
-    """None where the gateway uses a word of its own."""
-    phone_number: str | None = None
-    qr_code: str | None = None
-
-
-@dataclass(frozen=True, slots=True)
 class Timeouts:
     """Seconds that a call may take."""
 
@@ -58,8 +48,8 @@ class Timeouts:
 class Gateway:
     """Calls the gateway over pooled connections.
 
-    Every method raises GatewayUnreachable where the call was not taken, GatewayOutcomeUnknown where it is not known
-    whether it was, and GatewayRefused where the gateway said no.
+    Every method but `status` raises GatewayUnreachable where the call was not taken, GatewayOutcomeUnknown where it is
+    not known whether it was, and GatewayRefused where the gateway said no.
     """
 
     def __init__(self, base_url: str, timeouts: Timeouts | None = None) -> None:
@@ -89,19 +79,17 @@ class Gateway:
             if error.code != "unknown_session":
                 raise
 
-    async def status(self, session_id: str) -> GatewaySession | None:
-        """Return what the gateway says about a session, or None where it does not know it."""
+    async def status(self, session_id: str) -> Said:
+        """Return what the gateway says about a session; that it says nothing is an answer too."""
         try:
             answer = await self._call("status", "GET", f"/status/{session_id}", seconds=self._timeouts.other)
-        except GatewayRefused as error:
-            if error.code == "unknown_session":
-                return None
-            raise
+        except GatewayError as error:
+            return UnknownSession() if error.code == "unknown_session" else NoAnswer(error)
         session = answer.get("session")
-        return _session(session if isinstance(session, dict) else {}, session_id)
+        return _said(session if isinstance(session, dict) else {})
 
-    async def sessions(self) -> dict[str, GatewaySession] | None:
-        """Return all sessions by their ids, or None where the gateway has no such list."""
+    async def sessions(self) -> dict[str, Said] | None:
+        """Return what the gateway says about all its sessions, by their ids, or None where it has no such list."""
         try:
             answer = await self._call("sessions", "GET", "/sessions", seconds=self._timeouts.other)
         except GatewayRefused:
@@ -109,8 +97,8 @@ class Gateway:
         listed = answer.get("sessions")
         if not isinstance(listed, list):
             return None
-        found = [_session(entry, "") for entry in listed if isinstance(entry, dict)]
-        return {session.session_id: session for session in found if session.session_id}
+        found = [(_valid(_IDENTIFIER, entry.get("sessionId")), entry) for entry in listed if isinstance(entry, dict)]
+        return {session_id: _said(entry) for session_id, entry in found if session_id}
 
     async def qr_code(self, session_id: str) -> str | None:
         """Return the QR code that waits to be scanned, where there is one."""
@@ -194,14 +182,11 @@ def _valid(kind: TypeAdapter[str], value: Any) -> str | None:
         return None
 
 
-def _session(answer: dict[str, Any], session_id: str) -> GatewaySession:
+def _said(session: dict[str, Any]) -> Said:
     try:
-        status = SessionStatus(str(answer.get("status", "")).upper())
+        status = SessionStatus(str(session.get("status", "")).upper())
     except ValueError:
-        status = None
-    return GatewaySession(
-        session_id=_valid(_IDENTIFIER, answer.get("sessionId")) or session_id,
-        status=status,
-        phone_number=_valid(_TEXT, answer.get("phoneNumber")),
-        qr_code=_valid(_TEXT, answer.get("qrCode")),
-    )
+        return UnknownWord()
+    if status is SessionStatus.CONNECTED:
+        return Connected(_valid(_TEXT, session.get("phoneNumber")))
+    return OtherState(status, _valid(_TEXT, session.get("qrCode")))

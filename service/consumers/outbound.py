@@ -21,6 +21,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from service import metrics, tracing
 from service.consumers import telling
 from service.consumers.announcing import Announcer
+from service.domain.saying import Connected, NoAnswer
 from service.domain.sending import Retry, SendPolicy, after_failure
 from service.errors import (
     GatewayError,
@@ -42,7 +43,6 @@ from service.privacy import shown_code
 from service.tasks import end
 from whatsapp_qr_contracts.codes import DeadLetterReason, FailureCode
 from whatsapp_qr_contracts.jobs import SendJob
-from whatsapp_qr_contracts.message import SessionStatus
 
 log = structlog.get_logger()
 
@@ -236,13 +236,12 @@ class Sender:
         """Find out what a refusal without a code means: the session is not connected, or the message is no good."""
         if not isinstance(error, GatewayRefused) or error.explicit:
             return error
-        try:
-            session = await self.gateway.status(session_id)
-        except GatewayError as trouble:
-            return GatewayUnreachable(trouble.detail)
-        if session is None or session.status is not SessionStatus.CONNECTED:
-            return GatewayRefused(error.detail, code="not_connected")
-        return error
+        match await self.gateway.status(session_id):
+            case Connected():
+                return error
+            case NoAnswer(trouble):
+                return GatewayUnreachable(trouble.detail)
+        return GatewayRefused(error.detail, code="not_connected")
 
     async def stop(self) -> None:
         """End after the messages that are on their way; whoever is active next goes on from the lanes' rows."""

@@ -23,9 +23,10 @@ from service.consumers.telling import session_event, session_event_id
 from service.domain import session as machine
 from service.domain.identities import new_session_id
 from service.domain.reconciling import NO_QR_CODE
+from service.domain.saying import Connected, NoAnswer, OtherState, Said, UnknownSession, UnknownWord
 from service.domain.session import Trigger
 from service.errors import GatewayError, GatewayUnreachable, Rejected, Undeliverable
-from service.gateway import Gateway, GatewaySession
+from service.gateway import Gateway
 from service.messaging.consuming import Failures
 from service.messaging.envelope import Envelope
 from service.messaging.receiving import Received
@@ -131,24 +132,22 @@ class SessionConsumer:
         finish = partial(self._end, command=command, envelope=envelope)
         repairs = command.repair_of is not None
         connected = seen.status is SessionStatus.CONNECTED
-        try:
-            reported = await self.gateway.status(seen.session_id) if seen.version else None
-        except GatewayError as error:
-            if connected:
+        said = await self.gateway.status(seen.session_id) if seen.version else UnknownSession()
+        match said:
+            case Connected(number):
+                change = Change(Trigger.CONNECTED, wanted=True, phone_number=phone(number))
+                return await finish(seen, None if is_old_news(seen, change) else change)
+            case NoAnswer(error) if connected:
                 return await finish(Rejected(f"the session stays connected: {error.detail}", code=_reason(error)))
-            reported = None
-        if reported is not None and reported.status is SessionStatus.CONNECTED:
-            change = Change(Trigger.CONNECTED, wanted=True, phone_number=phone(reported.phone_number))
-            return await finish(seen, None if is_old_news(seen, change) else change)
-        cannot_say = connected and reported is not None and reported.status is None
-        shows_qr = reported is not None and reported.status is seen.status is SessionStatus.QR_READY
-        if cannot_say or (shows_qr and not repairs):
-            return await finish(seen)
+            case UnknownWord() if connected:
+                return await finish(seen)
+            case OtherState(SessionStatus.QR_READY) if seen.status is SessionStatus.QR_READY and not repairs:
+                return await finish(seen)
         reason = NO_QR_CODE if repairs and seen.status is SessionStatus.CONNECTING else None
         connecting = await self._change(
             seen, Change(Trigger.INITIALIZE, wanted=True, reason=reason), caused_by=envelope.message_id
         )
-        if repairs and _hangs(reported, connecting):
+        if repairs and _hangs(said, connecting):
             await self._tell_gateway(connecting.session_id)  # it would leave a pairing that runs as it is
         try:
             await self.gateway.initialize(connecting.session_id, str(connecting.chatbot_id))
@@ -253,15 +252,10 @@ class SessionConsumer:
             return change
         for pause in (0.0, *_ASK_AGAIN_AFTER):
             await asyncio.sleep(pause)
-            try:
-                answer = await self.gateway.status(session.session_id)
-            except GatewayError:
-                return change  # it cannot say, so its report stands
-            if answer is not None and answer.status is None:
-                return change  # it uses a word of its own
-            if machine.confirms(answer.status if answer else None, change.trigger, before=session.status):
-                number = change.phone_number or phone(answer.phone_number if answer else None)
-                return replace(change, phone_number=number if change.trigger is Trigger.CONNECTED else None)
+            said = await self.gateway.status(session.session_id)
+            if machine.confirms(said, change.trigger, before=session.status):
+                number = said.phone_number if isinstance(said, Connected) else None
+                return replace(change, phone_number=change.phone_number or phone(number))
         log.info("report_contradicted", report=change.trigger)
         return None
 
@@ -317,9 +311,11 @@ async def _overtaken(tx: AsyncSession, command: InitializeSession) -> Rejected |
     return None
 
 
-def _hangs(reported: GatewaySession | None, session: SessionRow) -> bool:
+def _hangs(said: Said, session: SessionRow) -> bool:
     """Say whether a pairing may be ended without ending a link: logging out is what the gateway does then."""
-    if reported is None:
-        return False
-    never_linked = session.phone_number is None and reported.status is SessionStatus.CONNECTING
-    return reported.status is SessionStatus.QR_READY or never_linked
+    match said:
+        case OtherState(SessionStatus.QR_READY):
+            return True
+        case OtherState(SessionStatus.CONNECTING):
+            return session.phone_number is None  # it was never linked
+    return False

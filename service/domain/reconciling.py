@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from service.domain.identities import customer_address
+from service.domain.saying import Connected, NoAnswer, OtherState, Said, UnknownSession, UnknownWord
 from whatsapp_qr_contracts.message import SessionStatus
 
 _S = SessionStatus
@@ -41,7 +42,7 @@ class Step(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Known:
-    """What the row says."""
+    """What the row says, and what has been seen since it last changed."""
 
     status: SessionStatus
     wanted: bool
@@ -52,18 +53,8 @@ class Known:
     qr_code: str | None = None
     stuck: float | None = None
     """Seconds for which the first message of its lane has been seen tried in vain; None where none has."""
-
-
-@dataclass(frozen=True, slots=True)
-class Said:
-    """What the gateway says."""
-
-    status: SessionStatus | None
-    """None where it does not know the session."""
-    phone_number: str | None = None
-    qr_code: str | None = None
-    lasting: float = 0.0
-    """Seconds for which it has been seen to say so, with the row at its present version."""
+    logging_in: float = 0.0
+    """Seconds for which the gateway has been seen to say CONNECTING."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,21 +70,23 @@ class Patience:
 
 
 def step(known: Known, said: Said, patience: Patience) -> Step | None:
-    """Return what mends the session, or None where nothing is wrong or time will tell."""
-    if not known.wanted:
-        return Step.END if said.status not in {None, _S.DISCONNECTED} else None
-    match said.status:
-        case _S.CONNECTED:
+    """Return what mends the session, or None where nothing is wrong, the gateway does not say, or time will tell."""
+    match said:
+        case NoAnswer() | UnknownWord():
+            return None
+        case UnknownSession() | OtherState(status=_S.DISCONNECTED):
+            return _gone_there(known, said, patience) if known.wanted else None
+        case _ if not known.wanted:
+            return Step.END
+        case Connected():
             return _connected_there(known, said, patience)
-        case _S.QR_READY:
+        case OtherState(status=_S.QR_READY):
             return _shown_there(known, said, patience)
-        case _S.CONNECTING:
-            return _connecting_there(known, said, patience)
         case _:
-            return _gone_there(known, said, patience)
+            return _connecting_there(known, patience)
 
 
-def _connected_there(known: Known, said: Said, patience: Patience) -> Step | None:
+def _connected_there(known: Known, said: Connected, patience: Patience) -> Step | None:
     if known.status is not _S.CONNECTED or _another_number(known, said):
         return Step.CONNECTED
     if known.reason == ACTION_REQUIRED:
@@ -101,12 +94,12 @@ def _connected_there(known: Known, said: Said, patience: Patience) -> Step | Non
     return Step.WARN if known.stuck is not None and known.stuck >= patience.stuck else None
 
 
-def _another_number(known: Known, said: Said) -> bool:
+def _another_number(known: Known, said: Connected) -> bool:
     number = customer_address(said.phone_number) if said.phone_number else ""
     return number not in {"", known.phone_number}  # a blank one is none
 
 
-def _shown_there(known: Known, said: Said, patience: Patience) -> Step | None:
+def _shown_there(known: Known, said: OtherState, patience: Patience) -> Step | None:
     if known.status is not _S.QR_READY:
         return Step.QR
     if known.age < patience.renewal:
@@ -115,7 +108,7 @@ def _shown_there(known: Known, said: Said, patience: Patience) -> Step | None:
     return Step.INITIALIZE if said.qr_code == known.qr_code else Step.QR
 
 
-def _connecting_there(known: Known, said: Said, patience: Patience) -> Step | None:
+def _connecting_there(known: Known, patience: Patience) -> Step | None:
     match known.status:
         case _S.CONNECTED:
             return Step.DISCONNECTED
@@ -123,15 +116,15 @@ def _connecting_there(known: Known, said: Said, patience: Patience) -> Step | No
             return Step.INITIALIZE if known.age >= patience.passing else None
         case _S.QR_READY:
             # The code may have been scanned in its last second: its age says nothing about the login that follows.
-            return Step.INITIALIZE if said.lasting >= patience.passing else None
+            return Step.INITIALIZE if known.logging_in >= patience.passing else None
         case _:
             return None
 
 
-def _gone_there(known: Known, said: Said, patience: Patience) -> Step | None:
+def _gone_there(known: Known, said: UnknownSession | OtherState, patience: Patience) -> Step | None:
     match known.status:
         case _S.CONNECTED | _S.QR_READY:
-            return Step.DISCONNECTED if said.status is _S.DISCONNECTED else Step.INITIALIZE
+            return Step.INITIALIZE if isinstance(said, UnknownSession) else Step.DISCONNECTED
         case _S.DISCONNECTED if known.reason in _WAITS_FOR_THE_USER:
             return None
         case _:

@@ -6,6 +6,7 @@ replayed report does no harm.
 
 from enum import StrEnum
 
+from service.domain.saying import Connected, NoAnswer, OtherState, Said, UnknownSession, UnknownWord
 from whatsapp_qr_contracts.message import SessionStatus
 
 _S = SessionStatus
@@ -76,19 +77,21 @@ def must_be_confirmed(status: SessionStatus, trigger: Trigger) -> bool:
     return trigger in {Trigger.CONNECTED, Trigger.DISCONNECTED} or status is SessionStatus.CONNECTED
 
 
-def confirms(reported: SessionStatus | None, trigger: Trigger, *, before: SessionStatus) -> bool:
-    """Say whether the gateway's present answer agrees with its report.
+def confirms(said: Said, trigger: Trigger, *, before: SessionStatus) -> bool:
+    """Say whether the gateway's present answer agrees with its report; where it cannot say, its report stands.
 
     Args:
-        reported: what the gateway answered; None where it does not know the session.
+        said: the answer.
         trigger: the report.
         before: the session's status before it.
     """
+    if isinstance(said, NoAnswer | UnknownWord):
+        return True
     if trigger is Trigger.CONNECTED:
-        return reported is SessionStatus.CONNECTED
+        return isinstance(said, Connected)
     if trigger is Trigger.QR or before is SessionStatus.CONNECTED:
-        return reported is not SessionStatus.CONNECTED
-    return reported in {None, SessionStatus.DISCONNECTED}
+        return not isinstance(said, Connected)
+    return isinstance(said, UnknownSession) or (isinstance(said, OtherState) and said.status is _S.DISCONNECTED)
 
 
 def still_wanted(reason: str | None) -> bool:

@@ -15,6 +15,7 @@ from service.messaging.replaying import Replayer
 from service.persistence import dead_letters
 from service.persistence.database import Database
 from service.persistence.tables import DeadLetterRow, now
+from whatsapp_qr_contracts.codes import DeadLetterReason
 from whatsapp_qr_contracts.gateway import GatewayReport, Incoming, Webhook
 
 _CALLBACKS: dict[str, TypeAdapter[Any]] = {
@@ -108,6 +109,8 @@ class DeadLetters:
 
     async def _put_back(self, row: DeadLetterRow) -> None:
         original = dead_letters.original_of(row)
+        if row.reason == DeadLetterReason.TOO_LARGE:
+            raise Undeliverable("its body was cut: have it sent again, smaller", code=DeadLetterReason.TOO_LARGE)
         if row.source not in _CALLBACKS or original.exchange:
             await self.replayer.put_back(original)
             return

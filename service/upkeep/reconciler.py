@@ -14,9 +14,10 @@ import structlog
 from uuid_utils.compat import uuid7
 
 from service import metrics
-from service.domain.reconciling import ACTION_REQUIRED, QR_EXPIRED, Patience, Said, Step, step
+from service.domain.reconciling import ACTION_REQUIRED, QR_EXPIRED, Patience, Step, step
+from service.domain.saying import Connected, NoAnswer, OtherState, Said, UnknownSession, UnknownWord
 from service.errors import GatewayError
-from service.gateway import Gateway, GatewaySession
+from service.gateway import Gateway
 from service.messaging.publishing import Publisher
 from service.persistence import sessions, sweeping
 from service.persistence.database import Database
@@ -67,7 +68,7 @@ class Reconciler:
         self._patience = patience
         self._pause = pause
         self._in_vain = Watch()
-        self._says = Watch()
+        self._logs_in = Watch()
         self._taken: dict[tuple[str, int, Step], float] = {}
 
     async def run(self) -> None:
@@ -79,73 +80,73 @@ class Reconciler:
         """
         listed = await self._gateway.sessions()
         seen = await self._survey()
-        said = self._timed(seen, await self._first_look(seen, listed))
-        suspects = {one.session_id: one.version for one in seen if self._step(one, said)}
+        said = await self._first_look(seen, listed)
+        suspects = {one.session_id: one.version for one in self._timed(seen, said) if self._step(one, said)}
         if suspects:
             await asyncio.sleep(self._pause)
             seen = await self._survey()
-            again = [one for one in seen if suspects.get(one.session_id) == one.version]
-            await self._mend(again, self._timed(seen, said | await self._ask(again)))
+            again = {one.session_id for one in seen if suspects.get(one.session_id) == one.version}
+            said |= await self._ask([one for one in seen if one.session_id in again])
+            await self._mend([one for one in self._timed(seen, said) if one.session_id in again], said)
 
-    async def _first_look(
-        self, seen: Sequence[Surveyed], listed: Mapping[str, GatewaySession] | None
-    ) -> dict[str, Said | None]:
+    async def _first_look(self, seen: Sequence[Surveyed], listed: Mapping[str, Said] | None) -> dict[str, Said]:
         if listed is None:
             return await self._ask([one for one in seen if one.known.wanted or one.known.age < _DAY])
-        said = {one.session_id: _said(listed.get(one.session_id)) for one in seen}
-        return said | await self._ask([one for one in seen if said[one.session_id] is None])
+        said = {one.session_id: listed.get(one.session_id, UnknownSession()) for one in seen}
+        return said | await self._ask([one for one in seen if isinstance(said[one.session_id], UnknownWord)])
 
-    def _timed(self, seen: Sequence[Surveyed], said: Mapping[str, Said | None]) -> dict[str, Said | None]:
-        """Return what the gateway says, with how long it has been saying so of each session as it is."""
-        versions = {one.session_id: one.version for one in seen}
-        answers = {name: answer for name, answer in said.items() if answer is not None and name in versions}
-        lasting = self._says.look({name: (versions[name], answer.status) for name, answer in answers.items()})
-        return {name: replace(answer, lasting=lasting[name]) for name, answer in answers.items()}
+    def _timed(self, seen: Sequence[Surveyed], said: Mapping[str, Said]) -> list[Surveyed]:
+        """Return the sessions with how long the gateway has been seen to log them in, at their present version."""
+        versions = {one.session_id: one.version for one in seen if _is_logging_in(said.get(one.session_id))}
+        since = self._logs_in.look(versions)
+        return [replace(one, known=replace(one.known, logging_in=since.get(one.session_id, 0.0))) for one in seen]
 
     async def _survey(self) -> list[Surveyed]:
         seen = await self._database.read(sessions.survey)
         in_vain = self._in_vain.look(await self._database.read(sweeping.tried_in_vain))
         return [replace(one, known=replace(one.known, stuck=in_vain.get(one.session_id))) for one in seen]
 
-    def _step(self, one: Surveyed, said: Mapping[str, Said | None]) -> Step | None:
+    def _step(self, one: Surveyed, said: Mapping[str, Said]) -> Step | None:
         answer = said.get(one.session_id)
-        return step(one.known, answer, self._patience) if answer is not None else None
+        return None if answer is None else step(one.known, answer, self._patience)  # None: it was not asked for
 
-    async def _ask(self, asked: Sequence[Surveyed]) -> dict[str, Said | None]:
-        """Return what the gateway says about each session; None where it does not say."""
+    async def _ask(self, asked: Sequence[Surveyed]) -> dict[str, Said]:
+        """Return what the gateway says about each session."""
         limit = asyncio.Semaphore(_AT_ONCE)
 
-        async def ask(one: Surveyed) -> Said | None:
+        async def ask(session_id: str) -> Said:
             async with limit:
-                try:
-                    return await self._about(one)
-                except GatewayError as error:
-                    log.info("gateway_does_not_say", session_id=shown(one.session_id), code=shown_code(error.code))
-                    return None
+                said = await self._about(session_id)
+            if isinstance(said, NoAnswer):
+                log.info("gateway_does_not_say", session_id=shown(session_id), code=shown_code(said.error.code))
+            return said
 
-        answers = await asyncio.gather(*(ask(one) for one in asked))  # ask raises nothing
-        return {one.session_id: answer for one, answer in zip(asked, answers, strict=True)}
+        names = [one.session_id for one in asked]
+        return dict(zip(names, await asyncio.gather(*map(ask, names)), strict=True))  # ask raises nothing
 
-    async def _about(self, one: Surveyed) -> Said | None:
-        answer = await self._gateway.status(one.session_id)
-        if answer is not None and answer.status is SessionStatus.QR_READY and answer.qr_code is None:
-            answer = replace(answer, qr_code=await self._gateway.qr_code(one.session_id))
-        return _said(answer)
+    async def _about(self, session_id: str) -> Said:
+        said = await self._gateway.status(session_id)
+        if said != OtherState(SessionStatus.QR_READY):
+            return said
+        try:
+            return replace(said, qr_code=await self._gateway.qr_code(session_id))
+        except GatewayError as error:
+            return NoAnswer(error)
 
-    async def _mend(self, again: Sequence[Surveyed], said: Mapping[str, Said | None]) -> None:
+    async def _mend(self, again: Sequence[Surveyed], said: Mapping[str, Said]) -> None:
         at = time.monotonic()
         repeat_after = 2 * self._patience.passing
         # What was published before may still wait in the queue: it is not published at every run.
         self._taken = {what: when for what, when in self._taken.items() if at - when < repeat_after}
         # In any order: those that are refused again and again would else keep the last ones from their turn.
         for one in random.sample(again, len(again)):
-            mends, answer = self._step(one, said), said.get(one.session_id)
-            if mends is None or answer is None or (one.session_id, one.version, mends) in self._taken:
+            mends = self._step(one, said)
+            if mends is None or (one.session_id, one.version, mends) in self._taken:
                 continue
             if len(self._taken) >= _STEPS:
                 log.warning("sessions_mended_later", reason=f"more than {_STEPS} sessions are being mended")
                 return
-            if await self._take(mends, one, answer):
+            if await self._take(mends, one, said[one.session_id]):
                 self._taken[one.session_id, one.version, mends] = at
 
     async def _take(self, mends: Step, one: Surveyed, said: Said) -> bool:
@@ -163,21 +164,19 @@ class Reconciler:
         return True
 
 
-def _said(answer: GatewaySession | None) -> Said | None:
-    """Return what the gateway says about a session; None where it uses a word of its own."""
-    if answer is None:
-        return Said(None)
-    return Said(answer.status, answer.phone_number, answer.qr_code) if answer.status else None
+def _is_logging_in(said: Said | None) -> bool:
+    return isinstance(said, OtherState) and said.status is SessionStatus.CONNECTING
 
 
 def _message(mends: Step, one: Surveyed, said: Said) -> Message:
     session_id = one.session_id
+    number = said.phone_number if isinstance(said, Connected) else None
     match mends:
         case Step.CONNECTED:
-            connected = ConnectedData(phone_number=said.phone_number)
+            connected = ConnectedData(phone_number=number)
             return GatewayConnected(type="connected", session_id=session_id, data=connected)
         case Step.WARN:
-            connected = ConnectedData(phone_number=said.phone_number, reason=ACTION_REQUIRED)
+            connected = ConnectedData(phone_number=number, reason=ACTION_REQUIRED)
             return GatewayConnected(type="connected", session_id=session_id, data=connected)
         case Step.END:  # the session consumer ends a connection that nobody wants
             return GatewayConnected(type="connected", session_id=session_id)
@@ -185,6 +184,7 @@ def _message(mends: Step, one: Surveyed, said: Said) -> Message:
             reason = QR_EXPIRED if one.known.status is SessionStatus.QR_READY else None
             return GatewayDisconnected(type="disconnected", session_id=session_id, data=DisconnectedData(reason=reason))
         case Step.QR:
-            return GatewayQr(type="qr", session_id=session_id, data=QrData(qr_code=said.qr_code or ""))
+            qr_code = said.qr_code if isinstance(said, OtherState) else None
+            return GatewayQr(type="qr", session_id=session_id, data=QrData(qr_code=qr_code or ""))
         case Step.INITIALIZE:
             return InitializeSession(chatbot_id=one.chatbot_id, repair_of=one.version)

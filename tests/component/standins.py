@@ -8,16 +8,20 @@ from typing import Any
 from uuid import UUID
 
 from service.consumers.session import SessionConsumer
+from service.domain.saying import Connected, OtherState, Said, UnknownSession
 from service.errors import GatewayError
-from service.gateway import GatewaySession
 from service.persistence.database import Database, Work
 from service.persistence.tables import SessionRow
 from tests.component.rows import Told, a_session, all_of, change, received
 from whatsapp_qr_contracts.gateway import GatewayConnected, GatewayDisconnected
 from whatsapp_qr_contracts.message import Message, SessionStatus
 
-Answer = GatewaySession | GatewayError | None
 ASKED_AT = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
+
+
+def in_state(status: SessionStatus, *, number: str | None = None, qr_code: str | None = None) -> Said:
+    """Return how the gateway says that a session is in a state."""
+    return Connected(number) if status is SessionStatus.CONNECTED else OtherState(status, qr_code)
 
 
 class CrashError(Exception):
@@ -64,22 +68,19 @@ class Gateway:
     """The gateway: gives the answers that a test scripts, the last one for ever, and remembers what it was asked."""
 
     steps: Steps = field(default_factory=Steps)
-    answers: list[Answer] = field(default_factory=lambda: [None])
+    answers: list[Said] = field(default_factory=lambda: [UnknownSession()])
     refusal: GatewayError | None = None
     """Its answer to whatever is to be done."""
     calls: list[str] = field(default_factory=list)
     meanwhile: Callable[[], Awaitable[None]] | None = None
     """Happens elsewhere while it is asked for the status."""
 
-    async def status(self, session_id: str) -> GatewaySession | None:
+    async def status(self, session_id: str) -> Said:
         with self.steps.step():
             self.calls.append(f"status {session_id}")
         if self.meanwhile is not None:
             await self.meanwhile()
-        answer = self.answers.pop(0) if len(self.answers) > 1 else self.answers[0]
-        if isinstance(answer, GatewayError):
-            raise answer
-        return answer
+        return self.answers.pop(0) if len(self.answers) > 1 else self.answers[0]
 
     async def initialize(self, session_id: str, chatbot_id: str) -> None:
         self._do(f"initialize {session_id} {chatbot_id}")
@@ -115,9 +116,9 @@ class World:
         for _, error in await self.consumer.handle([received(message, message_id, ASKED_AT)]):
             raise error
 
-    def says(self, *answers: Answer | SessionStatus) -> None:
+    def says(self, *answers: Said | SessionStatus) -> None:
         """Script what the gateway answers when it is asked for the status."""
-        self.gateway.answers = [GatewaySession("", one) if isinstance(one, SessionStatus) else one for one in answers]
+        self.gateway.answers = [in_state(one) if isinstance(one, SessionStatus) else one for one in answers]
 
     async def row(self, chatbot_id: UUID) -> SessionRow:
         """Return the chatbot's session."""

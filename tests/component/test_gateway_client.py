@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 from prometheus_client import REGISTRY
 
+from service.domain.saying import Connected, NoAnswer, OtherState, Said, UnknownSession, UnknownWord
 from service.errors import GatewayError, GatewayOutcomeUnknown, GatewayRefused, GatewayUnreachable
-from service.gateway import Gateway, GatewaySession, Timeouts
+from service.gateway import Gateway, Timeouts
 from tests.servers import free_ports
 from tests.system import SECONDS, eventually
 from whatsapp_qr_contracts.message import SessionStatus
@@ -208,8 +209,8 @@ async def test_the_list_of_sessions_is_read_as_far_as_it_can_be(server: GatewayS
     ]
     server.answer = answering({"success": True, "sessions": entries})
     assert await gateway.sessions() == {
-        "a": GatewaySession("a", SessionStatus.CONNECTED, "1"),
-        "b": GatewaySession("b", None),
+        "a": Connected("1"),
+        "b": UnknownWord(),
     }
 
 
@@ -262,15 +263,17 @@ async def test_the_gateways_own_message_id_is_returned(
 @pytest.mark.parametrize(
     ("said", "understood"),
     [
-        ({"status": "CONNECTED", "phoneNumber": "549"}, GatewaySession("s", SessionStatus.CONNECTED, "549")),
-        ({"status": "qr_ready", "qrCode": "data:"}, GatewaySession("s", SessionStatus.QR_READY, None, "data:")),
-        ({"status": "open", "phoneNumber": ""}, GatewaySession("s", None)),
-        ({}, GatewaySession("s", None)),
-        (None, GatewaySession("s", None)),
+        ({"status": "CONNECTED", "phoneNumber": "549"}, Connected("549")),
+        ({"status": "CONNECTED", "phoneNumber": ""}, Connected()),
+        ({"status": "qr_ready", "qrCode": "data:"}, OtherState(SessionStatus.QR_READY, "data:")),
+        ({"status": "DISCONNECTED"}, OtherState(SessionStatus.DISCONNECTED)),
+        ({"status": "open", "phoneNumber": ""}, UnknownWord()),
+        ({}, UnknownWord()),
+        (None, UnknownWord()),
     ],
 )
 async def test_what_the_gateway_says_about_a_session(
-    server: GatewayServer, gateway: Gateway, said: object, understood: GatewaySession
+    server: GatewayServer, gateway: Gateway, said: object, understood: Said
 ) -> None:
     """A word of its own is not taken for a status of ours."""
     server.answer = answering({"success": True, "session": said})
@@ -280,12 +283,31 @@ async def test_what_the_gateway_says_about_a_session(
 @pytest.mark.parametrize(
     "body", [{"success": False, "error": "none"}, "<h1>not here</h1>", {"code": "unknown_session"}]
 )
-async def test_an_unknown_session_is_none(server: GatewayServer, gateway: Gateway, body: object) -> None:
+async def test_an_unknown_session_is_said_so(server: GatewayServer, gateway: Gateway, body: object) -> None:
     """404 is an answer of status(); for disconnect() it means that nothing is left to do."""
     server.answer = answering(body, 404)
-    assert await gateway.status("s") is None
+    assert await gateway.status("s") == UnknownSession()
     await gateway.disconnect("s")
     assert (await failure_of(gateway)).code == "unknown_session"
+
+
+@pytest.mark.parametrize(
+    ("answer", "error"),
+    [
+        (answering({"error": "later"}, 503), GatewayUnreachable),
+        (answering({"error": "crash"}, 500), GatewayOutcomeUnknown),
+        (answering({"error": "no"}, 401), GatewayRefused),
+        (silent, GatewayOutcomeUnknown),
+    ],
+)
+async def test_that_it_does_not_say_is_an_answer_too(
+    server: GatewayServer, impatient: Gateway, answer: Answer, error: type[GatewayError]
+) -> None:
+    """status() raises nothing: whoever asks has to know what to do then, and hears the reason."""
+    server.answer = answer
+    said = await impatient.status("s")
+    assert isinstance(said, NoAnswer)
+    assert type(said.error) is error
 
 
 @pytest.mark.parametrize("code", ["unknown_session", "not_connected", "not_on_whatsapp", "restricted", "refused"])

@@ -13,6 +13,7 @@ import pytest
 from service.consumers import outbound, telling
 from service.consumers.outbound import OutboundConsumer, Sender
 from service.domain import sending
+from service.domain.saying import Connected, NoAnswer, OtherState, Said, UnknownSession, UnknownWord
 from service.domain.sending import SendPolicy
 from service.errors import (
     DatabaseUnavailable,
@@ -21,7 +22,6 @@ from service.errors import (
     GatewayRefused,
     GatewayUnreachable,
 )
-from service.gateway import GatewaySession
 from service.messaging.consuming import Failures
 from service.persistence import lanes
 from service.persistence.database import Database, Work
@@ -31,14 +31,12 @@ from tests.amqp import SECONDS, until
 from tests.component.conversing import a_receipt
 from tests.component.racing import change_lane, lane_of
 from tests.component.rows import Told, a_session, claimed, enqueue, handle, received, reread
-from tests.component.standins import Answer
 from tests.system import eventually
 from whatsapp_qr_contracts.message import DeliveryStatus as D
 from whatsapp_qr_contracts.message import SessionStatus
 
 QUICK = SendPolicy(backoff=0.01, rate=1000, burst=1000)
 LONG_CLAIMS = replace(QUICK, call_timeout=600.0)
-CONNECTED = GatewaySession("", SessionStatus.CONNECTED)
 PAST = datetime(2020, 1, 1, tzinfo=UTC)
 EVERYTHING = Part(1, {0: 0.0})
 
@@ -48,7 +46,7 @@ class Gateway:
     """Takes every message, after the results that a test scripts; remembers all attempts."""
 
     results: list[GatewayError | str] = field(default_factory=list)
-    answer: Answer = CONNECTED
+    answer: Said = field(default_factory=Connected)
     attempts: list[tuple[str, str]] = field(default_factory=list)
     asked: int = 0
     sending: set[str] = field(default_factory=set)
@@ -69,10 +67,8 @@ class Gateway:
             raise result
         return result
 
-    async def status(self, _session_id: str) -> GatewaySession | None:
+    async def status(self, _session_id: str) -> Said:
         self.asked += 1
-        if isinstance(self.answer, GatewayError):
-            raise self.answer
         return self.answer
 
     @property
@@ -402,10 +398,11 @@ async def test_a_refusal_fails_the_message_where_the_session_is_connected(
 
 @pytest.mark.parametrize(
     "answer",
-    [None, GatewaySession("", SessionStatus.CONNECTING), GatewaySession("", None), GatewayUnreachable("away")],
+    [UnknownSession(), OtherState(SessionStatus.CONNECTING), UnknownWord(), NoAnswer(GatewayUnreachable("away"))],
+    ids=lambda answer: type(answer).__name__,
 )
 async def test_a_refusal_without_a_code_passes_where_the_session_is_not_connected(
-    database: Database, world: World, answer: Answer
+    database: Database, world: World, answer: Said
 ) -> None:
     """Not connected, or nobody can say: it is the session's trouble, and the message is tried again."""
     world.gateway.results, world.gateway.answer = [GatewayRefused("no")] * 2, answer

@@ -9,15 +9,15 @@ import pytest
 
 from service import metrics
 from service.domain.reconciling import Patience
+from service.domain.saying import Connected, NoAnswer, OtherState, Said, UnknownSession, UnknownWord
 from service.errors import GatewayError, GatewayUnreachable
-from service.gateway import GatewaySession
 from service.persistence.database import Database
 from service.persistence.tables import SessionRow
 from service.upkeep import reconciler
 from service.upkeep.reconciler import Reconciler
 from service.upkeep.watching import Watch
 from tests.component.rows import all_of, change, claimed, enqueue
-from tests.component.standins import settled
+from tests.component.standins import in_state, settled
 from whatsapp_qr_contracts.message import Message, SessionStatus
 
 LONG_AGO = datetime(2026, 1, 1, tzinfo=UTC)
@@ -29,29 +29,29 @@ CONNECTING, DISCONNECTED = SessionStatus.CONNECTING, SessionStatus.DISCONNECTED
 class Gateway:
     """A gateway that says what a test writes down."""
 
-    says: dict[str, GatewaySession | GatewayError] = field(default_factory=dict)
-    list_of: dict[str, GatewaySession] | None = field(default_factory=dict)
+    says: dict[str, Said] = field(default_factory=dict)
+    list_of: dict[str, Said] = field(default_factory=dict)
     has_list: bool = True
-    qr_codes: dict[str, str] = field(default_factory=dict)
+    qr_codes: dict[str, str | GatewayError] = field(default_factory=dict)
     asked: list[str] = field(default_factory=list)
     meanwhile: Callable[[], Awaitable[None]] | None = None
     """Happens elsewhere after the first look."""
 
-    async def sessions(self) -> dict[str, GatewaySession] | None:
+    async def sessions(self) -> dict[str, Said] | None:
         if not self.has_list:
             return None
         if self.list_of:
             return self.list_of
-        return {name: session for name, session in self.says.items() if isinstance(session, GatewaySession)}
+        return {name: said for name, said in self.says.items() if not isinstance(said, NoAnswer)}
 
-    async def status(self, session_id: str) -> GatewaySession | None:
+    async def status(self, session_id: str) -> Said:
         self.asked.append(session_id)
-        if isinstance(answer := self.says.get(session_id), GatewayError):
-            raise answer
-        return answer
+        return self.says.get(session_id, UnknownSession())
 
     async def qr_code(self, session_id: str) -> str | None:
-        return self.qr_codes.get(session_id)
+        if isinstance(code := self.qr_codes.get(session_id), GatewayError):
+            raise code
+        return code
 
 
 class Broker:
@@ -73,8 +73,8 @@ class World:
         parts: Any = (self.gateway, self.broker)
         self.reconciler = Reconciler(database, *parts, patience=patience, pause=0)
 
-    def says(self, session: SessionRow, status: SessionStatus | None, **fields: Any) -> None:
-        self.gateway.says[session.session_id] = GatewaySession(session.session_id, status, **fields)
+    def says(self, session: SessionRow, status: SessionStatus, **fields: Any) -> None:
+        self.gateway.says[session.session_id] = in_state(status, **fields)
 
     async def outcome(self) -> list[dict[str, Any]]:
         """Run once; return what was published, without empty fields."""
@@ -103,7 +103,7 @@ async def test_all_well_is_left_alone(world: World) -> None:
     session = await settled(world.database, status=CONNECTED)
     idle = await settled(world.database, status=DISCONNECTED, wanted=False)
     world.says(session, CONNECTED)
-    world.gateway.says["foreign"] = GatewaySession("foreign", QR_READY)
+    world.gateway.says["foreign"] = OtherState(QR_READY)
     assert await world.outcome() == []
     assert world.gateway.asked == []
     assert idle.session_id not in world.gateway.says
@@ -112,7 +112,7 @@ async def test_all_well_is_left_alone(world: World) -> None:
 async def test_a_missed_connection_is_reported(world: World) -> None:
     """`connected` with the number that the gateway gives, as its callback would have said, with an id of its own."""
     session = await settled(world.database, status=QR_READY)
-    world.says(session, CONNECTED, phone_number="5491100000000")
+    world.says(session, CONNECTED, number="5491100000000")
     before = counted("connected")
     [report] = await world.outcome()
     assert (report["name"], report["sessionId"]) == ("gateway.connected", session.session_id)
@@ -162,7 +162,7 @@ async def test_a_passing_state_is_left_alone_while_it_is_young(world: World) -> 
 async def test_a_login_after_a_scan_is_left_alone_while_it_is_young(world: World) -> None:
     """However old the scanned code is: the gateway must have been seen to connect for a minute, with the same row."""
     at = 0.0
-    world.reconciler._says = Watch(lambda: at)
+    world.reconciler._logs_in = Watch(lambda: at)
     session = await settled(world.database, status=QR_READY, moved_at=LONG_AGO)
     world.says(session, CONNECTING)
     assert await world.outcome() == []
@@ -178,10 +178,9 @@ async def test_a_login_after_a_scan_is_left_alone_while_it_is_young(world: World
 async def test_the_second_look_must_last_as_well(world: World) -> None:
     """A code that hung for long and is scanned between the two looks is a login that has just begun."""
     at = 0.0
-    world.reconciler._says = Watch(lambda: at)
+    world.reconciler._logs_in = Watch(lambda: at)
     session = await settled(world.database, status=QR_READY, qr_code="data:x", moved_at=LONG_AGO)
-    shown = GatewaySession(session.session_id, QR_READY, qr_code="data:x")
-    world.gateway.list_of = {session.session_id: shown}
+    world.gateway.list_of = {session.session_id: OtherState(QR_READY, "data:x")}
     world.says(session, CONNECTING)
     assert await world.outcome() == []
     at = 61.0
@@ -212,7 +211,7 @@ async def test_what_nobody_wants_is_ended(world: World) -> None:
 async def test_what_has_just_changed_is_left_alone(world: World) -> None:
     """A session that moved between the two looks, or on which the gateway agrees at the second, is not touched."""
     moved, agreed = await settled(world.database, status=QR_READY), await settled(world.database, status=QR_READY)
-    world.gateway.list_of = {one.session_id: GatewaySession(one.session_id, CONNECTED) for one in (moved, agreed)}
+    world.gateway.list_of = {one.session_id: Connected() for one in (moved, agreed)}
     world.says(agreed, QR_READY)
     world.says(moved, CONNECTED)
 
@@ -246,9 +245,10 @@ async def test_without_a_list_every_session_is_asked_for(world: World) -> None:
 async def test_nothing_is_decided_about_what_the_gateway_does_not_say(world: World) -> None:
     """An error or a word of its own in the answer about one session leaves it alone; the others are mended."""
     silent, odd, lost = [await settled(world.database, status=QR_READY) for _ in range(3)]
-    world.gateway.list_of = {odd.session_id: GatewaySession(odd.session_id, None)}
-    world.gateway.says[silent.session_id] = GatewayUnreachable("no")
-    world.says(odd, None)
+    blind, away = await settled(world.database, status=CONNECTING), GatewayUnreachable("no")
+    world.gateway.list_of = {odd.session_id: UnknownWord(), blind.session_id: OtherState(QR_READY)}
+    world.gateway.says = world.gateway.list_of | {silent.session_id: NoAnswer(away)}
+    world.gateway.qr_codes[blind.session_id] = away
     [command] = await world.outcome()
     assert command["chatbotId"] == str(lost.chatbot_id)
 

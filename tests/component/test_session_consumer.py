@@ -8,8 +8,8 @@ import pytest
 from service.consumers import telling
 from service.consumers.telling import Output
 from service.domain.identities import key_hash, output_id
+from service.domain.saying import Connected, NoAnswer, Said, UnknownSession, UnknownWord
 from service.errors import GatewayError, GatewayOutcomeUnknown, GatewayRefused, GatewayUnreachable, Undeliverable
-from service.gateway import GatewaySession
 from service.persistence import sessions
 from service.persistence.database import Database
 from service.persistence.marks import CommandTold, Marks
@@ -58,7 +58,7 @@ async def test_a_first_initialize_opens_a_session(world: World) -> None:
 async def test_initialize_believes_a_gateway_that_is_connected(world: World) -> None:
     """A link that the gateway still has is taken over, with its number, and not opened again."""
     session = await settled(world.database, status=S.DISCONNECTED, wanted=False)
-    world.says(GatewaySession("", S.CONNECTED, phone_number=f"{NUMBER}:7@s.whatsapp.net"))
+    world.says(Connected(f"{NUMBER}:7@s.whatsapp.net"))
     await world.handle(initialize(session.chatbot_id))
     row = await world.row(session.chatbot_id)
     assert (row.status, row.wanted, row.phone_number) == (S.CONNECTED, True, NUMBER)
@@ -79,7 +79,7 @@ async def test_initialize_leaves_a_connected_session_to_a_gateway_that_cannot_sa
 ) -> None:
     """While nobody knows, a working link is not torn: the command is rejected and nothing has changed."""
     session = await settled(world.database)
-    world.says(error)
+    world.says(NoAnswer(error))
     await world.handle(initialize(session.chatbot_id))
     [told] = world.told.outputs
     assert (told.message.name, told.message.code) == ("command.rejected", code)
@@ -92,7 +92,7 @@ async def test_initialize_leaves_a_connected_session_to_a_gateway_that_cannot_sa
 async def test_initialize_takes_an_unknown_word_as_no_denial(world: World) -> None:
     """A gateway with a word of its own does not deny the link: the session stays CONNECTED and the command ends so."""
     session = await settled(world.database)
-    world.says(GatewaySession("", None))
+    world.says(UnknownWord())
     await world.handle(initialize(session.chatbot_id))
     assert world.told.names == ["session.connected"]
     assert (await world.row(session.chatbot_id)).version == session.version
@@ -109,8 +109,8 @@ async def test_initialize_shows_the_qr_code_that_is_there(world: World) -> None:
     assert world.gateway.asked == ["status"]
 
 
-@pytest.mark.parametrize("answer", [None, S.DISCONNECTED, S.QR_READY])
-async def test_initialize_leaves_connected_only_where_the_gateway_denies_it(world: World, answer: S | None) -> None:
+@pytest.mark.parametrize("answer", [UnknownSession(), S.DISCONNECTED, S.QR_READY])
+async def test_initialize_leaves_connected_only_where_the_gateway_denies_it(world: World, answer: Said | S) -> None:
     """A row that says CONNECTED against the gateway's word is opened anew, under the same session id."""
     session = await settled(world.database)
     world.says(answer)
@@ -135,7 +135,7 @@ async def test_initialize_ends_in_disconnected_where_the_gateway_does_not_open(
     assert (event.name, event.status_reason) == ("session.disconnected", reason)
     assert (await world.row(chatbot_id)).wanted
     world.gateway.refusal = None
-    world.says(error)
+    world.says(NoAnswer(error))
     await world.handle(initialize(chatbot_id), "again")
     assert world.told.names[1:] == ["session.connecting"]
 
@@ -268,7 +268,7 @@ async def an_initialize_of_a_connected_session(world: World) -> Message:
 
 
 async def a_rejected_initialize(world: World) -> Message:
-    world.says(GatewayUnreachable("away"))
+    world.says(NoAnswer(GatewayUnreachable("away")))
     return initialize((await settled(world.database)).chatbot_id)
 
 

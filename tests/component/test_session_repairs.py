@@ -3,6 +3,7 @@
 import pytest
 
 from service.domain.identities import output_id
+from service.domain.saying import Said, UnknownSession
 from service.persistence.database import Database
 from service.persistence.tables import ChatbotRow, SessionRow
 from tests.component.rows import all_of, change
@@ -30,17 +31,17 @@ def a_connection(session: SessionRow, **data: str) -> GatewayConnected:
 @pytest.mark.parametrize(
     ("before", "there", "number", "asked", "after", "reason"),
     [
-        (S.CONNECTED, None, NUMBER, ["status", "initialize"], S.CONNECTING, None),
+        (S.CONNECTED, UnknownSession(), NUMBER, ["status", "initialize"], S.CONNECTING, None),
         (S.CONNECTED, S.CONNECTED, NUMBER, ["status"], S.CONNECTED, None),
         (S.DISCONNECTED, S.DISCONNECTED, NUMBER, ["status", "initialize"], S.CONNECTING, None),
-        (S.CONNECTING, None, None, ["status", "initialize"], S.CONNECTING, "no_qr_code"),
+        (S.CONNECTING, UnknownSession(), None, ["status", "initialize"], S.CONNECTING, "no_qr_code"),
         (S.CONNECTING, S.CONNECTING, None, ["status", "disconnect", "initialize"], S.CONNECTING, "no_qr_code"),
         (S.CONNECTING, S.CONNECTING, NUMBER, ["status", "initialize"], S.CONNECTING, "no_qr_code"),
         (S.QR_READY, S.QR_READY, NUMBER, ["status", "disconnect", "initialize"], S.CONNECTING, None),
     ],
 )
 async def test_a_repair_begins_anew_what_hangs(
-    world: World, before: S, there: S | None, number: str | None, asked: list[str], after: S, reason: str | None
+    world: World, before: S, there: Said | S, number: str | None, asked: list[str], after: S, reason: str | None
 ) -> None:
     """A pairing that runs is ended first, because /init would leave it; a link that may exist is never ended."""
     session = await settled(world.database, status=before, phone_number=number)

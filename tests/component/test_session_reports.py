@@ -7,14 +7,14 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from service.consumers import session as session_module
 from service.domain.identities import output_id
+from service.domain.saying import Connected, NoAnswer, Said, UnknownSession, UnknownWord
 from service.errors import DatabaseUnavailable, GatewayOutcomeUnknown, GatewayUnreachable, Undeliverable
-from service.gateway import GatewaySession
 from service.persistence import lanes, sessions
 from service.persistence.database import Database
 from service.persistence.tables import SessionRow
 from service.persistence.untold import Part
 from tests.component.rows import enqueue, reread, send_round
-from tests.component.standins import Answer, World, connected, disconnected, settled
+from tests.component.standins import World, connected, disconnected, settled
 from whatsapp_qr_contracts.commands import InitializeSession
 from whatsapp_qr_contracts.gateway import GatewayQr
 from whatsapp_qr_contracts.message import DeliveryStatus, Message
@@ -22,7 +22,7 @@ from whatsapp_qr_contracts.message import SessionStatus as S
 
 NUMBER, OTHER = "5491112345678", "5491100000000"
 DEVICE = f"{NUMBER}:14@s.whatsapp.net"
-NO_ANSWERS = [GatewayUnreachable("away"), GatewayOutcomeUnknown("late"), GatewaySession("", None)]
+NO_ANSWERS = [NoAnswer(GatewayUnreachable("away")), NoAnswer(GatewayOutcomeUnknown("late")), UnknownWord()]
 
 
 @pytest.fixture
@@ -46,11 +46,11 @@ async def state(world: World, session: SessionRow) -> tuple[S, int]:
         (S.CONNECTED, disconnected, S.CONNECTED),
         (S.CONNECTED, a_qr, S.CONNECTED),
         (S.CONNECTING, connected, S.DISCONNECTED),
-        (S.QR_READY, connected, None),
+        (S.QR_READY, connected, UnknownSession()),
         (S.CONNECTING, disconnected, S.QR_READY),
     ],
 )
-async def test_a_contradicted_report_changes_nothing(world: World, before: S, report: Any, answer: S | None) -> None:
+async def test_a_contradicted_report_changes_nothing(world: World, before: S, report: Any, answer: Said | S) -> None:
     """The gateway is asked three times; where it keeps contradicting its report, that was old news."""
     session = await settled(world.database, status=before)
     world.says(answer)
@@ -61,7 +61,7 @@ async def test_a_contradicted_report_changes_nothing(world: World, before: S, re
 
 
 @pytest.mark.parametrize("answer", [*NO_ANSWERS, S.CONNECTED])
-async def test_a_connection_is_believed_unless_it_is_denied(world: World, answer: Answer | S) -> None:
+async def test_a_connection_is_believed_unless_it_is_denied(world: World, answer: Said | S) -> None:
     """Confirmed, or reported by a gateway that cannot say more: connected, with the reported number."""
     session = await settled(world.database, status=S.QR_READY)
     world.says(answer)
@@ -72,8 +72,8 @@ async def test_a_connection_is_believed_unless_it_is_denied(world: World, answer
     assert world.told.ids == [output_id(session.id, f"version {session.version + 1}")]
 
 
-@pytest.mark.parametrize("answer", [*NO_ANSWERS, None, S.DISCONNECTED, S.QR_READY])
-async def test_an_end_is_believed_unless_it_is_denied(world: World, answer: Answer | S) -> None:
+@pytest.mark.parametrize("answer", [*NO_ANSWERS, UnknownSession(), S.DISCONNECTED, S.QR_READY])
+async def test_an_end_is_believed_unless_it_is_denied(world: World, answer: Said | S) -> None:
     """A session that the gateway does not call connected is disconnected, with the reported reason, still wanted."""
     session = await settled(world.database)
     world.says(answer)
@@ -85,7 +85,7 @@ async def test_an_end_is_believed_unless_it_is_denied(world: World, answer: Answ
 async def test_a_gateway_that_comes_round_is_believed(world: World) -> None:
     """Its status may lag behind its report: the second answer counts."""
     session = await settled(world.database, status=S.CONNECTING)
-    world.says(S.CONNECTING, GatewaySession("", S.CONNECTED, phone_number=DEVICE))
+    world.says(S.CONNECTING, Connected(DEVICE))
     await world.handle(connected(session))
     assert world.gateway.asked == ["status"] * 2
     assert await state(world, session) == (S.CONNECTED, 1)
@@ -157,7 +157,7 @@ async def test_the_forms_of_a_number_are_one_number(world: World, form: str) -> 
     """With a plus, as a JID or from another device: the same account, so what waits does not fail."""
     session = await settled(world.database, status=S.DISCONNECTED, phone_number=NUMBER)
     message = await enqueue(world.database, session)
-    world.says(GatewaySession("", S.CONNECTED, phone_number=form))
+    world.says(Connected(form))
     await world.handle(connected(session, form))
     assert (await reread(world.database, message)).delivery_status is DeliveryStatus.PENDING
     assert (await world.row(session.chatbot_id)).phone_number == NUMBER
@@ -172,7 +172,7 @@ async def test_another_number_fails_what_waits(world: World, reported: str | Non
     """Whoever names the other number, report or status: what was written for the old account is not sent from it."""
     session = await settled(world.database, status=S.DISCONNECTED, phone_number=NUMBER)
     message = await enqueue(world.database, session)
-    world.says(GatewaySession("", S.CONNECTED, phone_number=answered))
+    world.says(Connected(answered))
     await world.handle(connected(session, reported))
     failed = await reread(world.database, message)
     assert (failed.delivery_status, failed.error_code) == (DeliveryStatus.FAILED, "number_changed")
@@ -185,7 +185,7 @@ async def test_another_number_is_seen_while_connected(world: World, *, by_comman
     """A re-pairing that nobody reported the end of: the new number is kept and announced, what waited fails."""
     session = await settled(world.database, phone_number=NUMBER)
     message = await enqueue(world.database, session)
-    world.says(GatewaySession("", S.CONNECTED, phone_number=OTHER))
+    world.says(Connected(OTHER))
     initialize = InitializeSession(chatbot_id=session.chatbot_id)
     await world.handle(initialize if by_command else connected(session, OTHER))
     assert await state(world, session) == (S.CONNECTED, 1)

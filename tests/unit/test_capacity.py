@@ -133,7 +133,7 @@ def test_the_load_grows_evenly() -> None:
 
 
 def test_the_settings_that_are_assumed_are_the_defaults() -> None:
-    """PARTITIONS and calls at once are those of the service, DATABASE_POOL and connections those of deploy/kubernetes."""
+    """PARTITIONS and calls at once are those of the service; the pool and connections those of deploy/kubernetes."""
     settings = Settings()
     assert (ASSUMED.partitions, ASSUMED.calls) == (settings.partitions, MAX_CONNECTIONS)
     kubernetes = REPOSITORY / "deploy" / "kubernetes"

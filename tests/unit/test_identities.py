@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from service import errors
 from service.domain import identities as ids
 from service.errors import GatewayRefused, ServiceError
-from whatsapp_qr_contracts.partitions import session_key
+from whatsapp_qr_contracts.partitions import partition_of, session_key
 
 uuids = st.uuids(version=4)
 
@@ -41,6 +41,12 @@ def test_ids_are_pinned() -> None:
     assert str(ids.conversation_id(chatbot, "5491112345678")) == "ab4ab17d-e807-50bf-8454-2669ab7fae86"
     assert str(ids.outgoing_message_id(chatbot, "key-1")) == "3adf340d-9285-513f-af81-89a863d4a7b1"
     assert ids.whatsapp_message_id(chatbot) == "3EB0E3E6AE2CD3A325471E"
+
+
+@given(st.text(), st.integers(1, 1000))
+def test_the_partition_of_a_row_follows_from_its_hash(key: str, partitions: int) -> None:
+    """However many partitions there are: SQL computes the remainder alone."""
+    assert ids.key_hash(key) % partitions == partition_of(key, partitions)
 
 
 def test_a_message_to_a_number_never_has_the_id_of_a_conversation() -> None:

@@ -6,7 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from service.domain.saying import Connected, NoAnswer, OtherState, Said, UnknownSession, UnknownWord
 from service.domain.session import TRANSITIONS, Trigger, confirms, must_be_confirmed, still_wanted, target
+from service.errors import GatewayUnreachable
 from whatsapp_qr_contracts.message import SessionStatus
 
 S, T = SessionStatus, Trigger
@@ -70,17 +72,19 @@ def test_the_gateway_is_asked_about_what_enters_or_leaves_connected(status: Sess
         (T.CONNECTED, OPENING, {ON}),
         (T.CONNECTED, QR, {ON}),
         (T.CONNECTED, OFF, {ON}),
-        (T.QR, ON, {None, OFF, OPENING, QR}),
-        (T.DISCONNECTED, ON, {None, OFF, OPENING, QR}),
-        (T.DISCONNECTED, OPENING, {None, OFF}),
-        (T.DISCONNECTED, QR, {None, OFF}),
+        (T.QR, ON, {"unknown", OFF, OPENING, QR}),
+        (T.DISCONNECTED, ON, {"unknown", OFF, OPENING, QR}),
+        (T.DISCONNECTED, OPENING, {"unknown", OFF}),
+        (T.DISCONNECTED, QR, {"unknown", OFF}),
     ],
 )
-def test_which_answers_agree_with_a_report(
-    trigger: Trigger, before: SessionStatus, agreeing: set[SessionStatus | None]
-) -> None:
-    """A report that the gateway's present answer contradicts is old news; None: it does not know the session."""
-    assert {answer for answer in (None, *S) if confirms(answer, trigger, before=before)} == agreeing
+def test_which_answers_agree_with_a_report(trigger: Trigger, before: SessionStatus, agreeing: set[str]) -> None:
+    """A report that the gateway's present answer contradicts is old news; where it cannot say, the report stands."""
+    answers: dict[str, Said] = {status: OtherState(status) for status in (OFF, OPENING, QR)}
+    answers |= {ON: Connected(), "unknown": UnknownSession()}
+    assert {name for name, said in answers.items() if confirms(said, trigger, before=before)} == agreeing
+    assert confirms(UnknownWord(), trigger, before=before)
+    assert confirms(NoAnswer(GatewayUnreachable("away")), trigger, before=before)
 
 
 @pytest.mark.parametrize(
