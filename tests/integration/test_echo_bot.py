@@ -96,8 +96,8 @@ async def test_the_whole_flow_by_amqp_alone(clean_broker: str, database_url: str
         # the phone gets it
         for status in ("sent", "delivered", "read"):
             await events.arrived(1, f"message.{status}")
-        own = [event for event in events.messages if event.correlation_id == answer.message_id]
-        own.sort(key=lambda event: int(json.loads(event.body)["version"]))  # two processes tell them
+        found = (event for event in events.messages if event.correlation_id == answer.message_id)
+        own = sorted(found, key=lambda event: int(json.loads(event.body)["version"]))  # two processes tell them
         assert [event.type for event in own] == ["message.sent", "message.delivered", "message.read"]
         sent = MessageSent.model_validate_json(own[0].body)
         assert sent.message_id == uuid5(chatbot_id, answer.message_id)

@@ -66,8 +66,10 @@ async def test_pair_receive_answer_send(clean_broker: str, database_url: str, tm
         await send_by_amqp(system, command, command_id)
         for status in ("sent", "delivered", "read"):
             await events.arrived(1, f"message.{status}")
-        own = [event for event in events.messages if event.correlation_id == command_id]
-        own.sort(key=lambda event: int(json.loads(event.body)["version"]))  # two processes tell them
+        own = sorted(
+            (event for event in events.messages if event.correlation_id == command_id),
+            key=lambda event: int(json.loads(event.body)["version"]),  # two processes tell them
+        )
         assert [event.type for event in own] == ["message.sent", "message.delivered", "message.read"]
         (sent,) = await system.sent(session_id)
         assert (sent["to"], sent["message"]) == (CUSTOMER, "Buenas")
