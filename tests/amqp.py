@@ -114,8 +114,9 @@ async def consuming(
     *,
     prefetch: int = 64,
     dead: list[DeadLetter] | None = None,
+    stands_by: bool = False,
 ) -> AsyncIterator[Consumer]:
-    """Consume the conversations until the test is over; begins when the consumer is subscribed.
+    """Consume the conversations until the test is over; begins when the consumer knows that it is active.
 
     Args:
         url: the broker.
@@ -123,6 +124,7 @@ async def consuming(
         publisher: publishes what is rerouted, and knows how many partitions there are.
         prefetch: unacknowledged messages per partition.
         dead: gets the dead letters; without it there may be none.
+        stands_by: whether another consumer is active: then it begins when it is subscribed.
     """
 
     async def bury(letter: DeadLetter) -> None:
@@ -134,7 +136,9 @@ async def consuming(
     )
     consumer.start()
     try:
-        await until(lambda: consumer.subscriptions.ready)
+        subscriptions = consumer.subscriptions
+        everything = len(subscriptions.partitions)
+        await until(lambda: subscriptions.ready and (stands_by or len(subscriptions.active) == everything))
         yield consumer
     finally:
         await consumer.stop(SECONDS)
@@ -179,10 +183,11 @@ class Amqp:
         declared = await self.channel.declare_queue(queue, passive=True)
         return declared.declaration_result.message_count or 0
 
-    async def until_waiting(self, queue: str, count: int, *, seconds: float = SECONDS) -> None:
+    async def until_waiting(self, queue: str, count: int | range, *, seconds: float = SECONDS) -> None:
         """Wait until so many messages lie in the queue."""
         deadline = time.monotonic() + seconds
-        while (seen := await self.waiting(queue)) != count:
+        wanted = range(count, count + 1) if isinstance(count, int) else count
+        while (seen := await self.waiting(queue)) not in wanted:
             assert time.monotonic() < deadline, f"{queue}: {seen} messages, not {count}"
             await asyncio.sleep(0.02)
 

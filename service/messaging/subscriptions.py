@@ -35,6 +35,7 @@ Check = Callable[[], Awaitable[None]]
 
 GRACE_SECONDS = 25.0
 _OTHERS_FIRST_SECONDS = 0.5
+_QUIET_SECONDS = 0.1
 _STAND_BY_SECONDS = 1.0
 _FIRST_LONGEST_PAUSE = 0.8
 _LONGEST_PAUSE = 10.0
@@ -114,11 +115,14 @@ class Subscriptions:
             await topology.require(self._url, *(partition.name for partition in self.partitions))
 
     async def _subscribe_to(self, numbers: Sequence[int], longest: float) -> None:
-        for number in numbers:
+        new = [number for number in numbers if not self.partitions[number].started]
+        for number in new:
             if self._hold.stopped:
                 raise Stopping
-            if not self.partitions[number].started:
-                await self._hold(partial(_reaching_broker, self.partitions[number].start), longest=longest)
+            await self._hold(partial(_reaching_broker, self.partitions[number].start), longest=longest)
+        await self._hold.pause(_QUIET_SECONDS if new else 0)
+        for number in new:
+            if not self.partitions[number].active:  # nothing waited for it: a backlog needs no probe behind it
                 await self._probe_if_possible(number)
 
     @property

@@ -102,7 +102,7 @@ async def test_held_for_too_long_is_given_up(clean_broker: str, *, side_by_side:
         database.away = True
         await send(publisher, chatbot_id, *texts)
         await until(lambda: counted("whatsapp_qr_held") > before)
-        async with consuming(clean_broker, healthy, publisher):
+        async with consuming(clean_broker, healthy, publisher, stands_by=True):
             await until(lambda: healthy.done == texts)
             assert set(broken.begun) == {"0"}
             assert not consumer.ready
@@ -133,7 +133,7 @@ async def test_what_is_under_way_ends_before_the_channel_closes(clean_broker: st
     async with (
         publishing(clean_broker) as publisher,
         impatient(clean_broker, broken, publisher, database) as consumer,
-        consuming(clean_broker, healthy, publisher),
+        consuming(clean_broker, healthy, publisher, stands_by=True),
     ):
         database.away = True
         await send(publisher, slow, "slow 1", "slow 2")

@@ -233,7 +233,7 @@ async def test_what_may_not_be_put_back_stops_nothing_else(broker: Broker, excha
         assert caught.value.code == "access_refused"
         await replayer.put_back(Original(b"{}", COMMANDS, "message.send", {"messageId": "m"}, {}))
     async with Amqp(broker.url) as amqp:
-        await amqp.until_waiting("whatsapp-qr.conversations", 1)
+        await amqp.until_waiting("whatsapp-qr.conversations.entry", 1)
 
 
 async def test_a_user_of_the_definitions_has_no_password_until_it_is_given_one(broker: Broker) -> None:

@@ -43,7 +43,7 @@ async def test_order_over_two_hand_overs(clean_broker: str, *, side_by_side: boo
         await asyncio.gather(*(send(publisher, key, *(f"{n} {key}" for n in range(100))) for key in keys))
         async with (
             consuming(clean_broker, a_process("A"), publisher) as one,
-            consuming(clean_broker, a_process("B"), publisher) as other,
+            consuming(clean_broker, a_process("B"), publisher, stands_by=True) as other,
         ):
             first, second = one.subscriptions.partitions[0], other.subscriptions.partitions[0]
             both_are_there.set()
@@ -260,7 +260,7 @@ async def test_stop_finishes_what_has_begun(clean_broker: str, *, side_by_side: 
             await until(lambda: stopped.begun == ["0"])
             await send(publisher, chatbot_id, *texts[1:])
             await amqp.until_waiting(QUEUE, 0)
-            async with consuming(clean_broker, next_one, publisher):
+            async with consuming(clean_broker, next_one, publisher, stands_by=True):
                 stopping = asyncio.create_task(consumer.stop(SECONDS))
                 await until(lambda: not consumer.ready)
                 release.set()
@@ -347,7 +347,7 @@ async def test_give_up_on_a_dead_link_leaves_nothing(clean_broker: str) -> None:
             await until(lambda: proxy.open == 0)
             assert proxy.accepted == accepted  # none came back
         await send(publisher, a_chatbot(), "2")
-        assert await amqp.waiting(QUEUE) == 1
+        assert await amqp.waiting(QUEUE) >= 1  # "1" comes again where the link has lost its acknowledgement
 
 
 @BOTH_WAYS
@@ -410,7 +410,7 @@ async def test_another_takes_over_in_order(clean_broker: str, *, side_by_side: b
         publishing(clean_broker) as publisher,
         Amqp(clean_broker) as amqp,
         consuming(proxy.url, first, publisher, prefetch=8) as one,
-        consuming(clean_broker, second, publisher, prefetch=8) as other,
+        consuming(clean_broker, second, publisher, prefetch=8, stands_by=True) as other,
     ):
         await send(publisher, chatbot_id, *texts[:4])
         await until(lambda: "3" in first.begun)

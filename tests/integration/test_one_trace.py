@@ -45,7 +45,8 @@ async def the_trace(collector: Collector, count: int) -> list[Seen]:
         published = {span.span_id for span in spans if span.name == "publish whatsapp-qr.gateway"}
         webhooks = [span for span in spans if span.name == "POST /whatsapp-qr/webhook"]
         inside = {span.parent_id for span in spans if span.parent_id} <= ids
-        return len(webhooks) == count and published <= handled and inside
+        told = [span for span in spans if span.name == "publish whatsapp-qr.events"]
+        return len(webhooks) == count and published <= handled and inside and len(told) > count
 
     return await eventually(look, has_ended)
 
@@ -82,7 +83,8 @@ async def test_a_message_and_its_answer_are_one_trace(new_system: NewSystem) -> 
     assert not any(span.failed for span in spans)
     names = Counter(span.name for span in spans)
     assert names["POST send"] == 1
-    assert names["publish whatsapp-qr.events"] == 4, "received, sent, delivered, read"
+    # Received, sent, delivered, read; a receipt may overtake the answer of the send.
+    assert names["publish whatsapp-qr.events"] in {3, 4}
     assert {span.service for span in spans} == {
         f"whatsapp-qr-{role}" for role in ("ingress", "conversation-consumer", "outbound-consumer")
     }
