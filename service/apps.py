@@ -101,7 +101,7 @@ def session_consumer_app(settings: Settings) -> "Starlette":
     from service.upkeep.hosting import Upkeep
 
     parts = Parts.of(settings)
-    announcer = Announcer(parts.database, parts.publisher, OF_SESSIONS, lambda: parts.part(consumer))
+    announcer = Announcer(parts.database, parts.publisher, parts.hold, OF_SESSIONS, lambda: parts.part(consumer))
     handler = SessionConsumer(parts.database, parts.gateway, announcer, strict=settings.chatbots == "strict")
     consumer = parts.consumer(topology.SESSIONS, handler)
     upkeep = Upkeep(parts.database, _duties(parts), seconds=settings.lease)
@@ -137,7 +137,7 @@ def conversation_consumer_app(settings: Settings) -> "Starlette":
     from service.consumers.conversation import ConversationConsumer
 
     parts = Parts.of(settings)
-    announcer = Announcer(parts.database, parts.publisher, OF_CONVERSATIONS, lambda: parts.part(consumer))
+    announcer = Announcer(parts.database, parts.publisher, parts.hold, OF_CONVERSATIONS, lambda: parts.part(consumer))
     handler = ConversationConsumer(parts.database, announcer, timedelta(seconds=settings.send_expiry))
     consumer = parts.consumer(topology.CONVERSATIONS, handler)
     return consumer_app(parts, consumer, announcer, topology.CONVERSATIONS)
@@ -158,8 +158,8 @@ def outbound_consumer_app(settings: Settings) -> "Starlette":
         expiry=settings.send_expiry,
         call_timeout=settings.gateway_timeout,
     )
-    announcer = Announcer(parts.database, parts.publisher, OF_SENDING, lambda: parts.part(consumer))
-    sender = Sender(parts.database, parts.gateway, announcer, policy, lambda: parts.part(consumer))
+    announcer = Announcer(parts.database, parts.publisher, parts.hold, OF_SENDING, lambda: parts.part(consumer))
+    sender = Sender(parts.database, parts.gateway, parts.hold, announcer, policy, lambda: parts.part(consumer))
     consumer = parts.consumer(topology.SENDS, OutboundConsumer(parts.database, sender))
     return consumer_app(parts, consumer, announcer, topology.SENDS, sender)
 

@@ -3,39 +3,40 @@
 import asyncio
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 
 from service.consumers import telling
 from service.consumers.relay import Relay, Source
 from service.consumers.telling import Output
 from service.messaging import topology
+from service.messaging.holding import Hold
 from service.messaging.publishing import Publisher
+from service.messaging.topology import SENDS
 from service.persistence import untold
 from service.persistence.database import Database
 from service.persistence.marks import Marks
 from service.persistence.untold import Part
 from whatsapp_qr_contracts.jobs import IncomingJob, SendJob
-from whatsapp_qr_contracts.message import EVENTS
+from whatsapp_qr_contracts.message import EVENTS, Message
+from whatsapp_qr_contracts.partitions import partition_of
 
 Sources = Mapping[str, Sequence[Source]]
 """By destination, the rows that a kind of consumer tells: one kind alone for each destination of a row."""
 
 OF_SESSIONS: Sources = {
-    EVENTS: (
-        Source(partial(untold.commands, about_messages=False), telling.of_command),
-        Source(untold.sessions, telling.of_session),
-    )
+    EVENTS: (Source(untold.COMMANDS, telling.of_command), Source(untold.SESSIONS, telling.of_session))
 }
 OF_CONVERSATIONS: Sources = {
     EVENTS: (
-        Source(untold.conversations, telling.of_conversation),
-        Source(untold.received, telling.event_of),
-        Source(partial(untold.commands, about_messages=True), telling.of_command),
+        Source(untold.CONVERSATIONS, telling.of_conversation),
+        Source(untold.RECEIVED, telling.event_of),
+        Source(untold.MESSAGE_COMMANDS, telling.of_command),
     ),
-    IncomingJob.name: (Source(untold.to_hand_over, telling.job_of),),
-    SendJob.name: (Source(untold.to_enqueue, telling.job_of),),
+    IncomingJob.name: (Source(untold.TO_THE_WORKERS, telling.job_of),),
+    SendJob.name: (Source(untold.TO_THE_LANES, telling.job_of),),
 }
-OF_SENDING: Sources = {EVENTS: (Source(untold.statuses, telling.event_of),)}
+OF_SENDING: Sources = {EVENTS: (Source(untold.STATUSES, telling.event_of),)}
 
 _CLOSE_SECONDS = 5.0
 
@@ -46,16 +47,24 @@ class Announcer:
     Args:
         database: the rows.
         publisher: publishes.
+        hold: waits while the database is away.
         sources: the rows that this kind of consumer tells.
         part: says which partitions this process owns.
     """
 
-    def __init__(self, database: Database, publisher: Publisher, sources: Sources, part: Callable[[], Part]) -> None:
+    def __init__(
+        self, database: Database, publisher: Publisher, hold: Hold, sources: Sources, part: Callable[[], Part]
+    ) -> None:
         self.marks = Marks(database)
-        self._relays = {
-            name: Relay(name, publisher, database, self.marks, rows, part, gives_up=name == EVENTS)
-            for name, rows in sources.items()
-        }
+        self._partitions = publisher.partitions
+        self._relays = {}
+        for name, rows in sources.items():
+            # Each partition of a queue may be full alone: it must not keep the others' jobs back.
+            of = {SENDS.queue_name(n): partial(_one, part, n) for n in range(self._partitions)}
+            for queue, its in of.items() if name == SENDS.name else [(name, part)]:
+                self._relays[queue] = Relay(
+                    queue, publisher, database, hold, self.marks, rows, its, gives_up=name == EVENTS
+                )
 
     def start(self) -> None:
         """Begin to tell; returns at once."""
@@ -72,12 +81,21 @@ class Announcer:
         """Publish what was committed, soon; what is not confirmed is told from its rows."""
         by_destination: dict[str, list[Output]] = defaultdict(list)
         for output in outputs:
-            message = output.message
-            by_destination[topology.destination(message.exchange, message.name)].append(output)
+            by_destination[self._destination(output.message)].append(output)
         for name, some in by_destination.items():
             self._relays[name].tell(some)
+
+    def _destination(self, message: Message) -> str:
+        if message.exchange == EVENTS:
+            return EVENTS
+        return topology.routing_key(type(message), partition_of(message.partition_key, self._partitions))
 
     async def stop(self) -> None:
         """Publish what waits, and write down what is confirmed."""
         await asyncio.gather(*(relay.close(_CLOSE_SECONDS) for relay in self._relays.values()))
         await self.marks.close()
+
+
+def _one(part: Callable[[], Part], number: int) -> Part:
+    owned = part().owned
+    return replace(part(), owned={number: owned[number]} if number in owned else {})

@@ -28,11 +28,11 @@ from service.errors import (
     GatewayOutcomeUnknown,
     GatewayRefused,
     GatewayUnreachable,
-    Unavailable,
     Undeliverable,
 )
 from service.gateway import MAX_CONNECTIONS, Gateway
 from service.messaging.consuming import Failures
+from service.messaging.holding import Hold, Stopping
 from service.messaging.receiving import Received
 from service.messaging.subscriptions import GRACE_SECONDS
 from service.persistence import lanes
@@ -88,15 +88,22 @@ class Sender:
     Args:
         database: the lanes.
         gateway: sends.
+        hold: waits while the database is away.
         announcer: tells what became of each message.
         policy: how patient sending is.
         part: says which partitions this process owns.
     """
 
     def __init__(
-        self, database: Database, gateway: Gateway, announcer: Announcer, policy: SendPolicy, part: Callable[[], Part]
+        self,
+        database: Database,
+        gateway: Gateway,
+        hold: Hold,
+        announcer: Announcer,
+        policy: SendPolicy,
+        part: Callable[[], Part],
     ) -> None:
-        self.database, self.gateway, self.announcer = database, gateway, announcer
+        self.database, self.gateway, self.hold, self.announcer = database, gateway, hold, announcer
         self.policy, self._part = policy, part
         self._due: dict[str, None] = {}
         """Lanes to look at, in their order: the longest waiting first."""
@@ -124,24 +131,20 @@ class Sender:
         self._wake.set()
 
     async def _run(self) -> None:
-        trouble, failures = "", 0
+        failures = 0
         while not (self._stopping and not self._calls and not self._answers):
             await self._pause()
             try:
-                await self._look_for_due()
-                await self._round()
-            except Unavailable as error:
-                if trouble != (trouble := error.detail):
-                    log.warning("sending_held", code=error.code, reason=error.detail)
+                await self.hold(self._look_for_due)
+                await self.hold(self._round)
+                failures = 0
+            except Exception as error:
+                if not isinstance(error, Stopping):  # else the partitions are given up, or the process ends
+                    log.exception("sending_failed")
                 failures += 1
                 if self._stopping and failures >= _TRIES:
                     return
                 await asyncio.sleep(_PAUSE_AFTER_TROUBLE)
-            except Exception:
-                log.exception("sending_failed")
-                await asyncio.sleep(_PAUSE_AFTER_TROUBLE)
-            else:
-                trouble, failures = "", 0
 
     async def _pause(self) -> None:
         seconds = max(_SHORTEST_PAUSE, self._next_look - time.monotonic())

@@ -43,7 +43,7 @@ def repeated(known: CommandRow, command: Command) -> CommandRow:
     """
     digest = _digest(command)
     if (known.name, known.digest or digest) == (command.name, digest):
-        known.told = known.outcome is None
+        known.told_version = 0
         return known
     own_id = output_id(command.chatbot_id, f"{_REUSED.code} {command.name} {digest} {known.command_id}")
     row = new_row(command, own_id)
@@ -85,7 +85,7 @@ def end(
         "body": event.model_dump(mode="json", by_alias=True),
         "command_id": command_id,
     }
-    row.told = False
+    row.version, row.told_version = 1, 0
 
 
 def _rejection(command: Command, command_id: str, error: Rejected, about: UUID | None) -> CommandRejected:

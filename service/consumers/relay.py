@@ -9,29 +9,27 @@ destination. A process that takes a partition over begins relayed: rows may have
 import asyncio
 import time
 from collections import defaultdict, deque
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import structlog
-from sqlalchemy.ext.asyncio import AsyncSession
 
 from service import tracing
 from service.consumers.telling import Output
 from service.domain.sending import backoff
-from service.errors import BrokerUnavailable, DatabaseUnavailable, PublishRefused
+from service.errors import BrokerUnavailable, PublishRefused
+from service.messaging.holding import Hold, Stopping
 from service.messaging.publishing import Publisher
 from service.metrics import EVENTS_REFUSED, RELAYED, RELAYING
 from service.persistence.database import Database
 from service.persistence.marks import Marks
-from service.persistence.untold import PAGE, Part
+from service.persistence.untold import PAGE, Part, Untold
 from service.tasks import end
 
 log = structlog.get_logger()
-
-Page = Callable[[AsyncSession, Part], Awaitable[Sequence[Any]]]
-"""Finds rows with something untold, at most a page of them."""
 
 _MOST_DIRECT = 2000
 _AT_ONCE = 200
@@ -47,12 +45,12 @@ class Source:
     """Rows of one table that have something to tell.
 
     Args:
-        page: finds them.
+        untold: which they are.
         outputs: what is told of one.
         settled: seconds for which a row must not have changed, where another may be about to tell it.
     """
 
-    page: Page
+    untold: Untold
     outputs: Callable[[Any], list[Output]]
     settled: float = _SETTLED_SECONDS
 
@@ -73,6 +71,7 @@ class Relay:
         name: the destination, for metrics and logs.
         publisher: publishes.
         database: the rows.
+        hold: waits while the database is away.
         marks: notes what is confirmed.
         sources: the rows that this process tells, where it owns their partitions.
         part: says which these are.
@@ -85,6 +84,7 @@ class Relay:
         name: str,
         publisher: Publisher,
         database: Database,
+        hold: Hold,
         marks: Marks,
         sources: Sequence[Source],
         part: Callable[[], Part],
@@ -92,7 +92,7 @@ class Relay:
         gives_up: bool = False,
     ) -> None:
         self.name = name
-        self._publisher, self._database, self._marks = publisher, database, marks
+        self._publisher, self._database, self._hold, self._marks = publisher, database, hold, marks
         self._sources, self._part, self._gives_up = sources, part, gives_up
         self._waiting: deque[Output] = deque()
         self._refused: dict[str, _Refused] = {}
@@ -152,8 +152,8 @@ class Relay:
             try:
                 self._notice_taken_over()
                 went_well = await self._step()
-            except DatabaseUnavailable as error:
-                went_well = self._failed(error.detail)
+            except Stopping:  # what is left is in the rows, for whoever owns their partitions next
+                went_well = False
             except Exception:
                 log.exception("relay_failed", destination=self.name)
                 went_well = False
@@ -189,13 +189,13 @@ class Relay:
     async def _look(self) -> bool:
         """Tell what the rows leave untold, page by page; once nothing is left, the destination is direct again."""
         self._skipped = False
-        await self._marks.flush()
+        await self._hold(self._marks.flush)
         for source in self._sources:
             while outputs := await self._page(source):
                 RELAYED.labels(self.name).inc(len(outputs))
                 if not await self._publish(outputs):
                     return False
-                await self._marks.flush()
+                await self._hold(self._marks.flush)
         self._looked_at = time.monotonic()
         if self._relayed and not self._skipped:
             self._relayed = False
@@ -207,7 +207,7 @@ class Relay:
         part = replace(self._part(), age=age, page=PAGE + len(self._refused))
         if not part.owned:
             return []
-        rows = await self._database.read(lambda tx: source.page(tx, part))
+        rows = await self._hold(partial(self._database.read, partial(source.untold.page, part=part)))
         outputs = [output for row in rows for output in self._outputs(source, row)]
         return [output for output in outputs if output.message_id not in self._refused]
 

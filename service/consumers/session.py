@@ -285,9 +285,9 @@ class SessionConsumer:
             session = await sessions.locked_unchanged(tx, result)
             if change is not None:
                 session, failed = await apply(tx, seen=session, change=change, caused_by=envelope.message_id)
-            news = session.announced_version < session.version
+            news = session.told_version < session.version
             end(row, command, session_event(session), message_id=session_event_id(session) if news else None)
-            session.announced_version = session.version  # the command's row tells it
+            session.told_version = session.version  # the command's row tells it
             return row, failed
 
         row, failed = await self.database.transact(write)

@@ -9,7 +9,7 @@ from datetime import datetime
 from typing import Any
 
 from service.domain.identities import output_id
-from service.persistence.marks import CommandTold, ConversationTold, MessageTold, SessionTold, Told
+from service.persistence.marks import Told
 from service.persistence.tables import CommandRow, ConversationRow, MessageRow, SessionRow
 from whatsapp_qr_contracts.catalogue import BY_NAME
 from whatsapp_qr_contracts.events import (
@@ -68,26 +68,26 @@ class Output:
 
 def of_session(session: SessionRow) -> list[Output]:
     """Return the event of a session's present version, unless it is known to be confirmed."""
-    if session.announced_version >= session.version:
+    if session.told_version >= session.version:
         return []
-    told = SessionTold(session.id, session.version)
+    told = Told(SessionRow, (session.id,), session.version)
     event_id = session_event_id(session)
     return [Output(session_event(session), event_id, session.correlation_id, told, session.session_id)]
 
 
 def of_command(command: CommandRow) -> list[Output]:
     """Return the event that answers a command, unless it is known to be confirmed."""
-    if command.told or command.outcome is None:
+    if command.told_version >= command.version or command.outcome is None:
         return []
     event = BY_NAME[command.outcome["name"]].model_validate(command.outcome["body"])
-    told = CommandTold(command.chatbot_id, command.command_id)
+    told = Told(CommandRow, (command.chatbot_id, command.command_id), command.version)
     asked = command.outcome.get("command_id", command.command_id)
     return [Output(event, command.outcome["message_id"], asked, told, str(command.chatbot_id))]
 
 
 def of_conversation(conversation: ConversationRow) -> list[Output]:
     """Return the event that a conversation has started, unless it is known to be confirmed."""
-    if conversation.announced:
+    if conversation.told_version >= conversation.version:
         return []
     event = ConversationStarted(
         conversation_id=conversation.id,
@@ -95,7 +95,7 @@ def of_conversation(conversation: ConversationRow) -> list[Output]:
         external_user_id=conversation.external_user_id,
         occurred_at=conversation.created_at,
     )
-    told = ConversationTold(conversation.id)
+    told = Told(ConversationRow, (conversation.id,), conversation.version)
     return [Output(event, output_id(conversation.id, "started"), conversation.correlation_id, told, str(event.name))]
 
 
@@ -115,33 +115,34 @@ def event_of(message: MessageRow) -> list[Output]:
 
 
 def _job(message: MessageRow) -> Output:
+    told = Told(MessageRow, (message.id,), place=message.lane_number or 0)
     if message.role is Role.USER:
         job: Message = incoming_job(message)
-        return Output(
-            job,
-            output_id(message.id, "job"),
-            message.correlation_id,
-            MessageTold(message.id, place=0),
-            str(message.conversation_id),
-            {"conversation-sequence": message.sequence},
-            message.traceparent,
-        )
-    job_id = output_id(message.id, f"job {message.lane_number}")
-    told = MessageTold(message.id, place=message.lane_number or 0)
-    return Output(send_job(message), job_id, message.correlation_id, told, job_id, traceparent=message.traceparent)
+        job_id, order = output_id(message.id, "job"), str(message.conversation_id)
+        headers = {"conversation-sequence": message.sequence}
+    else:
+        job, headers = send_job(message), {}
+        job_id = order = output_id(message.id, f"job {message.lane_number}")
+    return Output(job, job_id, message.correlation_id, told, order, headers, message.traceparent)
 
 
 def _event(message: MessageRow) -> Output:
     from_customer = message.role is Role.USER
-    reached = f"{message.delivery_status} {reached_at(message).isoformat()}"
     return Output(
         received_event(message) if from_customer else status_event(message),
-        output_id(message.id, "received" if from_customer else reached),
+        output_id(message.id, "received" if from_customer else _version_of(message)),
         message.correlation_id,
-        MessageTold(message.id, version=message.version),
+        Told(MessageRow, (message.id,), message.version),
         str(message.id),
         traceparent=message.traceparent,
     )
+
+
+def _version_of(message: MessageRow) -> str:
+    if message.version > 1:
+        return f"version {message.version}"
+    # A row from before there were versions: its event may have been published under this id.
+    return f"{message.delivery_status} {reached_at(message).isoformat()}"
 
 
 def session_event(session: SessionRow) -> SessionEvent:

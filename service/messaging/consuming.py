@@ -98,15 +98,12 @@ class Consumer:
         self._chains: dict[str, asyncio.Task[None]] = {}
         self._tasks: list[asyncio.Task[None]] = []
         names = [queue.queue_name(number) for number in range(self._count)] + ([queue.entry] if queue.entry else [])
-        self.subscriptions = Subscriptions(
-            url,
-            [
-                Partition(url, topology.declared_queue(name), self._receive, number=number, prefetch=prefetch)
-                for number, name in enumerate(names)
-            ],
-            publisher,
-            hold,
-        )
+        changed = asyncio.Event()
+        partitions = [
+            Partition(url, topology.declared_queue(name), self._receive, changed, number=number, prefetch=prefetch)
+            for number, name in enumerate(names)
+        ]
+        self.subscriptions = Subscriptions(url, partitions, publisher, hold, changed)
 
     def start(self, share: Share | None = None, check: Check | None = None, *, declares: bool = True) -> None:
         """Subscribe as soon as the broker is there; returns at once.
@@ -180,6 +177,7 @@ class Consumer:
             del self._chains[key]
         if not task.cancelled() and (error := task.exception()):
             log.error("message_not_ended", queue=self._queue.name, exc_info=error)
+            self._tasks.append(task)  # not alive any more: only a new process gets the message again
 
     async def _after(self, before: asyncio.Task[None] | None, batch: "_Batch") -> None:
         if before is not None:

@@ -44,7 +44,7 @@ class DeadLetterQueue:
         """Keep what comes until cancelled; then finish what has begun and give the queue up."""
         hold, inbox = Hold(), Inbox()
         queue = topology.declared_queue(topology.DEAD_LETTERS)
-        reader = Partition(self._url, queue, inbox.add, prefetch=_PREFETCH)
+        reader = Partition(self._url, queue, inbox.add, asyncio.Event(), prefetch=_PREFETCH)
         working: asyncio.Task[None] | None = None
         try:
             await hold(partial(self._subscribe, reader))

@@ -31,8 +31,8 @@ class Hold:
         self.patience = patience
         self.held = 0
         """Operations that wait at this moment; the process is not ready while there are any."""
-        self.on_too_long: Callable[[], None] = lambda: None
-        """Is called when an operation has been held for too long."""
+        self.too_long = asyncio.Event()
+        """Is set when an operation has been held for too long."""
         self._leaving = asyncio.Event()
         self.stopped = False
         """Whether the process ends."""
@@ -53,7 +53,7 @@ class Hold:
         except Unavailable as error:
             self._tell(error)
         self._count(1)
-        too_long = asyncio.get_running_loop().call_later(self.patience, self.on_too_long)
+        too_long = asyncio.get_running_loop().call_later(self.patience, self.too_long.set)
         try:
             answer = await self._repeat(operation, leaving, longest)
         finally:

@@ -10,6 +10,7 @@ FastStream's defaults would lose or disorder messages here; this module is where
   tells it in no other way. On a queue with no traffic a probe (see topology) is what is delivered.
 """
 
+import asyncio
 import logging
 import time
 from collections.abc import Awaitable, Callable
@@ -51,19 +52,20 @@ class Partition:
         url: the broker.
         queue: the partition's queue.
         receive: takes each delivery.
+        changed: is set when this process learns that it is active on the partition.
         number: the partition.
         prefetch: how many messages may be unacknowledged at once.
     """
 
-    def __init__(self, url: str, queue: RabbitQueue, receive: Receive, *, number: int = 0, prefetch: int) -> None:
+    def __init__(
+        self, url: str, queue: RabbitQueue, receive: Receive, changed: asyncio.Event, *, number: int = 0, prefetch: int
+    ) -> None:
         self.name = queue.name
-        self.on_active: Callable[[], None] = lambda: None
-        """Is called when this process learns that it is active on the partition."""
         self.active_since = self.heard_at = 0.0
         """When it became active, and when something was delivered last."""
         self._url = with_heartbeat(url)
         self._queue = queue
-        self._receive = receive
+        self._receive, self._changed = receive, changed
         self._number = number
         self._prefetch = prefetch
         self._gate = Gate()
@@ -113,7 +115,7 @@ class Partition:
         if raw.channel is not self._heard_on:
             self._heard_on = raw.channel  # a new one after each loss of the connection
             self.active_since = self.heard_at
-            self.on_active()
+            self._changed.set()
         self._receive(delivery)
 
     @property

@@ -52,24 +52,22 @@ class Subscriptions:
         partitions: one consumer each.
         publisher: publishes the probes.
         hold: tells when something is held for too long.
+        changed: is set when this process becomes active on a partition, or ceases to be.
     """
 
-    def __init__(self, url: str, partitions: Sequence[Partition], publisher: Publisher, hold: Hold) -> None:
-        self.partitions = partitions
-        self.changed = asyncio.Event()
-        """Set when this process becomes active on a partition, or ceases to be."""
+    def __init__(
+        self, url: str, partitions: Sequence[Partition], publisher: Publisher, hold: Hold, changed: asyncio.Event
+    ) -> None:
+        self.partitions, self.changed = partitions, changed
         self._url = with_heartbeat(url)
         self._publisher = publisher
         self._hold = hold
         self._patience = hold.patience
         self._orders: asyncio.Queue[Callable[[], Awaitable[None]]] = asyncio.Queue()
-        self._running: asyncio.Task[None] | None = None
+        self._running: list[asyncio.Task[None]] = []
         self._handing_over: Partition | None = None
         self._withdrawing = False
         self._subscribed_at = float("-inf")
-        hold.on_too_long = self._withdraw_soon
-        for partition in partitions:
-            partition.on_active = self.changed.set
 
     def start(self, share: Share, check: Check, *, declares: bool = True) -> None:
         """Subscribe as soon as the broker is there, and again after each give-up; returns at once."""
@@ -77,7 +75,7 @@ class Subscriptions:
         self._share = share
         self._check = check
         self._orders.put_nowait(partial(self._subscribe, longest=_FIRST_LONGEST_PAUSE))
-        self._running = asyncio.create_task(self._obey())
+        self._running = [asyncio.create_task(self._obey()), asyncio.create_task(self._watch())]
 
     async def _obey(self) -> None:
         while not self._hold.stopped:
@@ -128,7 +126,7 @@ class Subscriptions:
     @property
     def alive(self) -> bool:
         """Whether the task that subscribes is there, or the process ends."""
-        return self._hold.stopped or (self._running is not None and not self._running.done())
+        return self._hold.stopped or (bool(self._running) and not any(task.done() for task in self._running))
 
     @property
     def ready(self) -> bool:
@@ -196,10 +194,14 @@ class Subscriptions:
         finally:
             self._handing_over = None
 
-    def _withdraw_soon(self) -> None:
-        if not self._withdrawing and any(partition.started for partition in self.partitions):
-            self._withdrawing = True
-            self._orders.put_nowait(self._withdraw)
+    async def _watch(self) -> None:
+        """Give up all partitions, soon, each time that something has been held for too long."""
+        while True:
+            await self._hold.too_long.wait()
+            self._hold.too_long.clear()
+            if not self._withdrawing and any(partition.started for partition in self.partitions):
+                self._withdrawing = True
+                self._orders.put_nowait(self._withdraw)
 
     async def _withdraw(self) -> None:
         """Give up all partitions, wait until all parts are there again, subscribe again."""
@@ -233,14 +235,13 @@ class Subscriptions:
         """Finish what has begun, for at most so many seconds, and give up all partitions."""
         self._hold.stop()
         self._orders.put_nowait(partial(self._hold.pause, 1))  # wakes the task, so that it ends
-        running = [self._running] if self._running is not None else []
-        await asyncio.gather(self._give_up(seconds), _ended(running), return_exceptions=True)
+        await asyncio.gather(self._give_up(seconds), self._ended(), return_exceptions=True)
         await self._give_up(seconds)  # what the task was about to subscribe to
 
-
-async def _ended(tasks: list[asyncio.Task[None]]) -> None:
-    if tasks and (await asyncio.wait(tasks, timeout=_END_SECONDS))[1]:
-        await end(tasks)  # it waits for a link that is dead
+    async def _ended(self) -> None:
+        if self._running:
+            await asyncio.wait(self._running[:1], timeout=_END_SECONDS)
+            await end(self._running)  # where it waits for a link that is dead
 
 
 async def _reaching_broker(operation: Callable[[], Awaitable[None]]) -> None:

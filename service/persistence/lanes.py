@@ -20,7 +20,7 @@ from service.domain.sending import GiveUp, Retry, SendPolicy, taken, wait_for_to
 from service.errors import Rejected
 from service.persistence.conversations import apply_receipts, raise_status, receipts_for
 from service.persistence.database import clock, upsert
-from service.persistence.tables import LaneRow, MessageRow, SessionRow, now
+from service.persistence.tables import AWAKE, EXPIRING, PENDING, LaneRow, MessageRow, SessionRow, now
 from service.persistence.untold import Part
 from whatsapp_qr_contracts.codes import FailureCode, RejectionCode
 from whatsapp_qr_contracts.message import DeliveryStatus, SessionStatus
@@ -98,7 +98,7 @@ async def due(tx: AsyncSession, part: Part, besides: Collection[str] = ()) -> li
     query = (
         select(col(LaneRow.session_id))
         .where(
-            text("lanes.wake_at IS NOT NULL"),
+            text(AWAKE),
             col(LaneRow.wake_at) <= select(clock(tx)).scalar_subquery(),
             (col(LaneRow.key_hash) % part.partitions).in_(sorted(part.owned)),
             col(LaneRow.session_id).not_in(besides),
@@ -174,7 +174,7 @@ async def _expired(tx: AsyncSession, lanes: Mapping[str, LaneRow], at: datetime)
     """Return messages that waited too long, wherever they stand, but for those that may be on their way."""
     query = select(col(MessageRow.id)).where(
         col(MessageRow.session_id).in_(lanes),
-        text("delivery_status = 'PENDING' AND expires_at IS NOT NULL"),
+        text(EXPIRING),
         col(MessageRow.expires_at) <= at,
     )
     claimed = {lane.claimed_message for lane in lanes.values() if _is_claimed(lane, at)}
@@ -265,7 +265,7 @@ def first_pending() -> ScalarSelect[UUID]:
     # The status is written out, not bound: only so is the partial index used.
     waiting = aliased(MessageRow, name="waiting")
     query = select(col(waiting.id)).where(
-        col(waiting.session_id) == col(SessionRow.session_id), text("waiting.delivery_status = 'PENDING'")
+        col(waiting.session_id) == col(SessionRow.session_id), text(f"waiting.{PENDING}")
     )
     return query.order_by(col(waiting.lane_number)).limit(1).correlate(SessionRow).scalar_subquery()
 
@@ -300,7 +300,7 @@ def fail_waiting(message: MessageRow, lane: LaneRow | None, at: datetime, code: 
 async def fail_pending(tx: AsyncSession, session_id: str, *, code: str, detail: str) -> list[MessageRow]:
     """Fail every message of a lane that waits; the session is locked by the caller."""
     lane = (await _locked_lanes(tx, [session_id])).get(session_id)
-    pending = select(MessageRow).where(col(MessageRow.session_id) == session_id, text("delivery_status = 'PENDING'"))
+    pending = select(MessageRow).where(col(MessageRow.session_id) == session_id, text(PENDING))
     messages = list(await tx.scalars(pending.order_by(col(MessageRow.id)).with_for_update()))
     return [message for message in messages if fail_waiting(message, lane, now(), code, detail)]
 

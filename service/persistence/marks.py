@@ -4,16 +4,15 @@ It may lag: after a crash in between an output is published once more, under the
 """
 
 import asyncio
-from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 from uuid import UUID
 
 import structlog
-from sqlalchemy import Boolean, Update, and_, bindparam, case, or_, update
+from sqlalchemy import Integer, Update, bindparam, case, func, true, update
 from sqlalchemy.ext.asyncio import AsyncSession
-from sqlmodel import col
+from sqlmodel import SQLModel
 
 from service.domain.sending import backoff
 from service.errors import DatabaseUnavailable
@@ -25,104 +24,57 @@ log = structlog.get_logger()
 
 _LAG_SECONDS = 0.05
 _MOST = 10_000
+_NO_JOB = -1
 
 
 @dataclass(frozen=True, slots=True)
-class SessionTold:
-    """The event of a version of a session is confirmed."""
+class Told:
+    """What is known to be confirmed of a row: the event of a version, or the job of a message.
 
-    row_id: UUID
-    version: int
-    statement: ClassVar[Update] = (
-        update(SessionRow)
-        .where(col(SessionRow.id) == bindparam("row"), col(SessionRow.announced_version) < bindparam("reached"))
-        .values(announced_version=bindparam("reached"))
-    )
+    Args:
+        table: of the row.
+        key: its primary key.
+        version: of the event.
+        place: for a job, where the message stood in its lane, 0 outside of one: tried again, it needs another job.
+    """
 
-    def parameters(self) -> dict[str, Any]:
-        """Return what the statement needs."""
-        return {"row": self.row_id, "reached": self.version}
-
-
-@dataclass(frozen=True, slots=True)
-class ConversationTold:
-    """conversation.started is confirmed."""
-
-    row_id: UUID
-    statement: ClassVar[Update] = (
-        update(ConversationRow).where(col(ConversationRow.id) == bindparam("row")).values(announced=True)
-    )
-
-    def parameters(self) -> dict[str, Any]:
-        """Return what the statement needs."""
-        return {"row": self.row_id}
-
-
-@dataclass(frozen=True, slots=True)
-class CommandTold:
-    """The event that answers a command is confirmed."""
-
-    row_id: UUID
-    command_id: str
-    statement: ClassVar[Update] = (
-        update(CommandRow)
-        .where(col(CommandRow.chatbot_id) == bindparam("row"), col(CommandRow.command_id) == bindparam("command"))
-        .values(told=True)
-    )
-
-    def parameters(self) -> dict[str, Any]:
-        """Return what the statement needs."""
-        return {"row": self.row_id, "command": self.command_id}
-
-
-_SAME_PLACE = or_(
-    col(MessageRow.lane_number) == bindparam("place"),
-    col(MessageRow.lane_number).is_(None),
-)
-
-
-@dataclass(frozen=True, slots=True)
-class MessageTold:
-    """The event of a version of a message is confirmed, or its job is, or both."""
-
-    row_id: UUID
+    table: type[SQLModel]
+    key: tuple[UUID | str, ...]
     version: int = 0
-    place: int | None = None
-    """Where it stood in its lane when its job was made: tried again, it needs another job."""
-    statement: ClassVar[Update] = (
-        update(MessageRow)
-        .where(col(MessageRow.id) == bindparam("row"))
-        .values(
-            told_version=case(
-                (col(MessageRow.told_version) < bindparam("reached"), bindparam("reached")),
-                else_=col(MessageRow.told_version),
-            ),
-            handed_over=case(
-                (and_(_SAME_PLACE, bindparam("is_job", type_=Boolean)), True), else_=col(MessageRow.handed_over)
-            ),
-            changed_at=col(MessageRow.changed_at),
-        )
-    )
-
-    def parameters(self) -> dict[str, Any]:
-        """Return what the statement needs."""
-        is_job = self.place is not None
-        return {"row": self.row_id, "reached": self.version, "place": self.place or 0, "is_job": is_job}
+    place: int = _NO_JOB
 
 
-Told = SessionTold | ConversationTold | CommandTold | MessageTold
-_IN_LOCK_ORDER: tuple[type[Told], ...] = (SessionTold, ConversationTold, MessageTold, CommandTold)
+def _statement(table: type[SQLModel]) -> Update:
+    """Return the statement that notes what is confirmed of many rows of a table; no time of a change moves by that."""
+    columns, primary = table.__table__.c, table.__table__.primary_key  # type: ignore[attr-defined]
+    told, version = columns.told_version, bindparam("reached", type_=Integer)
+    values: dict[str, Any] = {"told_version": case((told < version, version), else_=told)}
+    if "changed_at" in columns:
+        values["changed_at"] = columns.changed_at
+    if "handed_over" in columns:
+        same = func.coalesce(columns.lane_number, 0) == bindparam("place", type_=Integer)
+        values["handed_over"] = case((same, true()), else_=columns.handed_over)
+    where = (column == bindparam(f"key{number}") for number, column in enumerate(primary))
+    return update(table).where(*where).values(values)
 
 
-def merged(marks: Iterable[Told]) -> dict[type[Told], list[dict[str, Any]]]:
-    """Return the parameters of each statement, one set for each row, sorted by the row: the order in which it locks."""
-    rows: dict[type[Told], dict[tuple[str, str], dict[str, Any]]] = defaultdict(dict)
+# In the order in which rows are locked.
+_STATEMENTS = {table: _statement(table) for table in (SessionRow, ConversationRow, MessageRow, CommandRow)}
+
+
+def merged(marks: Iterable[Told]) -> list[Told]:
+    """Return one mark for each row, sorted by its key: the order in which rows are locked."""
+    rows: dict[Any, Told] = {}
     for mark in marks:
-        given = mark.parameters()
-        known = rows[type(mark)].setdefault((str(given["row"]), given.get("command", "")), given)
-        for name in known.keys() & {"reached", "place", "is_job"}:
-            known[name] = max(known[name], given[name])
-    return {kind: [given for _, given in sorted(rows[kind].items())] for kind in _IN_LOCK_ORDER}
+        known = rows.get((mark.table, mark.key), mark)
+        most = max(known.version, mark.version), max(known.place, mark.place)
+        rows[mark.table, mark.key] = Told(mark.table, mark.key, *most)
+    return sorted(rows.values(), key=lambda mark: [str(part) for part in mark.key])
+
+
+def _parameters(mark: Told, table: type[SQLModel]) -> dict[str, Any]:
+    job = {"place": mark.place} if table is MessageRow else {}
+    return {"reached": mark.version, **job, **{f"key{number}": part for number, part in enumerate(mark.key)}}
 
 
 class Marks:
@@ -178,10 +130,10 @@ class Marks:
             return
 
         async def mark(tx: AsyncSession) -> None:
-            connection = await tx.connection()
-            for kind, rows in merged(writing).items():
-                if rows:
-                    await connection.execute(kind.statement, rows)
+            connection, rows = await tx.connection(), merged(writing)
+            for table, statement in _STATEMENTS.items():
+                if parameters := [_parameters(row, table) for row in rows if row.table is table]:
+                    await connection.execute(statement, parameters)
 
         try:
             await self._database.transact(mark, urgent=True)

@@ -8,8 +8,8 @@ from sqlalchemy import ColumnElement, exists, func, literal_column, text
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlmodel import col, select
 
-from service.persistence.database import Database, on_sqlite, present
-from service.persistence.tables import ChatbotRow, DeadLetterRow, MessageRow, SessionRow
+from service.persistence.database import Database, present
+from service.persistence.tables import PENDING, TO_HAND_OVER, ChatbotRow, DeadLetterRow, MessageRow, SessionRow
 from whatsapp_qr_contracts.message import SessionStatus
 
 _SECONDS = 2
@@ -37,12 +37,11 @@ async def observe(database: Database) -> Observed:
 
     async def look(tx: AsyncSession) -> Observed:
         at = await present(tx)
-        unannounced = "handed_over = 0" if on_sqlite(tx) else "NOT handed_over"
         return Observed(
             sessions=await _sessions(tx),
             oldest_pending=await _age(tx, at, *_pending(connected=True)),
             oldest_pending_away=await _age(tx, at, *_pending(connected=False)),
-            oldest_unhandled=await _age(tx, at, text(f"{unannounced} AND role = 'USER'")),
+            oldest_unhandled=await _age(tx, at, text(TO_HAND_OVER)),
             dead_letters=await _dead_letters(tx),
         )
 
@@ -63,7 +62,7 @@ async def _sessions(tx: AsyncSession) -> dict[SessionStatus, int]:
 def _pending(*, connected: bool) -> tuple[ColumnElement[bool], ...]:
     is_connected = col(SessionRow.status) == SessionStatus.CONNECTED
     of_session = exists().where(col(SessionRow.session_id) == col(MessageRow.session_id), is_connected)
-    return literal_column("delivery_status = 'PENDING'"), of_session if connected else ~of_session
+    return literal_column(PENDING), of_session if connected else ~of_session
 
 
 async def _age(tx: AsyncSession, at: datetime, *where: object) -> float:

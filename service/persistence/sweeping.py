@@ -13,7 +13,7 @@ from sqlmodel import col
 
 from service.persistence import lanes
 from service.persistence.database import clock
-from service.persistence.tables import CommandRow, LaneRow, MessageRow, ReceiptRow, SessionRow
+from service.persistence.tables import AWAKE, EXPIRING, CommandRow, LaneRow, MessageRow, ReceiptRow, SessionRow
 from whatsapp_qr_contracts.message import SessionStatus
 
 BATCH = 200
@@ -27,8 +27,7 @@ def _moment(tx: AsyncSession, offset: timedelta = timedelta()) -> Any:
 
 async def wake_expired(tx: AsyncSession) -> int:
     """Wake lanes, also those that cannot send, in which a message has waited too long; return how many."""
-    expiring = text("delivery_status = 'PENDING' AND expires_at IS NOT NULL")
-    query = select(col(MessageRow.session_id)).where(expiring, col(MessageRow.expires_at) <= _moment(tx))
+    query = select(col(MessageRow.session_id)).where(text(EXPIRING), col(MessageRow.expires_at) <= _moment(tx))
     found = set(await tx.scalars(query.order_by(col(MessageRow.expires_at)).limit(BATCH)))
     await lanes.wake(tx, found)
     return len(found)
@@ -60,7 +59,7 @@ async def tried_in_vain(tx: AsyncSession) -> dict[str, UUID]:
         .join(LaneRow, col(LaneRow.session_id) == col(SessionRow.session_id))
         .where(
             col(SessionRow.status) == SessionStatus.CONNECTED,
-            text("lanes.wake_at IS NOT NULL"),
+            text(AWAKE),
             or_(col(LaneRow.deferrals) > 0, col(MessageRow.attempts) > 0, begun),
         )
     )
@@ -73,7 +72,8 @@ async def forget_old(tx: AsyncSession) -> int:
     old = _moment(tx, -_KEPT)
     command = tuple_(col(CommandRow.chatbot_id), col(CommandRow.command_id))
     receipt = tuple_(col(ReceiptRow.session_id), col(ReceiptRow.whatsapp_message_id), col(ReceiptRow.status))
-    commands = select(*command.clauses).where(col(CommandRow.created_at) <= old, col(CommandRow.told))
+    told = col(CommandRow.told_version) >= col(CommandRow.version)
+    commands = select(*command.clauses).where(col(CommandRow.created_at) <= old, told)
     receipts = select(*receipt.clauses).where(col(ReceiptRow.created_at) <= old)
     for table, key, oldest in (
         (CommandRow, command, commands.order_by(col(CommandRow.created_at))),

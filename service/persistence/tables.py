@@ -4,15 +4,7 @@ from datetime import UTC, datetime
 from typing import Any, ClassVar
 from uuid import UUID
 
-from sqlalchemy import (
-    JSON,
-    BigInteger,
-    Index,
-    LargeBinary,
-    Text,
-    UniqueConstraint,
-    text,
-)
+from sqlalchemy import JSON, BigInteger, Index, LargeBinary, Text, UniqueConstraint, text
 from sqlmodel import Field, SQLModel
 from uuid_utils.compat import uuid7
 
@@ -39,10 +31,19 @@ def _hash() -> Any:
     return Field(default=0, sa_type=BigInteger, sa_column_kwargs={"server_default": "0"})
 
 
-_FROM_CUSTOMER = "role = 'USER'"
-_TO_CUSTOMER = "role = 'ASSISTANT'"
-_UNTOLD = "told_version < version"
-_EXPIRING = "delivery_status = 'PENDING' AND expires_at IS NOT NULL"
+UNTOLD = "told_version < version"
+TO_HAND_OVER = "NOT handed_over AND role = 'USER'"
+TO_ENQUEUE = "NOT handed_over AND role = 'ASSISTANT'"
+PENDING = "delivery_status = 'PENDING'"
+# Without "IS NOT NULL" PostgreSQL may take it for a claim, and sort each lane.
+EXPIRING = f"{PENDING} AND expires_at IS NOT NULL"
+AWAKE = "wake_at IS NOT NULL"
+
+
+def _partial(name: str, *columns: str, where: str, unique: bool = False) -> Index:
+    """Return an index of some rows alone. Only a statement that has the same condition, written out, uses it."""
+    return Index(name, *columns, unique=unique, sqlite_where=text(where), postgresql_where=text(where))
+
 
 # What the database's clock has written is read when it is needed, not after each write.
 _UNREAD: dict[str, Any] = {"eager_defaults": False}
@@ -62,14 +63,7 @@ class SessionRow(SQLModel, table=True):
     """The link of one chatbot; there is at most one, and it keeps its session id for life."""
 
     __tablename__ = "sessions"
-    __table_args__ = (
-        Index(
-            "sessions_unannounced",
-            "session_id",
-            sqlite_where=text("announced_version < version"),
-            postgresql_where=text("announced_version < version"),
-        ),
-    )
+    __table_args__ = (_partial("sessions_untold", "session_id", where=UNTOLD),)
     __mapper_args__: ClassVar[dict[str, Any]] = _UNREAD
 
     id: UUID = Field(default_factory=uuid7, primary_key=True)
@@ -85,7 +79,7 @@ class SessionRow(SQLModel, table=True):
     last_connected_at: datetime | None = _when(default=None)
     version: int = 0
     """Rises with every change of status, reason, QR code or number."""
-    announced_version: int = 0
+    told_version: int = 0
     """The last version whose event is known to be confirmed."""
     correlation_id: str = ""
     """The id of the command or report that led to the present version."""
@@ -105,9 +99,7 @@ class CommandRow(SQLModel, table=True):
     """
 
     __tablename__ = "commands"
-    __table_args__ = (
-        Index("commands_untold", "created_at", sqlite_where=text("told = 0"), postgresql_where=text("NOT told")),
-    )
+    __table_args__ = (_partial("commands_untold", "created_at", where=UNTOLD),)
 
     chatbot_id: UUID = Field(primary_key=True)
     command_id: str = Field(primary_key=True, max_length=255)
@@ -116,8 +108,10 @@ class CommandRow(SQLModel, table=True):
     """Of its body: another one under the same id is refused. None where it was written before there were digests."""
     outcome: dict[str, Any] | None = Field(default=None, sa_type=JSON)
     """The event that answers it: name, message_id and body."""
-    told: bool = True
-    """Whether that event is known to be confirmed; written together with the outcome."""
+    version: int = 0
+    """1 once it has an outcome."""
+    told_version: int = 0
+    """1 once that event is known to be confirmed."""
     key_hash: int = _hash()
     created_at: datetime = _when(default_factory=now, index=True)
 
@@ -129,12 +123,7 @@ class ConversationRow(SQLModel, table=True):
     __table_args__ = (
         UniqueConstraint("chatbot_id", "channel", "external_user_id"),
         Index("conversations_newest_first", "chatbot_id", "last_message_at", "id"),
-        Index(
-            "conversations_unannounced",
-            "chatbot_id",
-            sqlite_where=text("announced = 0"),
-            postgresql_where=text("NOT announced"),
-        ),
+        _partial("conversations_untold", "chatbot_id", where=UNTOLD),
     )
     __mapper_args__: ClassVar[dict[str, Any]] = _UNREAD
 
@@ -146,8 +135,10 @@ class ConversationRow(SQLModel, table=True):
     last_message_at: datetime = _when()
     sequence_end: int = 0
     """The number of the customer's last message."""
-    announced: bool = False
-    """Whether conversation.started is known to be confirmed."""
+    version: int = 1
+    """Its start is all that is told of it."""
+    told_version: int = 0
+    """1 once conversation.started is known to be confirmed."""
     correlation_id: str = ""
     """The id of the command or report that began it."""
     key_hash: int = _hash()
@@ -163,42 +154,11 @@ class MessageRow(SQLModel, table=True):
     __table_args__ = (
         Index("messages_oldest_first", "conversation_id", "created_at", "id"),
         Index("messages_by_whatsapp_id", "session_id", "whatsapp_message_id"),
-        Index(
-            "messages_lane",
-            "session_id",
-            "lane_number",
-            unique=True,
-            sqlite_where=text("delivery_status = 'PENDING'"),
-            postgresql_where=text("delivery_status = 'PENDING'"),
-        ),
-        Index(
-            "messages_to_hand_over",
-            "conversation_id",
-            "sequence",
-            sqlite_where=text(f"handed_over = 0 AND {_FROM_CUSTOMER}"),
-            postgresql_where=text(f"NOT handed_over AND {_FROM_CUSTOMER}"),
-        ),
-        Index(
-            "messages_to_enqueue",
-            "session_id",
-            "lane_number",
-            sqlite_where=text(f"handed_over = 0 AND {_TO_CUSTOMER}"),
-            postgresql_where=text(f"NOT handed_over AND {_TO_CUSTOMER}"),
-        ),
-        Index(
-            "messages_untold",
-            "conversation_id",
-            "created_at",
-            sqlite_where=text(_UNTOLD),
-            postgresql_where=text(_UNTOLD),
-        ),
-        # Without "IS NOT NULL" PostgreSQL may take it for a claim, and sort each lane.
-        Index(
-            "messages_expiring",
-            "expires_at",
-            sqlite_where=text(_EXPIRING),
-            postgresql_where=text(_EXPIRING),
-        ),
+        _partial("messages_lane", "session_id", "lane_number", where=PENDING, unique=True),
+        _partial("messages_to_hand_over", "conversation_id", "sequence", where=TO_HAND_OVER),
+        _partial("messages_to_enqueue", "session_id", "lane_number", where=TO_ENQUEUE),
+        _partial("messages_untold", "conversation_id", "created_at", where=UNTOLD),
+        _partial("messages_expiring", "expires_at", where=EXPIRING),
     )
     __mapper_args__: ClassVar[dict[str, Any]] = _UNREAD
 
@@ -255,14 +215,7 @@ class LaneRow(SQLModel, table=True):
     """How far the sending of a session's messages is. Written by the outbound consumer; others only set `wake_at`."""
 
     __tablename__ = "lanes"
-    __table_args__ = (
-        Index(
-            "lanes_awake",
-            "wake_at",
-            sqlite_where=text("wake_at IS NOT NULL"),
-            postgresql_where=text("wake_at IS NOT NULL"),
-        ),
-    )
+    __table_args__ = (_partial("lanes_awake", "wake_at", where=AWAKE),)
 
     session_id: str = Field(primary_key=True, sa_type=Text)
     key_hash: int = _hash()

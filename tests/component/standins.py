@@ -130,7 +130,7 @@ class World:
 async def settled(database: Database, *, status: SessionStatus = SessionStatus.CONNECTED, **fields: Any) -> SessionRow:
     """Make a session whose present version is announced."""
     session = await a_session(database, status=status)
-    await change(database, session, **{"announced_version": session.version, **fields})
+    await change(database, session, **{"told_version": session.version, **fields})
     [row] = await all_of(database, SessionRow, id=session.id)
     assert isinstance(row, SessionRow)
     return row

@@ -19,7 +19,7 @@ from service.errors import DatabaseUnavailable
 from service.messaging.receiving import Received
 from service.persistence import lanes, sessions
 from service.persistence.database import Database
-from service.persistence.marks import CommandTold, Marks, MessageTold
+from service.persistence.marks import Marks
 from service.persistence.tables import CommandRow, ConversationRow, MessageRow, ReceiptRow, SessionRow
 from tests.component.conversing import World, a_receipt
 from tests.component.rows import (
@@ -128,7 +128,7 @@ class Chatbots:
             ],
             "receipts": sorted((whatsapp[one.whatsapp_message_id], one.status) for one in receipts),
             "commands": sorted(
-                (names[one.chatbot_id], *self._outcome(one.outcome), one.name, one.told) for one in commands
+                (names[one.chatbot_id], *self._outcome(one.outcome), one.name, one.told_version) for one in commands
             ),
             "conversations": sorted(
                 (names[one.chatbot_id], one.external_user_id, one.sequence_end, one.correlation_id) for one in begun
@@ -350,7 +350,7 @@ async def test_marks_lock_as_batches_do(database: Database, other_process: Datab
     await world.handle(a_command(session, messageId="m"))
     [message] = await all_of(database, MessageRow)
     outputs = await world.handle(CancelMessage(chatbot_id=session.chatbot_id, message_id=message.id))
-    assert [type(output.told) for output in outputs] == [MessageTold, CommandTold]
+    assert [output.told.table for output in outputs] == [MessageRow, CommandRow]
     marks = Marks(other_process)
     for output in outputs:
         marks.note(output.told)
@@ -359,8 +359,8 @@ async def test_marks_lock_as_batches_do(database: Database, other_process: Datab
         await tx.get_one(MessageRow, message.id, with_for_update=True)
         writing = asyncio.create_task(marks.flush())
         await asyncio.wait([writing], timeout=0.3)  # it waits for our lock
-        await tx.execute(update(CommandRow).values(told=False))
+        await tx.execute(update(CommandRow).values(told_version=0))
         return writing
 
     await (await database.transact(tell_again))
-    assert [row.told for row in await all_of(database, CommandRow)] == [True]
+    assert [row.told_version for row in await all_of(database, CommandRow)] == [1]

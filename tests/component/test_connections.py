@@ -24,7 +24,8 @@ async def _publisher(url: str) -> None:
 
 
 async def _partition(url: str) -> None:
-    await Partition(url, topology.declared_queue(topology.DEAD_LETTERS), lambda _: None, prefetch=1).start()
+    queue, changed = topology.declared_queue(topology.DEAD_LETTERS), asyncio.Event()
+    await Partition(url, queue, lambda _: None, changed, prefetch=1).start()
 
 
 async def _listener(url: str) -> None:

@@ -172,7 +172,7 @@ async def test_a_rejected_command_stays_rejected(database: Database, world: Worl
     [again] = await world.handle(command)
     assert (again.message.wire(), again.message_id) == (event.wire(), first.message_id)
     [row] = await all_of(database, CommandRow)
-    assert (row.command_id, row.name, row.told) == ("c", "message.send", False)
+    assert (row.command_id, row.name, row.told_version) == ("c", "message.send", 0)
     assert await all_of(database, MessageRow) == []
     [reused] = await world.handle(command.model_copy(update={"message": "another"}))
     assert reused.message.code == "id_reused"  # type: ignore[attr-defined]

@@ -512,14 +512,14 @@ async def many_sessions(tx: AsyncSession, count: int) -> None:
     """Make sessions with one conversation and a lane that sleeps each."""
     chatbots = "INSERT INTO chatbots SELECT gen_random_uuid(), now() FROM generate_series(1, :count)"
     sessions = (
-        "INSERT INTO sessions (id, chatbot_id, session_id, status, wanted, version, announced_version, correlation_id,"
+        "INSERT INTO sessions (id, chatbot_id, session_id, status, wanted, version, told_version, correlation_id,"
         " key_hash, lane_end, moved_at, created_at, updated_at) SELECT gen_random_uuid(), id, 'session_' || id,"
         " 'CONNECTED', true, 1, 1, '', 1, 0, now(), now(), now() FROM chatbots"
     )
     conversations = (
         "INSERT INTO conversations (id, chatbot_id, channel, external_user_id, status, last_message_at, sequence_end,"
-        " announced, correlation_id, key_hash, changed_at, created_at) SELECT gen_random_uuid(), id, 'WHATSAPP_QR',"
-        " '549', 'ACTIVE', now(), 0, true, '', 1, now(), now() FROM chatbots"
+        " version, told_version, correlation_id, key_hash, changed_at, created_at) SELECT gen_random_uuid(), id,"
+        " 'WHATSAPP_QR', '549', 'ACTIVE', now(), 0, 1, 1, '', 1, now(), now() FROM chatbots"
     )
     asleep = "INSERT INTO lanes (session_id, key_hash, deferrals) SELECT session_id, 1, 0 FROM sessions"
     await tx.execute(text(chatbots), {"count": count})

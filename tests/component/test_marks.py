@@ -4,7 +4,6 @@ import asyncio
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
-from typing import Any
 from uuid import UUID, uuid4
 
 import pytest
@@ -13,7 +12,7 @@ from service.consumers import telling
 from service.errors import DatabaseUnavailable
 from service.persistence import marks as marks_module
 from service.persistence.database import Database
-from service.persistence.marks import CommandTold, ConversationTold, Marks, MessageTold, SessionTold, merged
+from service.persistence.marks import _STATEMENTS, Marks, Told, merged
 from service.persistence.tables import CommandRow, ConversationRow, MessageRow, SessionRow
 from tests.component.conversing import World, a_receipt, confirm
 from tests.component.rows import a_session, all_of, change, enqueue, receive, reread, sent
@@ -58,7 +57,7 @@ async def test_each_kind_of_mark_is_written(database: Database, marks: Marks) ->
     message = await receive(database, session)
     [conversation] = await all_of(database, ConversationRow)
     outputs += [*telling.of_session(session), *telling.of_conversation(conversation), *telling.of_message(message)]
-    assert {type(output.told) for output in outputs} == {SessionTold, CommandTold, ConversationTold, MessageTold}
+    assert {output.told.table for output in outputs} == {SessionRow, CommandRow, ConversationRow, MessageRow}
     marks.start()
     for output in outputs[:-1]:
         marks.note(output.told)
@@ -81,20 +80,21 @@ async def _written(database: Database, message: MessageRow) -> bool:
 
 
 async def test_marks_lock_in_one_order() -> None:
-    """Whatever order they were noted in: rows of a kind sorted, one set of parameters each, commands last."""
-    session = SessionRow(chatbot_id=UUID(int=1), session_id="s", status="CONNECTED")
-    noted: list[Any] = [CommandTold(session.chatbot_id, str(n)) for n in range(20)]
-    noted += [MessageTold(UUID(int=n), version=n) for n in range(20)]
-    noted += [MessageTold(UUID(int=n), place=n) for n in range(20)]
-    noted += [ConversationTold(session.id), SessionTold(session.id, 2), SessionTold(session.id, 1)]
+    """Whatever order they were noted in: one mark for each row, sorted by its key; what is confirmed adds up."""
+    chatbot_id = UUID(int=1)
+    noted = [Told(CommandRow, (chatbot_id, str(n)), 1) for n in range(20)]
+    noted += [Told(MessageRow, (UUID(int=n),), n) for n in range(20)]
+    noted += [Told(MessageRow, (UUID(int=n),), place=n) for n in range(20)]
+    noted += [Told(ConversationRow, (UUID(int=7),), 1)]
+    noted += [Told(SessionRow, (UUID(int=7),), version) for version in (2, 1)]
     forward, backward = merged(noted), merged(reversed(noted))
-    assert forward == backward
-    assert list(forward) == list(backward) == [SessionTold, ConversationTold, MessageTold, CommandTold]
-    for kind, rows in forward.items():
-        keys = [(str(given["row"]), given.get("command", "")) for given in rows]
-        assert keys == sorted(set(keys)), kind
-    assert forward[SessionTold] == [{"row": session.id, "reached": 2}]
-    assert forward[MessageTold][7] == {"row": UUID(int=7), "reached": 7, "place": 7, "is_job": True}
+    for table, rows in ((CommandRow, 20), (MessageRow, 20), (ConversationRow, 1), (SessionRow, 1)):
+        ours = [mark for mark in forward if mark.table is table]
+        assert ours == [mark for mark in backward if mark.table is table]
+        keys = [[str(part) for part in mark.key] for mark in ours]
+        assert (keys, len(keys)) == (sorted(keys), rows)
+    assert {Told(SessionRow, (UUID(int=7),), 2), Told(MessageRow, (UUID(int=7),), 7, 7)} <= set(forward)
+    assert list(_STATEMENTS) == [SessionRow, ConversationRow, MessageRow, CommandRow]
 
 
 async def test_closing_writes_what_is_left(database: Database) -> None:
@@ -106,12 +106,12 @@ async def test_closing_writes_what_is_left(database: Database) -> None:
         if start:
             marks.start()
         for message in stored:
-            marks.note(MessageTold(message.id, version=1, place=0))
-            marks.note(ConversationTold(message.conversation_id))
+            marks.note(Told(MessageRow, (message.id,), version=1, place=0))
+            marks.note(Told(ConversationRow, (message.conversation_id,), 1))
         await marks.close()
         assert await handed_over(database, *stored) == [True] * 5
         rows = await all_of(database, ConversationRow, chatbot_id=session.chatbot_id)
-        assert [row.announced for row in rows] == [True] * 5
+        assert [row.told_version for row in rows] == [1] * 5
 
 
 async def test_a_mark_of_an_older_version_says_nothing_about_the_newer(database: Database) -> None:
@@ -158,7 +158,7 @@ async def test_marks_survive_an_unavailable_database(database: Database, marks: 
     message = await receive(database, await a_session(database))
     with away(database, DatabaseUnavailable("away")) as tried:
         marks.start()
-        marks.note(MessageTold(message.id, place=0))
+        marks.note(Told(MessageRow, (message.id,), place=0))
         async with asyncio.timeout(SECONDS):
             await tried.wait()
     await until(lambda: _written(database, message))
@@ -171,10 +171,10 @@ async def test_an_odd_error_does_not_end_the_writing(database: Database, marks: 
     one, two = [await receive(database, session, name) for name in ("A1", "A2")]
     with away(database, RuntimeError("another operation is in progress")) as tried:
         marks.start()
-        marks.note(MessageTold(one.id, place=0))
+        marks.note(Told(MessageRow, (one.id,), place=0))
         async with asyncio.timeout(SECONDS):
             await tried.wait()
-    marks.note(MessageTold(two.id, place=0))
+    marks.note(Told(MessageRow, (two.id,), place=0))
     await until(lambda: _written(database, one))
     await until(lambda: _written(database, two))
     assert marks.alive
@@ -189,6 +189,6 @@ async def test_what_cannot_be_written_is_forgotten_in_the_end(
     session = await a_session(database)
     messages = [await receive(database, session, name) for name in ("A1", "A2", "A3")]
     for message in messages:
-        marks.note(MessageTold(message.id, place=0))
+        marks.note(Told(MessageRow, (message.id,), place=0))
     await marks.close()
     assert await handed_over(database, *messages) == [False, False, True]

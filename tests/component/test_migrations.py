@@ -12,7 +12,7 @@ from zlib import crc32
 
 import pytest
 from alembic import command
-from sqlalchemy import Boolean, Uuid, column, table
+from sqlalchemy import Boolean, Integer, Uuid, column, table
 from sqlalchemy.exc import OperationalError
 from sqlalchemy.ext.asyncio import AsyncSession
 
@@ -36,8 +36,14 @@ UPGRADE = "import sys; from service.persistence import migrations; migrations.up
 AT = datetime(2026, 1, 2, 3, 4, 5, 6, tzinfo=UTC)
 FUTURE = datetime(2100, 1, 1, tzinfo=UTC)
 # Columns that 0005 takes away, and those that it brings.
-GONE = {"announced": Boolean(), "claim": Uuid(), "claimed_until": UtcDateTime(), "not_before": UtcDateTime()}
-NEW = {"key_hash", "version", "told_version", "handed_over", "told", "correlation_id"}
+GONE = {
+    "announced": Boolean(),
+    "announced_version": Integer(),
+    "claim": Uuid(),
+    "claimed_until": UtcDateTime(),
+    "not_before": UtcDateTime(),
+}
+NEW = {"key_hash", "version", "told_version", "handed_over", "correlation_id"}
 EVERYTHING = Part(4, dict.fromkeys(range(4), 0.0))
 
 
@@ -136,10 +142,9 @@ class Before:
             channel="WHATSAPP_QR",
             external_user_id=CUSTOMER,
             last_message_at=AT,
-            announced=announced,
             changed_at=AT,
         )
-        await self.write(row)
+        await self.write(row, announced=announced)
         return row
 
     async def message(
@@ -170,7 +175,8 @@ async def told_by_the_rows(database: Database) -> dict[str, tuple[str, str]]:
     sources = [one for of in (OF_SESSIONS, OF_CONVERSATIONS, OF_SENDING) for some in of.values() for one in some]
 
     async def look(tx: AsyncSession) -> list[Output]:
-        return [output for one in sources for row in await one.page(tx, EVERYTHING) for output in one.outputs(row)]
+        pages = [(one.outputs, await one.untold.page(tx, EVERYTHING)) for one in sources]
+        return [output for outputs, page in pages for row in page for output in outputs(row)]
 
     outputs = await database.read(look)
     assert len({output.message_id for output in outputs}) == len(outputs)

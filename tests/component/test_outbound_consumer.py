@@ -23,6 +23,7 @@ from service.errors import (
     GatewayUnreachable,
 )
 from service.messaging.consuming import Failures
+from service.messaging.holding import Hold
 from service.persistence import lanes
 from service.persistence.database import Database, Work
 from service.persistence.tables import MessageRow, SessionRow
@@ -94,7 +95,7 @@ class World:
     def __init__(self, database: Database, policy: SendPolicy = QUICK, gateway: Gateway | None = None) -> None:
         self.database, self.told, self.gateway = database, Told(), gateway or Gateway()
         self.part = EVERYTHING
-        self.sender = Sender(database, self.gateway, self.told, policy, lambda: self.part)  # type: ignore[arg-type]
+        self.sender = Sender(database, self.gateway, Hold(), self.told, policy, lambda: self.part)  # type: ignore[arg-type]
         self.consumer = OutboundConsumer(database, self.sender)
 
     async def ring(self, *messages: MessageRow) -> Failures:
@@ -456,15 +457,17 @@ async def test_a_lane_goes_on_when_its_row_says(database: Database, world: World
     assert world.gateway.texts == ["1", "2"]
 
 
-async def test_a_claim_of_another_process_is_left_alone(database: Database, world: World) -> None:
+async def test_a_claim_of_another_process_is_left_alone(database: Database) -> None:
     """However often jobs come: nothing is sent, and the row says when the claim ends."""
-    session = await a_session(database)
+    session, world = await a_session(database), World(database)
     messages = await lane(database, session, "1", "2")
     theirs = await claimed(database, session, LONG_CLAIMS)
+    world.sender.start()
     for _ in range(3):
         await world.ring(*messages)
         await eventually(lambda: lane_of(database, session), lambda row: row.wake_at == row.claimed_until)
     assert (world.gateway.attempts, (await lane_of(database, session)).claim) == ([], theirs.claim)
+    await world.end()
 
 
 @pytest.mark.parametrize("status", [SessionStatus.CONNECTED, SessionStatus.DISCONNECTED])

@@ -18,6 +18,7 @@ from service.consumers import announcing, relay
 from service.consumers.announcing import OF_CONVERSATIONS, OF_SENDING, OF_SESSIONS, Announcer, Sources
 from service.consumers.conversation import ConversationConsumer
 from service.errors import BrokerUnavailable, DatabaseUnavailable, PublishRefused
+from service.messaging.holding import Hold
 from service.persistence.database import Database
 from service.persistence.tables import CommandRow, ConversationRow, MessageRow, SessionRow
 from service.persistence.untold import Part
@@ -57,7 +58,8 @@ def soon(monkeypatch: pytest.MonkeyPatch) -> None:
 class Broker:
     """Stands for the publisher: confirms, or does what a test says for a message."""
 
-    def __init__(self) -> None:
+    def __init__(self, partitions: int = 1) -> None:
+        self.partitions = partitions
         self.tried: list[str] = []
         self.out: list[str] = []
         self.ids: list[str] = []
@@ -95,12 +97,12 @@ class Process:
     """A consumer process with a broker of its own; it is the only reader of its partitions."""
 
     def __init__(self, database: Database, sources: Sources = OF_CONVERSATIONS, partitions: int = 1) -> None:
-        self.database, self.broker = database, Broker()
+        self.database, self.broker = database, Broker(partitions)
         # A machine that stands still for some seconds is no finding.
         sources = {name: [replace(source, settled=60.0) for source in some] for name, some in sources.items()}
         self.part = Part(partitions, {})
         self.stopped = False
-        self.announcer = Announcer(database, self.broker, sources, lambda: self.part)  # type: ignore[arg-type]
+        self.announcer = Announcer(database, self.broker, Hold(), sources, lambda: self.part)  # type: ignore[arg-type]
         self._consumer = ConversationConsumer(database, self.announcer, timedelta(hours=1))
 
     def owns(self, *partitions: int, since: float = 1.0, busy: frozenset[str] = frozenset()) -> None:
@@ -119,7 +121,7 @@ class Process:
     async def is_direct(self) -> None:
         """Wait until it has looked at what it owns now, and nothing is left in the rows."""
         relays = self.announcer._relays.values()
-        await until(lambda: not any(one._relayed or one._owned != self.part.owned for one in relays))
+        await until(lambda: not any(one._relayed or one._owned != one._part().owned for one in relays))
 
 
 def relaying(destination: str) -> bool:
@@ -178,7 +180,7 @@ async def test_what_is_committed_is_published_at_once(database: Database, proces
     assert process.broker.out.count("conversation.started") == 1
     for message in await all_of(database, MessageRow):
         await is_told(database, message)
-    assert [row.announced for row in await all_of(database, ConversationRow)] == [True]
+    assert [row.told_version for row in await all_of(database, ConversationRow)] == [1]
     assert len(set(process.broker.ids)) == 12
     assert relayed() == before
 
@@ -356,7 +358,7 @@ async def test_a_row_that_nobody_understands_holds_nothing_back(database: Databa
     await until(lambda: "command.rejected" in process.broker.out)
     await process.handle(a_report(session))
     await until(lambda: "message.received hi" in process.broker.out)
-    assert [row.command_id for row in await all_of(database, CommandRow, told=False)] == ["new"]
+    assert [row.command_id for row in await all_of(database, CommandRow, told_version=0)] == ["new"]
 
 
 # Events that a subscriber's full queue refuses
@@ -479,8 +481,8 @@ async def test_each_row_is_told_by_one_kind_of_consumer(database: Database) -> N
             await process.is_direct()
         assert sorted(process.broker.out) == outputs, kind
     [session] = await all_of(database, SessionRow)
-    assert session.announced_version == session.version
-    assert await all_of(database, CommandRow, told=False) == []
+    assert session.told_version == session.version
+    assert await all_of(database, CommandRow, told_version=0) == []
     assert all(told(one) for one in await all_of(database, MessageRow))
 
 
@@ -495,11 +497,11 @@ async def test_a_session_is_not_told_while_its_messages_are_handled(database: Da
         await until(lambda: process.broker.out)
         await process.is_direct()
         assert process.broker.out == ["session.connected"]
-        assert (await all_of(database, SessionRow, id=busy.id))[0].announced_version == 0
+        assert (await all_of(database, SessionRow, id=busy.id))[0].told_version == 0
         process.owns(0)
         await until(lambda: len(process.broker.out) == 2)
     rows = await all_of(database, SessionRow)
-    assert [row.announced_version for row in rows] == [row.version for row in rows]
+    assert [row.told_version for row in rows] == [row.version for row in rows]
     assert len(set(process.broker.ids)) == 2
 
 

@@ -12,7 +12,7 @@ from service.domain.saying import Connected, NoAnswer, Said, UnknownSession, Unk
 from service.errors import GatewayError, GatewayOutcomeUnknown, GatewayRefused, GatewayUnreachable, Undeliverable
 from service.persistence import sessions
 from service.persistence.database import Database
-from service.persistence.marks import CommandTold, Marks
+from service.persistence.marks import Marks
 from service.persistence.tables import CommandRow, MessageRow, SessionRow
 from tests.component.rows import all_of, enqueue
 from tests.component.standins import ASKED_AT, CrashError, World, connected, disconnected, settled
@@ -47,7 +47,7 @@ async def test_a_first_initialize_opens_a_session(world: World) -> None:
     await world.handle(initialize(chatbot_id))
     row = await world.row(chatbot_id)
     assert row.session_id == f"session_{chatbot_id}_{int(ASKED_AT.timestamp() * 1000)}"
-    assert (row.status, row.wanted, row.version, row.announced_version) == (S.CONNECTING, True, 1, 1)
+    assert (row.status, row.wanted, row.version, row.told_version) == (S.CONNECTING, True, 1, 1)
     assert world.gateway.calls == [f"initialize {row.session_id} {chatbot_id}"]
     [told] = world.told.outputs
     assert (told.message.name, told.message_id) == ("session.connecting", output_id(row.id, "version 1"))
@@ -335,7 +335,7 @@ async def test_a_crash_at_any_step_is_made_good(
         assert set(undisturbed.gateway.asked) <= set(asked) <= {*undisturbed.gateway.asked, "status"}, step
         silent = World(database)
         await silent.handle(message)
-        answers = [output for output in once.values() if isinstance(output.told, CommandTold)]
+        answers = [output for output in once.values() if output.told.table is CommandRow]
         assert (silent.told.outputs, len(answers)) == (answers, isinstance(message, Command)), step
         assert "initialize" not in silent.gateway.asked, step
 

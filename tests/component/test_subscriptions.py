@@ -22,17 +22,18 @@ class Remembering:
     def __init__(self, number: int, log: list[str]) -> None:
         self.name = str(number)
         self.started = self.subscribed = self.active = False
+        self.delivers = False
         self.trouble: BaseException | None = None
-        self.on_active: Any = None
         self._log = log
 
     async def start(self) -> None:
         self._log.append(f"start {self.name}")
         self.started = self.subscribed = True
+        self.active = self.delivers
 
     async def give_up(self, _seconds: float) -> None:
         self._log.append(f"give up {self.name}")
-        self.started = self.subscribed = False
+        self.started = self.subscribed = self.active = False
         trouble, self.trouble = self.trouble, None
         if trouble is not None:
             raise trouble
@@ -48,7 +49,7 @@ class World:
         self.away = away
         self.stand_ins = [Remembering(number, self.log) for number in range(self.partitions)]
         self.hold = Hold(patience=0.05)
-        parts: Any = (self.stand_ins, self, self.hold)
+        parts: Any = (self.stand_ins, self, self.hold, asyncio.Event())
         self.subscriptions = Subscriptions("amqp://nowhere/", *parts)
 
     async def publish_raw(self, _body: bytes, *, routing_key: str, properties: Properties, **_: str) -> None:
@@ -75,6 +76,7 @@ async def subscribed(
     monkeypatch.setattr(topology, "declare", _nothing)
     monkeypatch.setattr(subscriptions_module, "_OTHERS_FIRST_SECONDS", 0.0)
     monkeypatch.setattr(subscriptions_module, "_STAND_BY_SECONDS", 0.0)
+    monkeypatch.setattr(subscriptions_module, "_QUIET_SECONDS", 0.0)
     world = World(away=away)
 
     async def share() -> Sequence[int]:
@@ -90,13 +92,22 @@ async def subscribed(
 async def test_what_is_subscribed_to_is_probed(monkeypatch: pytest.MonkeyPatch, *, away: bool) -> None:
     """At once, so that the owner of a quiet partition knows it; without one the next delivery does."""
     async with subscribed(monkeypatch, [2], away=away) as world:
-        assert world.log == ["start 2", "probe 2", "start 0", "probe 0", "start 1", "probe 1"]
+        assert world.log == ["start 2", "probe 2", "start 0", "start 1", "probe 0", "probe 1"]
+
+
+async def test_a_backlog_gets_no_probe_behind_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was delivered tells the owner: else each start in a crash loop would leave one message more."""
+    async with subscribed(monkeypatch) as world:
+        await world.subscriptions._give_up(SECONDS)
+        world.stand_ins[1].delivers = True
+        await world.subscriptions._subscribe(longest=1)
+        assert world.log[9:] == ["start 0", "start 1", "start 2", "probe 0", "probe 2"]
 
 
 async def test_what_is_handed_over_is_probed_for_its_next_owner(monkeypatch: pytest.MonkeyPatch) -> None:
     """Once it is given up, and again once this process stands by for it; the others stay."""
     async with subscribed(monkeypatch) as world:
-        world.stand_ins[1].active = True
+        world.stand_ins[1].active = True  # until it is given up
         world.subscriptions.hand_over(1)
         assert (await world.logged(10))[6:] == ["give up 1", "probe 1", "start 1", "probe 1"]
 
@@ -114,7 +125,7 @@ async def test_everything_returns_whatever_closing_a_partition_raises(
         world.stand_ins[1].trouble = trouble
         with pytest.raises(Stopping):
             await world.hold(away)
-        everything = [f"{what} {number}" for number in range(3) for what in ("start", "probe")]
+        everything = [f"{what} {number}" for what in ("start", "probe") for number in range(3)]
         assert (await world.logged(15))[6:] == ["give up 0", "give up 1", "give up 2", *everything]
         assert not world.hold.left
         assert world.subscriptions.ready

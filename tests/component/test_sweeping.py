@@ -151,7 +151,7 @@ async def test_commands_and_receipts_are_kept_for_a_day(
         for at in (young, old, old, old):
             tx.add(CommandRow(chatbot_id=uuid4(), command_id="told", name="x", created_at=at))
             tx.add(ReceiptRow(session_id="s", whatsapp_message_id=uuid4().hex, status=read, at=old, created_at=at))
-        tx.add(CommandRow(chatbot_id=uuid4(), command_id="untold", name="x", created_at=old, told=False))
+        tx.add(CommandRow(chatbot_id=uuid4(), command_id="untold", name="x", created_at=old, version=1))
 
     await database.transact(fill)
     await sweeper.run()

@@ -12,7 +12,8 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from service.errors import DatabaseUnavailable
 from service.persistence.database import Database
 from service.persistence.heartbeats import Heartbeats
-from service.persistence.marks import Marks, MessageTold
+from service.persistence.marks import Marks, Told
+from service.persistence.tables import MessageRow
 from service.upkeep.hosting import Duty, Upkeep
 from tests.component.rows import a_session, enqueue
 from tests.system import eventually
@@ -105,7 +106,7 @@ async def test_beats_leases_and_marks_are_urgent(narrow: Database, *, one_writer
     """Late ones would look like a process that has died, or repeat what was confirmed."""
     message = await enqueue(narrow, await a_session(narrow))
     marks = Marks(narrow)
-    marks.note(MessageTold(message.id, place=message.lane_number))
+    marks.note(Told(MessageRow, (message.id,), place=message.lane_number))
     ran = asyncio.Event()
 
     async def run() -> None:

@@ -92,20 +92,14 @@ async def read_rows(database: Database) -> Facts:
 
         messages = list(await tx.scalars(select(MessageRow).order_by(col(MessageRow.session_id), col(MessageRow.id))))
         sessions = await all_of(SessionRow)
+        rows = [*messages, *sessions, *await all_of(ConversationRow), *await all_of(CommandRow)]
         return Facts(
             rows=[_row(row) for row in messages],
             dead=[_mark(row) for row in await all_of(DeadLetterRow)],
             sessions={row.session_id: row.status.value for row in sessions},
             unfinished=[
                 *(f"no job of message {row.id}" for row in messages if not row.handed_over),
-                *(f"version {row.version} of message {row.id}" for row in messages if row.told_version < row.version),
-                *(
-                    f"version {row.version} of {row.session_id}"
-                    for row in sessions
-                    if row.announced_version < row.version
-                ),
-                *(f"start of conversation {row.id}" for row in await all_of(ConversationRow) if not row.announced),
-                *(f"answer to command {row.command_id}" for row in await all_of(CommandRow) if not row.told),
+                *(f"version {row.version} of {row!r}" for row in rows if row.told_version < row.version),
                 *(f"lane of {row.session_id} wakes" for row in await all_of(LaneRow) if row.wake_at is not None),
             ],
         )

@@ -263,7 +263,7 @@ async def has_status(drill: Drill, subject: Subject, status: SessionStatus) -> S
         return found[0] if found else None  # type: ignore[return-value]
 
     def told(row: SessionRow | None) -> bool:
-        return row is not None and row.status is status and row.announced_version == row.version
+        return row is not None and row.status is status and row.told_version == row.version
 
     row: SessionRow = await eventually(look, told, seconds=PATIENCE)
 
@@ -415,7 +415,7 @@ def session_cases() -> list[Case]:
         Case(SESSIONS, "gateway.disconnected", linked, drop, is_dropped),
         Case(SESSIONS, "gateway.connected", linked.dropped, reconnect, is_connected),
         Case(SESSIONS, f"direct {EVENTS}", nothing, register, is_registered, published),
-        Case(SESSIONS, f"look {EVENTS}", linked, leaving(SessionRow, announced_version=1), is_connected, committed),
+        Case(SESSIONS, f"look {EVENTS}", linked, leaving(SessionRow, told_version=1), is_connected, committed),
     ]
 
 

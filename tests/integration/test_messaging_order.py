@@ -435,9 +435,8 @@ async def test_a_quiet_partition_tells_its_owner(clean_broker: str) -> None:
     async with publishing(clean_broker) as publisher, consuming(clean_broker, Handler(), publisher) as first:
         await until(lambda: first.subscriptions.active and len(first.subscriptions.active) == 2)
         assert first.owned.keys() == {0}  # the entry is none of the partitions whose rows it tells
-        extra = Partition(
-            clean_broker, topology.declared_queue(QUEUE), lambda delivery: heard.append(str(delivery)), prefetch=1
-        )
+        hear, changed = (lambda delivery: heard.append(str(delivery))), asyncio.Event()
+        extra = Partition(clean_broker, topology.declared_queue(QUEUE), hear, changed, prefetch=1)
         await extra.start()
         try:
             await first.subscriptions.probe(0)

@@ -14,6 +14,7 @@ from prometheus_client import REGISTRY
 from service.consumers import relay
 from service.consumers.announcing import OF_CONVERSATIONS, Announcer
 from service.messaging import publishing as publishing_module
+from service.messaging.holding import Hold
 from service.messaging.publishing import Publisher
 from service.persistence import migrations
 from service.persistence.database import Database
@@ -40,7 +41,7 @@ async def database(sqlite_database: str) -> AsyncIterator[Database]:
 @asynccontextmanager
 async def announcing(database: Database, publisher: Publisher) -> AsyncIterator[Announcer]:
     """Tell what is committed, as the active process of the only partition does."""
-    announcer = Announcer(database, publisher, OF_CONVERSATIONS, lambda: Part(1, {0: 1.0}))
+    announcer = Announcer(database, publisher, Hold(), OF_CONVERSATIONS, lambda: Part(1, {0: 1.0}))
     announcer.start()
     try:
         yield announcer

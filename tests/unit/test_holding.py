@@ -77,11 +77,10 @@ async def test_what_waits_is_left_at_once(hold: Hold, monkeypatch: pytest.Monkey
 
 async def test_it_says_that_it_lasts_too_long() -> None:
     """Once for each operation, after `patience`; not where it ends before."""
-    hold, told = Hold(patience=0.0), asyncio.Event()
-    hold.on_too_long = told.set
+    hold = Hold(patience=0.0)
     operation, _ = failing(9)
     waiting = asyncio.create_task(hold(operation))
-    await told.wait()
+    await hold.too_long.wait()
     hold.stop()
     with pytest.raises(Stopping):
         await waiting

@@ -14,29 +14,32 @@ down_revision = "0004"
 branch_labels = None
 depends_on = None
 
-_HASHED = ("sessions", "commands", "conversations", "messages")
-_UNTOLD = "told_version < version"
-_EXPIRING = "delivery_status = 'PENDING' AND expires_at IS NOT NULL"
-_INDICES = (
-    ("commands_untold", "commands", ["created_at"], "told = 0", "NOT told"),
-    (
-        "messages_to_hand_over",
-        "messages",
-        ["conversation_id", "sequence"],
-        "handed_over = 0 AND role = 'USER'",
-        "NOT handed_over AND role = 'USER'",
-    ),
-    (
-        "messages_to_enqueue",
-        "messages",
-        ["session_id", "lane_number"],
-        "handed_over = 0 AND role = 'ASSISTANT'",
-        "NOT handed_over AND role = 'ASSISTANT'",
-    ),
-    ("messages_untold", "messages", ["conversation_id", "created_at"], _UNTOLD, _UNTOLD),
-    ("messages_expiring", "messages", ["expires_at"], _EXPIRING, _EXPIRING),
-)
 _TIME = sa.DateTime(timezone=True)
+_HASHED = ("sessions", "commands", "conversations", "messages")
+# Name, table, columns and condition of the partial indexes: those that go, and those that come.
+_OLD = (
+    ("sessions_unannounced", "sessions", "session_id", "announced_version < version"),
+    ("conversations_unannounced", "conversations", "chatbot_id", "NOT announced"),
+    ("messages_unannounced", "messages", "session_id", "NOT announced"),
+    ("messages_expiring", "messages", "expires_at", "delivery_status = 'PENDING'"),
+)
+_UNTOLD = "told_version < version"
+_NEW = (
+    ("sessions_untold", "sessions", "session_id", _UNTOLD),
+    ("commands_untold", "commands", "created_at", _UNTOLD),
+    ("conversations_untold", "conversations", "chatbot_id", _UNTOLD),
+    ("messages_untold", "messages", "conversation_id created_at", _UNTOLD),
+    ("messages_to_hand_over", "messages", "conversation_id sequence", "NOT handed_over AND role = 'USER'"),
+    ("messages_to_enqueue", "messages", "session_id lane_number", "NOT handed_over AND role = 'ASSISTANT'"),
+    ("messages_expiring", "messages", "expires_at", "delivery_status = 'PENDING' AND expires_at IS NOT NULL"),
+    ("lanes_awake", "lanes", "wake_at", "wake_at IS NOT NULL"),
+)
+
+
+def _index(indexes: tuple[tuple[str, str, str, str], ...]) -> None:
+    for name, table, columns, condition in indexes:
+        where = sa.text(condition)
+        op.create_index(name, table, columns.split(), sqlite_where=where, postgresql_where=where)
 
 
 def upgrade() -> None:
@@ -44,35 +47,31 @@ def upgrade() -> None:
         op.add_column(table, sa.Column("key_hash", sa.BigInteger(), nullable=False, server_default="0"))
     for table in ("sessions", "conversations"):
         op.add_column(table, sa.Column("correlation_id", sa.String(), nullable=False, server_default=""))
-    op.add_column("commands", sa.Column("told", sa.Boolean(), nullable=False, server_default=sa.true()))
-    op.add_column("messages", sa.Column("version", sa.Integer(), nullable=False, server_default="1"))
-    op.add_column("messages", sa.Column("told_version", sa.Integer(), nullable=False, server_default="1"))
+    for table in ("commands", "conversations", "messages"):
+        for column in ("version", "told_version"):
+            op.add_column(table, sa.Column(column, sa.Integer(), nullable=False, server_default="1"))
     op.add_column("messages", sa.Column("handed_over", sa.Boolean(), nullable=False, server_default=sa.true()))
     op.create_table(
         "lanes",
-        sa.Column("session_id", sa.Text(), nullable=False),
+        sa.Column("session_id", sa.Text(), primary_key=True),
         sa.Column("key_hash", sa.BigInteger(), nullable=False, server_default="0"),
-        sa.Column("wake_at", _TIME, nullable=True),
-        sa.Column("not_before", _TIME, nullable=True),
-        sa.Column("claimed_until", _TIME, nullable=True),
-        sa.Column("claim", sa.Uuid(), nullable=True),
-        sa.Column("claimed_message", sa.Uuid(), nullable=True),
+        *(sa.Column(name, _TIME) for name in ("wake_at", "not_before", "claimed_until")),
+        sa.Column("claim", sa.Uuid()),
+        sa.Column("claimed_message", sa.Uuid()),
         sa.Column("deferrals", sa.Integer(), nullable=False),
-        sa.Column("tokens", sa.Float(), nullable=True),
-        sa.Column("tokens_at", _TIME, nullable=True),
-        sa.PrimaryKeyConstraint("session_id"),
+        sa.Column("tokens", sa.Float()),
+        sa.Column("tokens_at", _TIME),
     )
-    _awake = sa.text("wake_at IS NOT NULL")
-    op.create_index("lanes_awake", "lanes", ["wake_at"], sqlite_where=_awake, postgresql_where=_awake)
     _hash_keys()
     _bring_over()
-    op.drop_index("messages_unannounced", "messages")
-    op.drop_index("messages_expiring", "messages")
-    for name, table, columns, sqlite, postgresql in _INDICES:
-        op.create_index(name, table, columns, sqlite_where=sa.text(sqlite), postgresql_where=sa.text(postgresql))
+    for name, table, *_ in _OLD:
+        op.drop_index(name, table)
+    op.alter_column("sessions", "announced_version", new_column_name="told_version")
+    op.drop_column("conversations", "announced")
     for column in ("announced", "claim", "claimed_until", "not_before"):
         op.drop_column("messages", column)
     op.drop_column("sessions", "drain_at")
+    _index(_NEW)
 
 
 def _hash_keys() -> None:
@@ -103,9 +102,8 @@ def _bring_over() -> None:
         " FROM messages first WHERE first.session_id = messages.session_id AND first.delivery_status = 'PENDING')"
     )
     op.execute(
-        "UPDATE conversations SET correlation_id = (SELECT correlation_id FROM messages"
-        " WHERE conversation_id = conversations.id ORDER BY created_at, id LIMIT 1)"
-        " WHERE id IN (SELECT conversation_id FROM messages) AND NOT announced"
+        "UPDATE conversations SET told_version = 0, correlation_id = COALESCE((SELECT correlation_id FROM messages"
+        " WHERE conversation_id = conversations.id ORDER BY created_at, id LIMIT 1), '') WHERE NOT announced"
     )
     _bring_over_outcomes()
 
@@ -133,27 +131,24 @@ def _bring_over_outcomes() -> None:
 
 
 def downgrade() -> None:
-    for name, table, *_ in _INDICES:
+    for name, table, *_ in _NEW:
         op.drop_index(name, table)
+    op.alter_column("sessions", "told_version", new_column_name="announced_version")
     for column in ("claimed_until", "not_before"):
-        op.add_column("messages", sa.Column(column, _TIME, nullable=True))
-    op.add_column("messages", sa.Column("claim", sa.Uuid(), nullable=True))
-    op.add_column("messages", sa.Column("announced", sa.Boolean(), nullable=False, server_default=sa.false()))
-    op.add_column("sessions", sa.Column("drain_at", _TIME, nullable=True))
-    done = "told_version >= version AND (handed_over OR role = 'ASSISTANT')"
+        op.add_column("messages", sa.Column(column, _TIME))
+    op.add_column("messages", sa.Column("claim", sa.Uuid()))
+    op.add_column("sessions", sa.Column("drain_at", _TIME))
     yes = sa.true().compile(dialect=op.get_bind().dialect)
-    op.execute(f"UPDATE messages SET announced = {yes} WHERE {done}")  # noqa: S608
-    sqlite, postgresql = sa.text("announced = 0"), sa.text("NOT announced")
-    op.create_index(
-        "messages_unannounced", "messages", ["session_id"], sqlite_where=sqlite, postgresql_where=postgresql
-    )
-    pending = sa.text("delivery_status = 'PENDING'")
-    op.create_index("messages_expiring", "messages", ["expires_at"], sqlite_where=pending, postgresql_where=pending)
+    for table, more in (("messages", " AND (handed_over OR role = 'ASSISTANT')"), ("conversations", "")):
+        op.add_column(table, sa.Column("announced", sa.Boolean(), nullable=False, server_default=sa.false()))
+        op.execute(f"UPDATE {table} SET announced = {yes} WHERE told_version >= version{more}")  # noqa: S608
     op.drop_table("lanes")
-    for column in ("version", "told_version", "handed_over"):
-        op.drop_column("messages", column)
-    op.drop_column("commands", "told")
+    op.drop_column("messages", "handed_over")
+    for table in ("commands", "conversations", "messages"):
+        op.drop_column(table, "told_version")
+        op.drop_column(table, "version")
     for table in ("sessions", "conversations"):
         op.drop_column(table, "correlation_id")
     for table in _HASHED:
         op.drop_column(table, "key_hash")
+    _index(_OLD)
