@@ -1,1 +1,1 @@
-"""All that knows RabbitMQ. Every framework default that could lose a message is overridden here and nowhere else."""
+"""How the service uses RabbitMQ. Framework defaults that could lose a message are overridden here and nowhere else."""

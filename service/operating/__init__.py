@@ -1,1 +1,1 @@
-"""What an operator does by hand: dead letters and single messages, each a subcommand of `whatsapp-qr`."""
+"""What an operator does by hand, each a subcommand of `whatsapp-qr`: dead letters, single messages, and the broker."""

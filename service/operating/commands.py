@@ -158,8 +158,8 @@ def _carry_out(read_settings: ReadSettings, kind: "type[MessageCommand]", prefix
 
 
 async def _with_dead_letters(read_settings: ReadSettings, work: Callable[["DeadLetters"], Awaitable[T]]) -> T:
-    from service.messaging.replaying import Replayer
     from service.operating.dead_letters import DeadLetters
+    from service.operating.replaying import Replayer
 
     settings = read_settings()
     replayer = Replayer(settings.amqp_url, settings.partitions)

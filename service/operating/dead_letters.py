@@ -11,7 +11,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from service.errors import Rejected, Undeliverable
 from service.messaging.publishing import Publisher
-from service.messaging.replaying import Replayer
+from service.operating.replaying import Replayer
 from service.persistence import dead_letters
 from service.persistence.database import Database
 from service.persistence.tables import DeadLetterRow, now

@@ -13,7 +13,7 @@ import typer
 from service.operating.commands import Json, ReadSettings, fail, print_lines, run
 
 if TYPE_CHECKING:
-    from service.messaging.comparing import Difference
+    from service.operating.comparing import Difference
     from service.settings import Settings
 
 Passwords = Annotated[
@@ -52,7 +52,7 @@ def topology(read_settings: ReadSettings) -> typer.Typer:
     @app.command()
     def permissions(*, as_json: Json = False) -> None:
         """Print the broker's users and what each may configure, write to and read from."""
-        from service.messaging import rights
+        from service.operating import rights
 
         for one in rights.users():
             columns = one.permission | ({"tags": " ".join(one.tags)} if one.tags else {})
@@ -62,7 +62,7 @@ def topology(read_settings: ReadSettings) -> typer.Typer:
     @app.command()
     def definitions(*, passwords: Passwords = None, vhost: str = "/") -> None:
         """Print users and permissions as `rabbitmqctl import_definitions` takes them."""
-        from service.messaging import rights
+        from service.operating import rights
 
         print_lines([json.dumps(rights.definitions(_read(passwords), vhost=vhost), indent=2)])
 
@@ -70,15 +70,15 @@ def topology(read_settings: ReadSettings) -> typer.Typer:
 
 
 async def _declare(settings: "Settings", wait: float) -> None:
-    from service.messaging.comparing import apply
+    from service.operating.comparing import apply
 
     await apply(settings.amqp_url, settings.partitions, wait=wait)
 
 
 async def _looked_at(settings: "Settings") -> "tuple[list[Difference], str]":
     """Return what differs, and what is known where nothing does."""
-    from service.messaging.comparing import compare, compare_size
-    from service.messaging.management import differences, look
+    from service.operating.comparing import compare, compare_size
+    from service.operating.management import differences, look
 
     if settings.management_url is not None:
         listed = await look(settings.management_url, settings.amqp_url)
@@ -95,7 +95,7 @@ async def _looked_at(settings: "Settings") -> "tuple[list[Difference], str]":
 def _read(folder: Path | None) -> Mapping[str, str]:
     if folder is None:
         return {}
-    from service.messaging import rights
+    from service.operating import rights
 
     files = ((one.user, folder / one.user) for one in rights.users())
     return {user: file.read_text(encoding="utf-8").strip() for user, file in files if file.is_file()}

@@ -8,11 +8,12 @@ from collections.abc import Awaitable, Callable, Iterator
 import pytest
 from aio_pika import Connection
 
-from service.messaging import comparing, topology
+from service.messaging import topology
 from service.messaging.connections import connect
 from service.messaging.listening import Listener
 from service.messaging.partitions import Partition
 from service.messaging.publishing import Publisher
+from service.operating import comparing
 from service.tasks import end
 from tests.system import eventually
 

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 from service import cli
 from service.messaging import subscriptions, topology
-from service.messaging.comparing import MAX_MESSAGE_SIZE
+from service.operating.comparing import MAX_MESSAGE_SIZE
 from service.persistence import database
 from service.settings import Settings
 from tests.deploy import known, memory

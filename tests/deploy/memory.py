@@ -2,7 +2,7 @@
 
 import re
 
-from service.messaging.comparing import MAX_MESSAGE_SIZE
+from service.operating.comparing import MAX_MESSAGE_SIZE
 from service.settings import Settings
 
 MIB = 1024 * 1024

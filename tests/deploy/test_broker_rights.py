@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from schemas import broker
-from service.messaging import rights
+from service.operating import rights
 from tests.allowed import ALLOWED
 from tests.servers import REPOSITORY, Broker
 

@@ -12,7 +12,7 @@ import pytest
 from aio_pika.exceptions import AMQPConnectionError
 
 from deploy.compose import prepare
-from service.messaging import rights
+from service.operating import rights
 from service.settings import Settings
 from tests.deploy import compose
 from tests.servers import Broker

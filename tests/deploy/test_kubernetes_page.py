@@ -5,7 +5,8 @@ import re
 
 import pytest
 
-from service.messaging import rights, topology
+from service.messaging import topology
+from service.operating import rights
 from tests.deploy.known import is_command
 from tests.deploy.manifests import COMPONENT, KUBERNETES, objects, of_kind
 from tests.deploy.secrets_script import made_by_the_script

@@ -2,7 +2,7 @@
 
 import pytest
 
-from service.messaging import rights
+from service.operating import rights
 from service.settings import Settings
 from tests.deploy.manifests import Objects, dict_of, objects, of_kind, our_workloads
 from tests.deploy.secrets_script import NAMESPACE, made, made_by_the_script, run_script

@@ -8,8 +8,8 @@ import aio_pika
 import pytest
 
 from service.messaging import topology
-from service.messaging.comparing import MAX_MESSAGE_SIZE
 from service.messaging.topology import CONVERSATIONS, SESSIONS, PartitionedQueue
+from service.operating.comparing import MAX_MESSAGE_SIZE
 from service.settings import Settings
 from tests.deploy import memory
 from tests.deploy.manifests import container, objects

@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 import pytest
 
-from service.messaging.comparing import MAX_MESSAGE_SIZE, NEEDED_SIZE
+from service.operating.comparing import MAX_MESSAGE_SIZE, NEEDED_SIZE
 from service.settings import Settings
 from tests.deploy import capacity_rules, compose, memory
 from tests.deploy.manifests import Objects, container, named, objects, settings

@@ -16,8 +16,9 @@ from aiormq.exceptions import ChannelAccessRefused, ChannelLockedResource
 
 from service.domain.dead_letters import Original
 from service.errors import Undeliverable
-from service.messaging import rights, topology
-from service.messaging.replaying import Replayer
+from service.messaging import topology
+from service.operating import rights
+from service.operating.replaying import Replayer
 from tests.allowed import ALLOWED, COMMANDS, DEAD_LETTERS, EVENTS, EXCHANGES, GATEWAY, JOBS
 from tests.amqp import Amqp
 from tests.operator import Answer, listed, operate

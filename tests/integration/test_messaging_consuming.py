@@ -11,13 +11,13 @@ import pytest
 
 from service.domain.dead_letters import DeadLetter
 from service.errors import DatabaseUnavailable, Undeliverable
-from service.messaging.comparing import MAX_MESSAGE_SIZE
 from service.messaging.consuming import Failures
 from service.messaging.inbox import Delivery, Gate, Inbox
 from service.messaging.lossless import to_json
 from service.messaging.receiving import Received
 from service.messaging.rerouting import DECIDED_BY
 from service.messaging.topology import CONVERSATIONS, DEAD_LETTERS
+from service.operating.comparing import MAX_MESSAGE_SIZE
 from tests.amqp import Amqp, Handler, a_chatbot, a_message, consuming, publishing, send, until
 from tests.proxy import Proxy
 from tests.servers import Broker

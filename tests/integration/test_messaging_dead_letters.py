@@ -19,8 +19,8 @@ from service.messaging import topology
 from service.messaging.dead_letter_queue import DeadLetterQueue
 from service.messaging.dead_letters import dead_letter_callback
 from service.messaging.lossless import to_json
-from service.messaging.replaying import Replayer
 from service.messaging.topology import CONVERSATIONS, DEAD_LETTERS
+from service.operating.replaying import Replayer
 from tests.amqp import Amqp, Handler, consuming, publishing, until
 from tests.proxy import Proxy
 from whatsapp_qr_contracts.message import COMMANDS, MAX_BODY_BYTES

@@ -11,8 +11,8 @@ from service import tracing
 from service.domain.dead_letters import DeadLetter
 from service.messaging.consuming import Failures
 from service.messaging.receiving import Received
-from service.messaging.replaying import Replayer
 from service.messaging.topology import CONVERSATIONS
+from service.operating.replaying import Replayer
 from tests.amqp import Amqp, Handler, a_chatbot, a_message, consuming, publishing, send, until
 from whatsapp_qr_contracts.commands import SendMessage
 from whatsapp_qr_contracts.message import Message

@@ -13,10 +13,11 @@ import aio_pika
 import pytest
 from structlog.testing import capture_logs
 
-from service.messaging import comparing, management, rights, topology
-from service.messaging.comparing import MAX_MESSAGE_SIZE, NEEDED_SIZE
-from service.messaging.management import Found
+from service.messaging import topology
+from service.operating import comparing, management, rights
 from service.operating import topology as operating
+from service.operating.comparing import MAX_MESSAGE_SIZE, NEEDED_SIZE
+from service.operating.management import Found
 from service.settings import Settings
 from tests.allowed import ALLOWED
 from tests.operator import operate

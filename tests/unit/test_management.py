@@ -7,8 +7,9 @@ import httpx
 import pytest
 
 from service.errors import BrokerUnavailable
-from service.messaging import management, topology
-from service.messaging.management import Found, differences
+from service.messaging import topology
+from service.operating import management
+from service.operating.management import Found, differences
 from whatsapp_qr_contracts.message import COMMANDS, EVENTS, JOBS
 
 PARTITIONS = 2

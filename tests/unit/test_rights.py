@@ -6,8 +6,8 @@ import re
 
 import pytest
 
-from service.messaging import rights
-from service.messaging.rights import Rights
+from service.operating import rights
+from service.operating.rights import Rights
 from tests.allowed import ALLOWED, NAMES
 
 USERS = {one.user: one for one in rights.users()}

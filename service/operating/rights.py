@@ -1,4 +1,4 @@
-"""Who may do what on the broker: a user for each process, with no more than it needs. Derived from `topology`.
+"""Who may do what on the broker: each process has a user with no more than it needs. From `messaging.topology`.
 
 RabbitMQ knows three rights on a name, be it an exchange's or a queue's: to configure it (declare, delete), to write to
 it (publish; bind a queue), to read from it (consume; bind to an exchange). Looking whether something exists needs none.

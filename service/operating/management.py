@@ -10,7 +10,7 @@ import httpx
 
 from service.errors import BrokerUnavailable
 from service.messaging import topology
-from service.messaging.comparing import APPLY, Difference
+from service.operating.comparing import APPLY, Difference
 from whatsapp_qr_contracts.message import EVENTS
 
 _SECONDS = 10.0

@@ -1,4 +1,4 @@
-"""Puts a message back where it came from, as it was. The only publishes beside those of `publishing`.
+"""Puts a message back where it came from, as it was. The only publishes beside those of `messaging.publishing`.
 
 Those write the service's own envelope; this one restores somebody else's: nothing is added, filled in or made up. Of
 its headers those of the contract come back: the broker interprets others, and would multiply the message.
