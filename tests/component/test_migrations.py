@@ -20,7 +20,7 @@ from service.consumers.announcing import OF_CONVERSATIONS, OF_SENDING, OF_SESSIO
 from service.consumers.outcomes import new_row
 from service.consumers.telling import Output
 from service.domain.identities import whatsapp_message_id
-from service.persistence import lanes, migrations, sessions
+from service.persistence import lanes, migrations
 from service.persistence.columns import UtcDateTime
 from service.persistence.database import Database
 from service.persistence.tables import ChatbotRow, CommandRow, ConversationRow, LaneRow, MessageRow, SessionRow
@@ -67,15 +67,6 @@ async def test_upgrading_again_changes_nothing(migrated_url: str, database: Data
     stored = await receive(database, session)
     await asyncio.to_thread(migrations.upgrade, migrated_url)
     assert (await receive(database, session)).id == stored.id
-
-
-async def test_a_session_is_young_after_the_upgrade(migrated_url: str, database: Database) -> None:
-    """One that was CONNECTING before it is not taken for one that hangs: nobody knows since when it is."""
-    await a_session(database)
-    await asyncio.to_thread(command.downgrade, migrations.configuration(migrated_url), "0001")
-    await asyncio.to_thread(migrations.upgrade, migrated_url)
-    [one] = await database.read(sessions.survey)
-    assert abs(one.known.age) < 300
 
 
 async def test_racing_upgrades_all_succeed(database_url: str) -> None:

@@ -41,9 +41,9 @@ async def test_the_present_schema_is_believed_for_a_while(database: Database) ->
 
 async def test_an_older_schema_is_a_fault_until_it_is_migrated(migrated_url: str, database: Database) -> None:
     """The sentence names both revisions and the command; nothing bad is believed for a while."""
-    await asyncio.to_thread(command.downgrade, migrations.configuration(migrated_url), "0001")
+    await asyncio.to_thread(command.downgrade, migrations.configuration(migrated_url), "0004")
     one = Schema(database)
-    assert await one.fault() == (f"the database has the schema 0001, not {schema.head()}: run whatsapp-qr migrate")
+    assert await one.fault() == (f"the database has the schema 0004, not {schema.head()}: run whatsapp-qr migrate")
     await asyncio.to_thread(migrations.upgrade, migrated_url)
     assert await one.fault() == ""
 
@@ -64,7 +64,7 @@ async def test_a_newer_schema_is_none(database: Database) -> None:
 @pytest.fixture
 async def behind(migrated_sqlite: str) -> Settings:
     """The settings of a process whose database is a revision behind; its broker is away."""
-    await asyncio.to_thread(command.downgrade, migrations.configuration(migrated_sqlite), "0001")
+    await asyncio.to_thread(command.downgrade, migrations.configuration(migrated_sqlite), "0004")
     return Settings(database_url=migrated_sqlite, amqp_url="amqp://127.0.0.1:1/")
 
 
@@ -91,6 +91,13 @@ async def test_a_newer_database_is_left_as_it_is(migrated_url: str, database: Da
     assert found.version_num == "9999"
 
 
+async def test_a_database_that_is_too_old_is_left_as_it_is(migrated_url: str, database: Database) -> None:
+    """No migration leads from there any more: the sentence says what to do instead."""
+    await database.transact(lambda tx: tx.execute(text("UPDATE alembic_version SET version_num = '0003'")))
+    with pytest.raises(ConfigurationError, match=r"schema 0003, too old .* Bring it to 0004 first, .* or start"):
+        await asyncio.to_thread(migrations.upgrade_or_explain, migrated_url)
+
+
 async def test_a_user_who_may_not_is_told_who_may(postgres_database: str) -> None:
     """The services' user owns no table; whoever runs the migration as that one reads what to do instead."""
     owner = Database(postgres_database)
@@ -106,7 +113,7 @@ async def test_a_user_who_may_not_is_told_who_may(postgres_database: str) -> Non
 
 async def test_a_table_in_use_is_not_waited_for(monkeypatch: pytest.MonkeyPatch, migrated_postgres: str) -> None:
     """Everybody would wait behind the migration: it gives up, changes nothing, and says to run it again."""
-    await asyncio.to_thread(command.downgrade, migrations.configuration(migrated_postgres), "0001")
+    await asyncio.to_thread(command.downgrade, migrations.configuration(migrated_postgres), "0004")
     database = Database(migrated_postgres)
 
     async def while_in_use(tx: AsyncSession) -> None:

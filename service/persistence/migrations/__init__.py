@@ -17,7 +17,7 @@ log = structlog.get_logger()
 # One migration at a time, whoever starts it: the key of PostgreSQL's advisory lock.
 LOCK_KEY = 0x57_41_51_52
 LOCK_SECONDS = 10
-_BEYOND = re.compile(r"identified by '([0-9]+)'")
+_UNKNOWN = re.compile(r"identified by '([0-9]+)'")
 # What PostgreSQL says, by SQLSTATE, and what helps. A migration happens wholly or not at all.
 _REMEDIES = {
     "42501": "Run it as the user who owns the tables; nothing was changed",
@@ -50,14 +50,19 @@ def upgrade_or_explain(url: str) -> None:
     Raises:
         ConfigurationError: the database cannot be used; the sentence names it, without the password, and a remedy.
     """
+    where = url.rpartition("@")[2].rpartition("///")[2]
     try:
         upgrade(url)
     except CommandError as error:
-        if (found := _BEYOND.search(str(error))) is None or found[1] <= head():
+        if (found := _UNKNOWN.search(str(error))) is None:
             raise
+        if found[1] < head():
+            raise ConfigurationError(
+                f"The database {where} (DATABASE_URL) has the schema {found[1]}, too old for this version. Bring it to"
+                " 0004 first, as docs/operations.md says (From before 0.1.0), or start afresh without it"
+            ) from error
         log.warning("schema_is_newer", found=found[1], known=head())
     except (SQLAlchemyError, OSError) as error:
-        where = url.rpartition("@")[2].rpartition("///")[2]
         reason = str(getattr(error, "orig", None) or error).strip().rstrip(".")
         message = f"The database {where} (DATABASE_URL) cannot be used: {reason}. {_remedy(url, error)}"
         raise ConfigurationError(message) from error
