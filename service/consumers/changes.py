@@ -69,5 +69,5 @@ async def apply(
         phone_number=number,
     )
     if session.status is SessionStatus.CONNECTED:
-        await lanes.wake_existing(tx, session.session_id)
+        await lanes.wake(tx, [session.session_id])
     return session, failed

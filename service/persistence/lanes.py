@@ -9,22 +9,21 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from uuid import UUID, uuid5
 
-from sqlalchemy import ScalarSelect, Select, bindparam, select, text, update
+from sqlalchemy import ScalarSelect, Select, select, text, update
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import aliased
 from sqlmodel import col
 from uuid_utils.compat import uuid7
 
-from service.domain.identities import key_hash, whatsapp_message_id
+from service.domain.identities import whatsapp_message_id
 from service.domain.sending import GiveUp, Retry, SendPolicy, taken, wait_for_token
 from service.errors import Rejected
 from service.persistence.conversations import apply_receipts, raise_status, receipts_for
-from service.persistence.database import clock, upsert
+from service.persistence.database import clock
 from service.persistence.tables import AWAKE, EXPIRING, PENDING, LaneRow, MessageRow, SessionRow, now
 from service.persistence.untold import Part
 from whatsapp_qr_contracts.codes import FailureCode, RejectionCode
 from whatsapp_qr_contracts.message import DeliveryStatus, SessionStatus
-from whatsapp_qr_contracts.partitions import session_key
 
 _PENDING = DeliveryStatus.PENDING
 BATCH = 200
@@ -55,36 +54,11 @@ class Answer:
         return isinstance(self.result, str) and self.result != self.claimed.message.whatsapp_message_id
 
 
-# Waking
-
-
 async def wake(tx: AsyncSession, session_ids: Collection[str]) -> None:
-    """Let lanes be looked at now; a lane that has no row yet gets one.
-
-    That is done under its session's lock: who holds it, and found no lane to lock or to wake, has committed by then.
-    """
-    have_rows = await tx.scalars(select(col(LaneRow.session_id)).where(col(LaneRow.session_id).in_(session_ids)))
-    await _lock_sessions(tx, set(session_ids) - set(have_rows))
-    rows = [
-        {"session_id": session_id, "key_hash": key_hash(session_key(session_id))} for session_id in sorted(session_ids)
-    ]
-    if rows:
-        given = upsert(tx, LaneRow).values(
-            session_id=bindparam("session_id"), key_hash=bindparam("key_hash"), wake_at=clock(tx), deferrals=0
-        )
-        waking = given.on_conflict_do_update(index_elements=["session_id"], set_={"wake_at": clock(tx)})
-        await (await tx.connection()).execute(waking, rows)
-
-
-async def _lock_sessions(tx: AsyncSession, session_ids: Collection[str]) -> None:
-    if session_ids:
-        query = select(col(SessionRow.id)).where(col(SessionRow.session_id).in_(session_ids))
-        await tx.execute(query.order_by(col(SessionRow.id)).with_for_update())
-
-
-async def wake_existing(tx: AsyncSession, session_id: str) -> None:
-    """Let a lane be looked at now, where it has a row: else its first job makes one."""
-    await tx.execute(update(LaneRow).where(col(LaneRow.session_id) == session_id).values(wake_at=clock(tx)))
+    """Let lanes be looked at now."""
+    these = col(LaneRow.session_id).in_(session_ids)
+    await tx.execute(select(col(LaneRow.session_id)).where(these).order_by(col(LaneRow.session_id)).with_for_update())
+    await tx.execute(update(LaneRow).where(these).values(wake_at=clock(tx)))
 
 
 async def due(tx: AsyncSession, part: Part, besides: Collection[str] = ()) -> list[str]:
@@ -114,9 +88,6 @@ async def known_messages(tx: AsyncSession, ids: Iterable[UUID]) -> dict[UUID, st
     return {row_id: session_id for row_id, session_id in await tx.execute(query)}  # noqa: C416  # dict() takes no rows
 
 
-# Sending
-
-
 @dataclass(slots=True)
 class Round:
     """What one transaction of the outbound consumer did."""
@@ -140,9 +111,10 @@ async def send_round(tx: AsyncSession, *, answers: Sequence[Answer], due: Collec
         due: lanes from which something may be sent now; the others, of the answers, are to be looked at again.
         policy: how patient sending is.
     """
-    renamed = {answer.claimed.message.session_id for answer in answers if answer.renamed}
-    # A receipt for an id that is not known is kept under this lock too: neither may miss the other.
-    await _lock_sessions(tx, renamed)
+    if renamed := {answer.claimed.message.session_id for answer in answers if answer.renamed}:
+        # A receipt for an id that is not known is kept under this lock too: neither may miss the other.
+        query = select(col(SessionRow.id)).where(col(SessionRow.session_id).in_(renamed))
+        await tx.execute(query.order_by(col(SessionRow.id)).with_for_update())
     answered = {answer.claimed.message.session_id for answer in answers}
     lanes = await _locked_lanes(tx, answered | set(due))
     at = (await tx.execute(select(clock(tx)))).scalar_one()

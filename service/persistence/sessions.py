@@ -16,7 +16,7 @@ from service.domain.reconciling import Known
 from service.errors import DatabaseUnavailable
 from service.persistence.columns import DatabaseClock
 from service.persistence.database import clock, insert_new
-from service.persistence.tables import ChatbotRow, CommandRow, SessionRow, now
+from service.persistence.tables import ChatbotRow, CommandRow, LaneRow, SessionRow, now
 from whatsapp_qr_contracts.message import SessionStatus
 from whatsapp_qr_contracts.partitions import chatbot_key
 
@@ -50,10 +50,11 @@ async def locked_unchanged(tx: AsyncSession, seen: SessionRow) -> SessionRow:
 
 
 async def open_session(tx: AsyncSession, chatbot_id: UUID, session_id: str) -> SessionRow:
-    """Return the chatbot's session, locked; made under the given id where there was none."""
+    """Return the chatbot's session, locked; made under the given id, with its lane, where there was none."""
     hashed = key_hash(chatbot_key(chatbot_id))
     new = SessionRow(chatbot_id=chatbot_id, session_id=session_id, status=SessionStatus.DISCONNECTED, key_hash=hashed)
-    await insert_new(tx, SessionRow, **new.model_dump())
+    if await insert_new(tx, SessionRow, **new.model_dump()):
+        tx.add(LaneRow(session_id=session_id, key_hash=hashed))
     return (
         await tx.scalars(select(SessionRow).where(col(SessionRow.chatbot_id) == chatbot_id).with_for_update())
     ).one()

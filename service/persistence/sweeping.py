@@ -38,7 +38,7 @@ async def wake_forgotten(tx: AsyncSession, age: timedelta) -> list[str]:
     query = (
         select(col(SessionRow.session_id))
         .join(MessageRow, col(MessageRow.id) == lanes.first_pending())
-        .outerjoin(LaneRow, col(LaneRow.session_id) == col(SessionRow.session_id))
+        .join(LaneRow, col(LaneRow.session_id) == col(SessionRow.session_id))
         .where(
             col(SessionRow.status) == SessionStatus.CONNECTED,
             col(LaneRow.wake_at).is_(None),

@@ -6,7 +6,6 @@ from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from typing import Any
-from uuid import UUID
 from zlib import crc32
 
 import pytest
@@ -16,7 +15,6 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from service.domain.sending import GiveUp, Retry, SendPolicy
 from service.persistence import lanes, sweeping
 from service.persistence.database import Database
-from service.persistence.intake import Intake
 from service.persistence.lanes import Answer, Claimed, Round
 from service.persistence.tables import MessageRow, SessionRow
 from service.persistence.untold import Part
@@ -355,7 +353,7 @@ async def test_a_lane_that_is_woken_is_found_by_its_owner(
     await change_lane(database, sessions[2], wake_at=None)
     assert await due(database) == expected[2:]
     monkeypatch.undo()
-    await database.transact(lambda tx: lanes.wake_existing(tx, sessions[3].session_id))
+    await database.transact(lambda tx: lanes.wake(tx, [sessions[3].session_id]))
     assert await due(database) == [*expected[2:], sessions[3].session_id]
 
 
@@ -445,47 +443,6 @@ async def test_a_message_that_is_claimed_at_this_moment_is_failed_as_one_that_ma
     assert len((await send_round(here, session)).claimed) == 1
     await failing.result()
     assert (await reread(here, message)).error_message == f"another number{MAY_HAVE_GONE_OUT}"
-
-
-async def unsung(database: Database, **fields: Any) -> tuple[SessionRow, MessageRow]:
-    """Store the first message of a session; its job has not come, so that its lane has no row."""
-    session = await a_session(database, **fields)
-    message = await enqueue(database, session)
-    await database.transact(lambda tx: tx.execute(text("DELETE FROM lanes")))
-    return session, message
-
-
-async def send_first(database: Database, session: SessionRow) -> list[UUID]:
-    """Do what the job of a session's first message does."""
-    await database.transact(lambda tx: lanes.wake(tx, [session.session_id]))
-    return [one.message.id for one in (await send_round(database, session)).claimed]
-
-
-async def test_the_first_message_of_a_session_that_is_cancelled_at_this_moment_is_not_sent(
-    here: Database, there: Database, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The lane has no row yet that both could lock: whoever makes it waits for the cancellation."""
-    session, message = await unsung(here)
-    sending = Beside(there, lambda: send_first(there, session))
-    after(monkeypatch, Intake, "finish", sending.begin)
-    assert await cancel(here, message) == "message.cancelled"
-    assert await sending.result() == []
-    assert (await reread(here, message)).error_code == "cancelled"
-
-
-async def test_a_lane_that_is_made_while_its_session_connects_is_awake(here: Database, there: Database) -> None:
-    """Whoever connects the session found no lane to wake: so the lane is made, and looked at, after that."""
-    session, message = await unsung(here, status=SessionStatus.CONNECTING)
-    sending = Beside(there, lambda: send_first(there, session))
-
-    async def connect(tx: AsyncSession) -> None:
-        row = await tx.get_one(SessionRow, session.id, with_for_update=True)
-        await lanes.wake_existing(tx, session.session_id)
-        row.status = SessionStatus.CONNECTED
-        await sending.begin()
-
-    await here.transact(connect)
-    assert await sending.result() == [message.id]
 
 
 # Query plans

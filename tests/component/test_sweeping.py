@@ -10,7 +10,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from service import metrics
 from service.persistence import lanes, sessions, sweeping
 from service.persistence.database import Database, present
-from service.persistence.tables import CommandRow, ConversationRow, LaneRow, MessageRow, ReceiptRow, SessionRow
+from service.persistence.tables import CommandRow, ConversationRow, MessageRow, ReceiptRow, SessionRow
 from service.persistence.untold import Part
 from service.upkeep import sweeper as sweeper_module
 from service.upkeep.sweeper import Sweeper
@@ -74,17 +74,12 @@ async def test_the_database_says_when_a_row_was_written(database: Database) -> N
 
 
 async def test_a_forgotten_lane_is_woken(database: Database, sweeper: Sweeper) -> None:
-    """One that sleeps, or has no row at all, though its first message could be sent: it is counted, and sent."""
-    without_row, asleep = await forgotten(database), await forgotten(database, count=2)
-
-    async def lose(tx: AsyncSession) -> None:
-        await tx.delete(await tx.get_one(LaneRow, without_row.session_id))
-
-    await database.transact(lose)
+    """One that sleeps though its first message could be sent: it is counted, and sent."""
+    one, other = await forgotten(database), await forgotten(database, count=2)
     before = redriven()
-    assert await woken(database, sweeper) == {without_row.session_id, asleep.session_id}
+    assert await woken(database, sweeper) == {one.session_id, other.session_id}
     assert redriven() == before + 2
-    assert len((await send_round(database, without_row, asleep)).claimed) == 2
+    assert len((await send_round(database, one, other)).claimed) == 2
     await woken(database, sweeper)
     assert redriven() == before + 2
 

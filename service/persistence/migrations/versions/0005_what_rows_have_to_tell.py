@@ -96,10 +96,11 @@ def _bring_over() -> None:
     # Every lane in which something waits is looked at; one whose message may be on its way, once that is over.
     op.execute(
         "INSERT INTO lanes (session_id, key_hash, wake_at, claimed_until, claimed_message, claim, deferrals)"
-        " SELECT session_id, key_hash, COALESCE(claimed_until, CURRENT_TIMESTAMP), claimed_until,"
-        " CASE WHEN claimed_until IS NOT NULL THEN id END, claim, 0"
-        " FROM messages WHERE delivery_status = 'PENDING' AND lane_number = (SELECT min(first.lane_number)"
-        " FROM messages first WHERE first.session_id = messages.session_id AND first.delivery_status = 'PENDING')"
+        " SELECT s.session_id, s.key_hash, CASE WHEN m.id IS NOT NULL THEN COALESCE(m.claimed_until, CURRENT_TIMESTAMP)"
+        " END, m.claimed_until, CASE WHEN m.claimed_until IS NOT NULL THEN m.id END, m.claim, 0"
+        " FROM sessions s LEFT JOIN messages m ON m.session_id = s.session_id AND m.delivery_status = 'PENDING'"
+        " AND m.lane_number = (SELECT min(first.lane_number) FROM messages first"
+        " WHERE first.session_id = s.session_id AND first.delivery_status = 'PENDING')"
     )
     op.execute(
         "UPDATE conversations SET told_version = 0, correlation_id = COALESCE((SELECT correlation_id FROM messages"
