@@ -42,15 +42,7 @@ _CLOSE_SECONDS = 5.0
 
 
 class Announcer:
-    """Tells what was committed. A handler gives it the outputs and goes on: it never waits for a destination.
-
-    Args:
-        database: the rows.
-        publisher: publishes.
-        hold: waits while the database is away.
-        sources: the rows that this kind of consumer tells.
-        part: says which partitions this process owns.
-    """
+    """Tells what was committed. A handler gives it the outputs and goes on: it never waits for a destination."""
 
     def __init__(
         self, database: Database, publisher: Publisher, hold: Hold, sources: Sources, part: Callable[[], Part]

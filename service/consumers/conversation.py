@@ -5,7 +5,7 @@ arrival, and all is committed at once. What follows is told from the rows: a job
 consumer, and events.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import partial
@@ -28,10 +28,10 @@ from service.messaging.receiving import Received
 from service.messaging.topology import CONVERSATIONS
 from service.persistence import conversations, intake
 from service.persistence.database import Database
-from service.persistence.intake import Intake
+from service.persistence.intake import Intake, Needs
 from service.persistence.tables import ConversationRow, ReceiptRow, SessionRow, now
 from whatsapp_qr_contracts.codes import DeadLetterReason, FailureCode, RejectionCode
-from whatsapp_qr_contracts.commands import CancelMessage, Command, MessageCommand, RetryMessage, SendMessage
+from whatsapp_qr_contracts.commands import CancelMessage, Command, RetryMessage, SendMessage
 from whatsapp_qr_contracts.gateway import GatewayMessage, GatewayReceipt, GatewayReport, moment_of
 from whatsapp_qr_contracts.message import DeliveryStatus
 
@@ -40,17 +40,12 @@ log = structlog.get_logger()
 
 @dataclass(frozen=True)
 class ConversationConsumer:
-    """The handler of `whatsapp-qr.conversations`.
-
-    Args:
-        database: conversations and messages.
-        announcer: tells what follows.
-        expiry: how long a message may wait to be sent where its caller does not say.
-    """
+    """The handler of `whatsapp-qr.conversations`."""
 
     database: Database
     announcer: Announcer
     expiry: timedelta
+    """How long a message may wait to be sent where its caller does not say."""
     models: ClassVar[Mapping[str, Any]] = {model.name: model for model in CONVERSATIONS.carries}
     side_by_side: ClassVar[bool] = False
 
@@ -197,47 +192,26 @@ def _command_id(command: Command, envelope: Envelope) -> str:
 async def _rows_for(tx: AsyncSession, batch: Sequence[Received]) -> Intake:
     """Lock and read the rows that a batch needs."""
     bodies = [received.body for received in batch]
-    reports = [body for body in bodies if isinstance(body, GatewayReport)]
-    commands = [body for body in bodies if isinstance(body, Command)]
-    rows = await intake.begin(
-        tx, {report.session_id for report in reports}, {command.chatbot_id for command in commands}
-    )
-    known = [(report, rows.sessions[report.session_id]) for report in reports if report.session_id in rows.sessions]
-    customers = [
-        identities.conversation_id(session.chatbot_id, identities.customer_address(report.sender))
-        for report, session in known
-        if isinstance(report, GatewayMessage)
-    ]
-    recipients = [
-        identities.conversation_id(body.chatbot_id, body.to) for body in commands if isinstance(body, SendMessage)
-    ]
-    receipts = [body for body in reports if isinstance(body, GatewayReceipt)]
-    await rows.load(
-        conversations={*customers, *recipients},
-        messages=[
-            *(
-                identities.incoming_message_id(session.id, report.message_id)
-                for report, session in known
-                if isinstance(report, GatewayMessage)
-            ),
-            *_message_ids(batch),
-        ],
-        sent_as={(report.session_id, report.data.message_id) for report in receipts},
-        lanes_of={body.chatbot_id for body in bodies if isinstance(body, CancelMessage)},
-        commands={
-            (received.body.chatbot_id, _command_id(received.body, received.envelope))
-            for received in batch
-            if isinstance(received.body, Command)
-        },
-    )
-    return rows
-
-
-def _message_ids(batch: Sequence[Received]) -> Iterable[UUID]:
+    session_ids = {body.session_id for body in bodies if isinstance(body, GatewayReport)}
+    chatbot_ids = {body.chatbot_id for body in bodies if isinstance(body, Command)}
+    rows, needs = await intake.begin(tx, session_ids, chatbot_ids), Needs()
     for received in batch:
-        match received.body:
-            case SendMessage() as command:
-                caller_id = command.message_id or received.envelope.message_id
-                yield identities.outgoing_message_id(command.chatbot_id, caller_id)
-            case MessageCommand() as command:
-                yield command.message_id
+        body = received.body
+        if isinstance(body, Command):
+            needs.commands.add((body.chatbot_id, _command_id(body, received.envelope)))
+        match body:
+            case SendMessage(message_id=caller_id):
+                needs.conversations.add(identities.conversation_id(body.chatbot_id, body.to))
+                caller_id = caller_id or received.envelope.message_id
+                needs.messages.add(identities.outgoing_message_id(body.chatbot_id, caller_id))
+            case CancelMessage() | RetryMessage():
+                needs.messages.add(body.message_id)
+                needs.lanes_of |= {body.chatbot_id} if isinstance(body, CancelMessage) else set()
+            case GatewayMessage() if session := rows.sessions.get(body.session_id):
+                customer = identities.customer_address(body.sender)
+                needs.conversations.add(identities.conversation_id(session.chatbot_id, customer))
+                needs.messages.add(identities.incoming_message_id(session.id, body.message_id))
+            case GatewayReceipt():
+                needs.sent_as.add((body.session_id, body.data.message_id))
+    await rows.load(needs)
+    return rows

@@ -56,12 +56,7 @@ _TRIES = 5
 
 @dataclass(frozen=True)
 class OutboundConsumer:
-    """The handler of `whatsapp-qr-send`.
-
-    Args:
-        database: the lanes.
-        sender: looks at the lanes that are due.
-    """
+    """The handler of `whatsapp-qr-send`."""
 
     database: Database
     sender: "Sender"
@@ -83,16 +78,7 @@ class OutboundConsumer:
 
 
 class Sender:
-    """Sends what is due in the lanes of this process's partitions.
-
-    Args:
-        database: the lanes.
-        gateway: sends.
-        hold: waits while the database is away.
-        announcer: tells what became of each message.
-        policy: how patient sending is.
-        part: says which partitions this process owns.
-    """
+    """Sends what is due in the lanes of this process's partitions."""
 
     def __init__(
         self,

@@ -69,13 +69,8 @@ def end(
 ) -> None:
     """Write down the event that answers a command; it is told once that is committed.
 
-    Args:
-        row: the command's.
-        command: the command.
-        result: the event, or why the command was rejected.
-        command_id: the command's id where its row has another.
-        message_id: the event's id where it has one of its own; else one is derived from the command's.
-        about: the message that a rejected command is about.
+    `command_id` is given where the row has another one, `message_id` where the event has an id of its own: else one is
+    derived from the command's. `about` is the message that a rejected command is about.
     """
     command_id = command_id or row.command_id
     event = _rejection(command, command_id, result, about) if isinstance(result, Rejected) else result

@@ -68,13 +68,6 @@ class Relay:
     """What tells one destination, in this process.
 
     Args:
-        name: the destination, for metrics and logs.
-        publisher: publishes.
-        database: the rows.
-        hold: waits while the database is away.
-        marks: notes what is confirmed.
-        sources: the rows that this process tells, where it owns their partitions.
-        part: says which these are.
         gives_up: whether an output that is refused EVENT_TRIES times counts as told: an event. The refusal does not
             say which queue was full, and the others have it.
     """

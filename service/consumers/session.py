@@ -55,19 +55,13 @@ _ASK_AGAIN_AFTER = (1.0, 3.0)
 
 @dataclass(frozen=True)
 class SessionConsumer:
-    """The handler of `whatsapp-qr.sessions`.
-
-    Args:
-        database: sessions, chatbots and commands.
-        gateway: holds the connections.
-        announcer: tells what follows.
-        strict: whether a chatbot must be registered before its first initialize.
-    """
+    """The handler of `whatsapp-qr.sessions`."""
 
     database: Database
     gateway: Gateway
     announcer: Announcer
     strict: bool = False
+    """Whether a chatbot must be registered before its first initialize."""
     models: ClassVar[Mapping[str, Any]] = {model.name: model for model in SESSIONS.carries}
     side_by_side: ClassVar[bool] = True
 

@@ -29,15 +29,7 @@ _BETWEEN_MOVES = 2 / 3
 
 
 class Sharing:
-    """The loop of one process.
-
-    Args:
-        subscriptions: what this process consumes.
-        heartbeats: the rows.
-        process_id: this process, in the rows.
-        queue: name of the queue, for the metric.
-        period: seconds between two beats.
-    """
+    """The loop of one process."""
 
     def __init__(
         self, subscriptions: Subscriptions, heartbeats: Heartbeats, *, process_id: str, queue: str, period: float

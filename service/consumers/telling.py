@@ -6,7 +6,9 @@ So an output that is published again, after a crash or by another process, is th
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any
+from typing import Any, TypeVar
+
+from sqlmodel import SQLModel
 
 from service.domain.identities import output_id
 from service.persistence.marks import Told
@@ -28,6 +30,8 @@ from whatsapp_qr_contracts.events import (
 )
 from whatsapp_qr_contracts.jobs import IncomingJob, IncomingMetadata, SendJob
 from whatsapp_qr_contracts.message import DeliveryStatus, Message, Role, SessionStatus
+
+M = TypeVar("M", bound=Message)
 
 _SESSION_EVENTS: dict[SessionStatus, type[SessionEvent]] = {
     SessionStatus.CONNECTING: SessionConnecting,
@@ -89,12 +93,8 @@ def of_conversation(conversation: ConversationRow) -> list[Output]:
     """Return the event that a conversation has started, unless it is known to be confirmed."""
     if conversation.told_version >= conversation.version:
         return []
-    event = ConversationStarted(
-        conversation_id=conversation.id,
-        chatbot_id=conversation.chatbot_id,
-        external_user_id=conversation.external_user_id,
-        occurred_at=conversation.created_at,
-    )
+    at = conversation.created_at
+    event = _of(ConversationStarted, conversation, conversation_id=conversation.id, occurred_at=at)
     told = Told(ConversationRow, (conversation.id,), conversation.version)
     return [Output(event, output_id(conversation.id, "started"), conversation.correlation_id, told, str(event.name))]
 
@@ -147,17 +147,7 @@ def _version_of(message: MessageRow) -> str:
 
 def session_event(session: SessionRow) -> SessionEvent:
     """Return the event of a session's present state."""
-    fields: dict[str, Any] = {"qr_code": session.qr_code} if session.status is SessionStatus.QR_READY else {}
-    return _SESSION_EVENTS[session.status](
-        session_id=session.session_id,
-        chatbot_id=session.chatbot_id,
-        status=session.status,
-        status_reason=session.status_reason,
-        phone_number=session.phone_number,
-        version=session.version,
-        occurred_at=session.updated_at,
-        **fields,
-    )
+    return _of(_SESSION_EVENTS[session.status], session, occurred_at=session.updated_at)
 
 
 def session_event_id(session: SessionRow) -> str:
@@ -167,56 +157,36 @@ def session_event_id(session: SessionRow) -> str:
 
 def incoming_job(message: MessageRow) -> IncomingJob:
     """Return the job of a customer's message for the AI workers."""
-    return IncomingJob(
-        conversation_id=message.conversation_id,
-        message_id=message.id,
-        content=message.content,
-        chatbot_id=message.chatbot_id,
-        external_user_id=message.external_user_id,
-        metadata=_origin(message),
-    )
+    return _of(IncomingJob, message, message_id=message.id, metadata=_origin(message))
 
 
 def send_job(message: MessageRow) -> SendJob:
     """Return the job that wakes the lane in which a message stands."""
-    return SendJob(
-        session_id=message.session_id,
-        to=message.external_user_id,
-        message=message.content,
-        message_id=message.id,
-        conversation_id=message.conversation_id,
-    )
+    return _of(SendJob, message, message_id=message.id, to=message.external_user_id, message=message.content)
 
 
 def received_event(message: MessageRow) -> MessageReceived:
     """Return the event of a customer's message."""
-    return MessageReceived(
-        **_common(message),
-        occurred_at=message.created_at,
-        content=message.content,
-        metadata=_origin(message),
-        conversation_sequence=message.sequence or 0,
-    )
+    number = {"conversation_sequence": message.sequence or 0}
+    at, origin = message.created_at, _origin(message)
+    return _of(MessageReceived, message, message_id=message.id, occurred_at=at, metadata=origin, **number)
 
 
 def status_event(message: MessageRow) -> MessageStatusEvent:
     """Return the event of a sent message's present delivery status."""
-    failed = message.delivery_status is DeliveryStatus.FAILED
-    fields: dict[str, Any] = (
-        {"error_code": message.error_code or "unknown", "error_message": message.error_message} if failed else {}
-    )
-    return told_as(_STATUS_EVENTS[message.delivery_status], message, reached_at(message), **fields)
+    error = {"error_code": message.error_code or "unknown"} if message.delivery_status is DeliveryStatus.FAILED else {}
+    return told_as(_STATUS_EVENTS[message.delivery_status], message, reached_at(message), **error)
 
 
 def told_as(kind: type[MessageStatusEvent], message: MessageRow, at: datetime, **fields: Any) -> MessageStatusEvent:
     """Return an event of a kind about a message to send, as it is."""
-    return kind(
-        **_common(message),
-        occurred_at=at,
-        delivery_status=message.delivery_status,
-        metadata=message.caller_metadata,
-        **fields,
-    )
+    return _of(kind, message, message_id=message.id, occurred_at=at, metadata=message.caller_metadata, **fields)
+
+
+def _of(kind: type[M], row: SQLModel, **fields: Any) -> M:
+    """Return a message with these fields; those that the row has under the same name are taken from there."""
+    of_row = {name: getattr(row, name) for name in kind.model_fields if hasattr(row, name)}
+    return kind(**of_row | fields)
 
 
 def reached_at(message: MessageRow) -> datetime:
@@ -228,18 +198,6 @@ def reached_at(message: MessageRow) -> datetime:
         DeliveryStatus.FAILED: message.failed_at,
     }
     return times[message.delivery_status] or message.created_at
-
-
-def _common(message: MessageRow) -> dict[str, Any]:
-    return {
-        "message_id": message.id,
-        "conversation_id": message.conversation_id,
-        "chatbot_id": message.chatbot_id,
-        "session_id": message.session_id,
-        "external_user_id": message.external_user_id,
-        "whatsapp_message_id": message.whatsapp_message_id,
-        "version": message.version,
-    }
 
 
 def _origin(message: MessageRow) -> IncomingMetadata:

@@ -5,7 +5,7 @@ from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from contextvars import Context
 from traceback import clear_frames
-from typing import Any
+from typing import Any, TypeVar
 
 import aio_pika
 import structlog
@@ -23,6 +23,7 @@ from service.errors import BrokerUnavailable
 from service.tasks import is_cancelled, let_end
 
 log = structlog.get_logger()
+T = TypeVar("T")
 
 HEARTBEAT = 5
 # aio-pika reports a connection that is being replaced as RuntimeError; where one ends in the middle of a publish, the
@@ -48,6 +49,22 @@ def unavailable(error: BaseException) -> BrokerUnavailable:
         case _:
             return BrokerUnavailable(f"RabbitMQ is not reachable: {type(error).__name__}")
     return BrokerUnavailable(why, refused=True)
+
+
+async def reach(operation: Callable[[], Awaitable[T]], seconds: float = 20.0) -> T:
+    """Do something with the broker, for at most so many seconds.
+
+    Raises:
+        BrokerUnavailable: it did not succeed.
+    """
+    try:
+        async with asyncio.timeout(seconds):
+            return await operation()
+    except (*BROKER_TROUBLE, asyncio.CancelledError) as error:
+        # The client library cancels what waits for a connection that is stuck.
+        if isinstance(error, asyncio.CancelledError) and is_cancelled():
+            raise
+        raise unavailable(error) from error
 
 
 def with_heartbeat(url: str) -> str:

@@ -66,17 +66,7 @@ class Handler(Protocol):
 
 
 class Consumer:
-    """All partitions of one queue in this process.
-
-    Args:
-        url: the broker.
-        queue: the partitioned queue.
-        handler: does what the messages ask for.
-        bury: keeps the dead letters.
-        publisher: publishes what is rerouted.
-        hold: waits while a part is away.
-        prefetch: unacknowledged messages per partition.
-    """
+    """All partitions of one queue in this process."""
 
     def __init__(
         self,
@@ -254,32 +244,25 @@ class Consumer:
         with traced(delivery, self._queue.name) as span:
             log.error("dead_letter", queue=self._queue.name, code=error.code)
             tracing.failed(span, error)
-        dead = dead_letter_of(delivery.raw, error, queue=topology.name_of(self._subscription(delivery).name))
-        await self._hold(partial(self._bury_one, dead))
+        source = topology.name_of(self.subscriptions.partitions[delivery.number].name)
+        await self._hold(partial(self._bury_one, dead_letter_of(delivery.raw, error, queue=source)))
         DEAD_LETTERS.labels(error.code).inc()
-
-    def _subscription(self, delivery: Delivery) -> Partition:
-        return self.subscriptions.partitions[delivery.number]
 
     def _count_ended(self, batch: "_Batch", seconds: float) -> None:
         dead = {delivery for delivery, _ in batch.dead}
-        for received in (*batch.readable, *batch.strays):
-            if received.delivery not in dead:
-                outcome = "done" if partition_of(received.key, self._count) == received.delivery.number else "rerouted"
-                HANDLED.labels(self._queue.name, type(received.body).name, outcome).inc()
-                self._seconds[type(received.body).name].observe(seconds)
-        for delivery in dead:
-            name = name_of(delivery) if name_of(delivery) in self._handler.models else _UNKNOWN
-            HANDLED.labels(self._queue.name, name, "dead_letter").inc()
-            self._seconds[name].observe(seconds)
+        ended = [(one.body.name, "done") for one in batch.readable if one.delivery not in dead]
+        ended += [(one.body.name, "rerouted") for one in batch.strays]
+        ended += [(name_of(delivery), "dead_letter") for delivery in dead]
+        for name, outcome in ended:
+            known = name if name in self._seconds else _UNKNOWN
+            HANDLED.labels(self._queue.name, known, outcome).inc()
+            self._seconds[known].observe(seconds)
 
     async def _acknowledge(self, deliveries: Sequence[Delivery]) -> None:
-        if self._handler.side_by_side:  # others that came before may not have ended
-            for delivery in deliveries:
-                await delivery.acknowledge()
-            return
-        for delivery in {delivery.number: delivery for delivery in deliveries}.values():  # the last of each
-            await delivery.acknowledge(multiple=True)
+        multiple = not self._handler.side_by_side  # else others that came before may not have ended
+        last = {delivery.number: delivery for delivery in deliveries}.values()
+        for delivery in last if multiple else deliveries:
+            await delivery.acknowledge(multiple=multiple)
 
 
 @dataclass(slots=True)

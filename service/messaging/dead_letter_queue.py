@@ -8,12 +8,12 @@ import structlog
 
 from service.domain.dead_letters import DeadLetter
 from service.messaging import topology
-from service.messaging.connections import BROKER_TROUBLE, unavailable, with_heartbeat
+from service.messaging.connections import reach, with_heartbeat
 from service.messaging.dead_letters import read_dead_letter
 from service.messaging.holding import Hold, Stopping
 from service.messaging.inbox import Inbox
 from service.messaging.partitions import Partition
-from service.tasks import end, is_cancelled, let_end
+from service.tasks import end, let_end
 
 log = structlog.get_logger()
 
@@ -27,13 +27,7 @@ _SUBSCRIBE_SECONDS = 30.0
 
 
 class DeadLetterQueue:
-    """The queue `whatsapp-qr.dead-letters`.
-
-    Args:
-        url: the broker.
-        partitions: partitions of each partitioned queue.
-        declares: whether it declares all exchanges and queues first; else they have to be there.
-    """
+    """The queue `whatsapp-qr.dead-letters`."""
 
     def __init__(self, url: str, partitions: int, *, declares: bool = True) -> None:
         self._url = with_heartbeat(url)
@@ -47,7 +41,7 @@ class DeadLetterQueue:
         reader = Partition(self._url, queue, inbox.add, asyncio.Event(), prefetch=_PREFETCH)
         working: asyncio.Task[None] | None = None
         try:
-            await hold(partial(self._subscribe, reader))
+            await hold(partial(reach, partial(self._subscribe, reader), _SUBSCRIBE_SECONDS))
             working = asyncio.create_task(_work(inbox, hold, keep))
             await asyncio.wait([working])
             working.result()
@@ -57,15 +51,9 @@ class DeadLetterQueue:
             await let_end(asyncio.create_task(_finish(reader, working)))
 
     async def _subscribe(self, reader: Partition) -> None:
-        try:
-            async with asyncio.timeout(_SUBSCRIBE_SECONDS):
-                if self._declares:
-                    await topology.declare(self._url, self._count)
-                await reader.start()
-        except (*BROKER_TROUBLE, asyncio.CancelledError) as error:
-            if isinstance(error, asyncio.CancelledError) and is_cancelled():
-                raise
-            raise unavailable(error) from error
+        if self._declares:
+            await topology.declare(self._url, self._count)
+        await reader.start()
 
 
 async def _finish(reader: Partition, working: asyncio.Task[None] | None) -> None:

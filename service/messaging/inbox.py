@@ -47,13 +47,7 @@ class Gate:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Delivery:
-    """One delivery of a message.
-
-    Args:
-        raw: the message of the client library.
-        number: the partition that it came from.
-        gate: of the subscription that it came by.
-    """
+    """One delivery of a message."""
 
     raw: Any
     number: int

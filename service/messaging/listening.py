@@ -11,15 +11,10 @@ from faststream.rabbit import Channel, RabbitBroker, RabbitMessage
 from uuid_utils.compat import uuid7
 
 from service.domain.sending import backoff
+from service.errors import BrokerUnavailable
 from service.messaging import topology
-from service.messaging.connections import (
-    BROKER_TROUBLE,
-    close_broker,
-    open_broker,
-    unavailable,
-    with_heartbeat,
-)
-from service.tasks import end, is_cancelled
+from service.messaging.connections import close_broker, open_broker, reach, with_heartbeat
+from service.tasks import end
 from whatsapp_qr_contracts.message import EVENTS
 
 log = structlog.get_logger()
@@ -30,19 +25,10 @@ Hear = Callable[[str, str], None]
 _KEYS = ("session.#", "chatbot.#", "command.#", "message.cancelled")
 
 
-_SECONDS = 20.0
-
-
 class Listener:
     """An exclusive queue of session, chatbot and command events.
 
     What it hears is a doorbell: losing an event only means that somebody looks some seconds later.
-
-    Args:
-        url: the broker.
-        partitions: partitions of each partitioned queue.
-        hear: is told of each event.
-        declares: whether it declares all exchanges and queues first; else they have to be there. Its own it declares.
     """
 
     def __init__(self, url: str, partitions: int, hear: Hear, *, declares: bool = True) -> None:
@@ -61,19 +47,16 @@ class Listener:
         failures, told = 0, ""
         while self._broker is None:
             try:
-                async with asyncio.timeout(_SECONDS):
-                    if self._declares:
-                        await topology.declare(self._url, self._partitions)
-                    self._broker = await self._listen()
-            except (*BROKER_TROUBLE, asyncio.CancelledError) as error:
-                if isinstance(error, asyncio.CancelledError) and is_cancelled():
-                    raise
+                self._broker = await reach(self._listen)
+            except BrokerUnavailable as error:
                 failures += 1
-                if told != (told := unavailable(error).detail):
+                if told != (told := error.detail):
                     log.warning("not_listening_yet", reason=told)
                 await asyncio.sleep(backoff(failures))
 
     async def _listen(self) -> RabbitBroker:
+        if self._declares:
+            await topology.declare(self._url, self._partitions)
         queue = topology.ingress_queue(uuid7().hex)
         broker = RabbitBroker(
             self._url,

@@ -49,11 +49,7 @@ class Partition:
     """One partition's subscription.
 
     Args:
-        url: the broker.
-        queue: the partition's queue.
-        receive: takes each delivery.
         changed: is set when this process learns that it is active on the partition.
-        number: the partition.
         prefetch: how many messages may be unacknowledged at once.
     """
 

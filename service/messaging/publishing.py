@@ -115,12 +115,7 @@ class _Link:
 
 
 class Publisher:
-    """Publishes persistent and confirmed.
-
-    Args:
-        url: the broker.
-        partitions: partitions of each partitioned queue.
-    """
+    """Publishes persistent and confirmed."""
 
     def __init__(self, url: str, partitions: int) -> None:
         self.partitions = partitions

@@ -18,7 +18,7 @@ from uuid_utils.compat import uuid7
 
 from service.errors import BrokerUnavailable
 from service.messaging import topology
-from service.messaging.connections import BROKER_TROUBLE, unavailable, with_heartbeat
+from service.messaging.connections import reach, with_heartbeat
 from service.messaging.envelope import Properties
 from service.messaging.holding import Hold, Stopping
 from service.messaging.partitions import Partition
@@ -41,17 +41,12 @@ _FIRST_LONGEST_PAUSE = 0.8
 _LONGEST_PAUSE = 10.0
 _LONGEST_PATIENCE = 900.0  # the broker closes a channel whose messages are unacknowledged for 30 min
 _END_SECONDS = 10.0
-_REACH_SECONDS = 20.0
 
 
 class Subscriptions:
     """All partitions of one queue in this process.
 
     Args:
-        url: the broker.
-        partitions: one consumer each.
-        publisher: publishes the probes.
-        hold: tells when something is held for too long.
         changed: is set when this process becomes active on a partition, or ceases to be.
     """
 
@@ -96,7 +91,7 @@ class Subscriptions:
 
     async def _subscribe(self, *, longest: float) -> None:
         """Subscribe to every partition that is not subscribed to."""
-        await self._hold(partial(_reaching_broker, self._prepare), longest=longest)
+        await self._hold(partial(reach, self._prepare), longest=longest)
         own = await self._share()
         await self._subscribe_to(own, longest)
         if others := [number for number in range(len(self.partitions)) if number not in own]:
@@ -117,7 +112,7 @@ class Subscriptions:
         for number in new:
             if self._hold.stopped:
                 raise Stopping
-            await self._hold(partial(_reaching_broker, self.partitions[number].start), longest=longest)
+            await self._hold(partial(reach, self.partitions[number].start), longest=longest)
         await self._hold.pause(_QUIET_SECONDS if new else 0)
         for number in new:
             if not self.partitions[number].active:  # nothing waited for it: a backlog needs no probe behind it
@@ -242,11 +237,3 @@ class Subscriptions:
         if self._running:
             await asyncio.wait(self._running[:1], timeout=_END_SECONDS)
             await end(self._running)  # where it waits for a link that is dead
-
-
-async def _reaching_broker(operation: Callable[[], Awaitable[None]]) -> None:
-    try:
-        async with asyncio.timeout(_REACH_SECONDS):
-            await operation()
-    except BROKER_TROUBLE as error:
-        raise unavailable(error) from error

@@ -51,7 +51,6 @@ class Database:
     """A database with transactions that are either committed or have not happened.
 
     Args:
-        url: SQLAlchemy URL with an asynchronous driver.
         pool: connections to PostgreSQL, at most; SQLite has its own few.
     """
 

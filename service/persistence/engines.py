@@ -23,24 +23,24 @@ def sqlite_engine(url: str, begin: str, *, pool_size: int) -> AsyncEngine:
         hide_parameters=True,  # an error is logged, and they are what customers wrote
         connect_args={"timeout": _BUSY_SECONDS},
     )
-
-    @event.listens_for(engine.sync_engine, "connect")
-    def configure(connection: Any, _record: object) -> None:
-        cursor = connection.cursor()
-        for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON"):
-            cursor.execute(f"PRAGMA {pragma}")
-        cursor.close()
-
     begin_with(engine, begin)
     return engine
 
 
 def begin_with(engine: AsyncEngine, statement: str) -> None:
-    """Let SQLite's transactions begin with a statement of ours: its driver begins late, and never before DDL."""
+    """Let SQLite's transactions begin with a statement of ours: its driver begins late, and never before DDL.
+
+    The migration, which is alone, turns the write-ahead log on: processes that start together would be in each other's
+    way.
+    """
 
     @event.listens_for(engine.sync_engine, "connect")
-    def leave_it_to_us(connection: Any, _record: object) -> None:
+    def configure(connection: Any, _record: object) -> None:
         connection.isolation_level = None
+        cursor = connection.cursor()
+        for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON"):
+            cursor.execute(f"PRAGMA {pragma}")
+        cursor.close()
 
     @event.listens_for(engine.sync_engine, "begin")
     def begin(connection: Connection) -> None:

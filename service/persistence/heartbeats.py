@@ -22,14 +22,7 @@ log = structlog.get_logger()
 
 
 class Heartbeats:
-    """The rows of the processes that consume one queue, seen from one of them.
-
-    Args:
-        database: where the rows are; its clock tells who is alive.
-        process_id: this process.
-        kind: the queue.
-        period: seconds between two beats.
-    """
+    """The rows of the processes that consume one queue, seen from one of them."""
 
     def __init__(self, database: Database, process_id: str, kind: str, period: float) -> None:
         self._database = database

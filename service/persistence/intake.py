@@ -4,7 +4,7 @@ Every transaction that changes rows of several kinds locks them in this order, e
 commands last: no deadlocks.
 """
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
@@ -29,6 +29,18 @@ from whatsapp_qr_contracts.message import Role
 WhatsappId = tuple[str, str]
 """A session's public id and an id at WhatsApp."""
 CommandKey = tuple[UUID, str]
+
+
+@dataclass(slots=True)
+class Needs:
+    """What the messages of a batch name."""
+
+    conversations: set[UUID] = field(default_factory=set)
+    messages: set[UUID] = field(default_factory=set)
+    sent_as: set[WhatsappId] = field(default_factory=set)
+    lanes_of: set[UUID] = field(default_factory=set)
+    """Chatbots whose lanes are needed."""
+    commands: set[CommandKey] = field(default_factory=set)
 
 
 @dataclass(slots=True)
@@ -66,30 +78,19 @@ class Intake:
                 key = (row.chatbot_id, row.command_id)
                 self.commands[key] = self.kept[key] = row
 
-    async def load(
-        self,
-        *,
-        conversations: Collection[UUID],
-        messages: Iterable[UUID],
-        sent_as: Collection[WhatsappId],
-        lanes_of: Collection[UUID],
-        commands: Collection[CommandKey],
-    ) -> None:
+    async def load(self, needs: Needs) -> None:
         """Lock and read what the batch names, as far as it exists."""
         tx = self.tx
-        lanes = [self.chatbots[chatbot].session_id for chatbot in lanes_of if chatbot in self.chatbots]
-        if lanes:
-            self.lanes = {row.session_id: row for row in await _locked(tx, LaneRow, LaneRow.session_id, lanes)}
-        if commands:
+        of = [self.chatbots[chatbot].session_id for chatbot in needs.lanes_of if chatbot in self.chatbots]
+        self.lanes = {row.session_id: row for row in await _locked(tx, LaneRow, LaneRow.session_id, of)}
+        if needs.commands:
             key = tuple_(col(CommandRow.chatbot_id), col(CommandRow.command_id))
-            found = await tx.scalars(select(CommandRow).where(key.in_(list(commands))))
+            found = await tx.scalars(select(CommandRow).where(key.in_(list(needs.commands))))
             self.commands = {(row.chatbot_id, row.command_id): row for row in found}
-        if conversations:
-            rows = await _locked(tx, ConversationRow, ConversationRow.id, conversations)
-            self.conversations = {row.id: row for row in rows}
-        ids = {*messages, *await _ids_sent_as(tx, sent_as)}
-        if ids:
-            self.messages = {row.id: row for row in await _locked(tx, MessageRow, MessageRow.id, ids)}
+        began = await _locked(tx, ConversationRow, ConversationRow.id, needs.conversations)
+        self.conversations = {row.id: row for row in began}
+        ids = {*needs.messages, *await _ids_sent_as(tx, needs.sent_as)}
+        self.messages = {row.id: row for row in await _locked(tx, MessageRow, MessageRow.id, ids)}
         # A gateway that uses an id twice must not stop its receipts: they are the newest message's.
         for row in sorted(self.messages.values(), key=lambda row: row.lane_number or 0):
             if row.role is Role.ASSISTANT:
@@ -126,7 +127,9 @@ async def begin(tx: AsyncSession, session_ids: Collection[str], chatbot_ids: Col
     )
 
 
-async def _locked(tx: AsyncSession, table: type[Any], key: Any, values: Iterable[Any]) -> list[Any]:
+async def _locked(tx: AsyncSession, table: type[Any], key: Any, values: Collection[Any]) -> list[Any]:
+    if not values:
+        return []
     query = select(table).where(col(key).in_(list(values))).order_by(col(key)).with_for_update()
     return list(await tx.scalars(query))
 

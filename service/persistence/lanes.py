@@ -62,13 +62,7 @@ async def wake(tx: AsyncSession, session_ids: Collection[str]) -> None:
 
 
 async def due(tx: AsyncSession, part: Part, besides: Collection[str] = ()) -> list[str]:
-    """Return lanes that are to be looked at now, those of this process alone, the longest waiting first.
-
-    Args:
-        tx: the transaction.
-        part: what this process owns.
-        besides: lanes that are left out.
-    """
+    """Return lanes that are to be looked at now, those of this process alone, the longest waiting first."""
     query = (
         select(col(LaneRow.session_id))
         .where(
@@ -105,11 +99,7 @@ class Round:
 async def send_round(tx: AsyncSession, *, answers: Sequence[Answer], due: Collection[str], policy: SendPolicy) -> Round:
     """Record what became of claimed messages, fail what has expired, and claim what is next in each lane.
 
-    Args:
-        tx: the transaction.
-        answers: what the gateway answered.
-        due: lanes from which something may be sent now; the others, of the answers, are to be looked at again.
-        policy: how patient sending is.
+    From lanes that are not `due`, those of the answers, nothing is claimed: they are to be looked at again.
     """
     if renamed := {answer.claimed.message.session_id for answer in answers if answer.renamed}:
         # A receipt for an id that is not known is kept under this lock too: neither may miss the other.
@@ -295,13 +285,9 @@ def cancel(message: MessageRow, lane: LaneRow | None, at: datetime) -> None:
 
 
 def enqueue_again(session: SessionRow, message: MessageRow, *, expires_at: datetime, retry: str) -> None:
-    """Put a message that failed at the end of its lane. It and its session are locked by the caller.
+    """Put a message that failed at the end of its lane; `retry` is the id of the command that asks for it.
 
-    Args:
-        session: whose lane it is.
-        message: the message.
-        expires_at: until when it may wait.
-        retry: the id of the command that asks for it.
+    It and its session are locked by the caller.
 
     Raises:
         Rejected: it has not failed.

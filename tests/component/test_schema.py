@@ -6,7 +6,6 @@ from typing import Any
 
 import httpx
 import pytest
-from alembic import command
 from alembic.script import ScriptDirectory
 from sqlalchemy import event, text
 from sqlalchemy.ext.asyncio import AsyncSession
@@ -17,6 +16,7 @@ from service.persistence import migrations, schema
 from service.persistence.database import Database
 from service.persistence.schema import Schema
 from service.settings import Settings
+from tests.schema_before import bring_back
 
 CONSUMERS = ("session_consumer_app", "conversation_consumer_app", "outbound_consumer_app")
 
@@ -41,7 +41,7 @@ async def test_the_present_schema_is_believed_for_a_while(database: Database) ->
 
 async def test_an_older_schema_is_a_fault_until_it_is_migrated(migrated_url: str, database: Database) -> None:
     """The sentence names both revisions and the command; nothing bad is believed for a while."""
-    await asyncio.to_thread(command.downgrade, migrations.configuration(migrated_url), "0004")
+    await bring_back(migrated_url)
     one = Schema(database)
     assert await one.fault() == (f"the database has the schema 0004, not {schema.head()}: run whatsapp-qr migrate")
     await asyncio.to_thread(migrations.upgrade, migrated_url)
@@ -64,7 +64,7 @@ async def test_a_newer_schema_is_none(database: Database) -> None:
 @pytest.fixture
 async def behind(migrated_sqlite: str) -> Settings:
     """The settings of a process whose database is a revision behind; its broker is away."""
-    await asyncio.to_thread(command.downgrade, migrations.configuration(migrated_sqlite), "0004")
+    await bring_back(migrated_sqlite)
     return Settings(database_url=migrated_sqlite, amqp_url="amqp://127.0.0.1:1/")
 
 
@@ -113,7 +113,7 @@ async def test_a_user_who_may_not_is_told_who_may(postgres_database: str) -> Non
 
 async def test_a_table_in_use_is_not_waited_for(monkeypatch: pytest.MonkeyPatch, migrated_postgres: str) -> None:
     """Everybody would wait behind the migration: it gives up, changes nothing, and says to run it again."""
-    await asyncio.to_thread(command.downgrade, migrations.configuration(migrated_postgres), "0004")
+    await bring_back(migrated_postgres)
     database = Database(migrated_postgres)
 
     async def while_in_use(tx: AsyncSession) -> None:

@@ -1,20 +1,18 @@
 """A service from before 0.1.0 is brought over by one full stop, as docs/operations.md describes it."""
 
-import asyncio
 import json
 from pathlib import Path
 from uuid import UUID
 
-from alembic import command
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from service.domain.identities import output_id
 from service.messaging.topology import CONVERSATIONS
-from service.persistence import migrations
 from tests.amqp import Amqp
 from tests.integration.test_restored_database import CUSTOMER, SETTINGS, sends, stop, writes
 from tests.integration.upkeep import rows_by_hand
+from tests.schema_before import bring_back
 from tests.system import CONSUMERS, System, eventually, running
 from whatsapp_qr_contracts.commands import SendMessage
 from whatsapp_qr_contracts.message import COMMANDS
@@ -22,7 +20,7 @@ from whatsapp_qr_contracts.message import COMMANDS
 
 async def as_before(system: System) -> None:
     """Make of the stopped service one of before: its schema, its bindings; no job or event is known to be told."""
-    await asyncio.to_thread(command.downgrade, migrations.configuration(system.database_url), "0004")
+    await bring_back(system.database_url)
     async with rows_by_hand(system) as database:
 
         async def forget(tx: AsyncSession) -> None:

@@ -16,15 +16,9 @@ depends_on = None
 
 _TIME = sa.DateTime(timezone=True)
 _HASHED = ("sessions", "commands", "conversations", "messages")
-# Name, table, columns and condition of the partial indexes: those that go, and those that come.
-_OLD = (
-    ("sessions_unannounced", "sessions", "session_id", "announced_version < version"),
-    ("conversations_unannounced", "conversations", "chatbot_id", "NOT announced"),
-    ("messages_unannounced", "messages", "session_id", "NOT announced"),
-    ("messages_expiring", "messages", "expires_at", "delivery_status = 'PENDING'"),
-)
 _UNTOLD = "told_version < version"
-_NEW = (
+# Name, table, columns and condition of the partial indexes.
+_INDEXES = (
     ("sessions_untold", "sessions", "session_id", _UNTOLD),
     ("commands_untold", "commands", "created_at", _UNTOLD),
     ("conversations_untold", "conversations", "chatbot_id", _UNTOLD),
@@ -34,12 +28,6 @@ _NEW = (
     ("messages_expiring", "messages", "expires_at", "delivery_status = 'PENDING' AND expires_at IS NOT NULL"),
     ("lanes_awake", "lanes", "wake_at", "wake_at IS NOT NULL"),
 )
-
-
-def _index(indexes: tuple[tuple[str, str, str, str], ...]) -> None:
-    for name, table, columns, condition in indexes:
-        where = sa.text(condition)
-        op.create_index(name, table, columns.split(), sqlite_where=where, postgresql_where=where)
 
 
 def upgrade() -> None:
@@ -64,14 +52,16 @@ def upgrade() -> None:
     )
     _hash_keys()
     _bring_over()
-    for name, table, *_ in _OLD:
-        op.drop_index(name, table)
+    for name in ("sessions_unannounced", "conversations_unannounced", "messages_unannounced", "messages_expiring"):
+        op.drop_index(name)
     op.alter_column("sessions", "announced_version", new_column_name="told_version")
     op.drop_column("conversations", "announced")
     for column in ("announced", "claim", "claimed_until", "not_before"):
         op.drop_column("messages", column)
     op.drop_column("sessions", "drain_at")
-    _index(_NEW)
+    for name, table, columns, condition in _INDEXES:
+        where = sa.text(condition)
+        op.create_index(name, table, columns.split(), sqlite_where=where, postgresql_where=where)
 
 
 def _hash_keys() -> None:
@@ -129,27 +119,3 @@ def _bring_over_outcomes() -> None:
     for row in connection.execute(unannounced).all():
         cause = causes.get(str(uuid5(row.id, f"version {row.version}")), "")
         connection.execute(sessions.update().where(sessions.c.id == row.id).values(correlation_id=cause))
-
-
-def downgrade() -> None:
-    for name, table, *_ in _NEW:
-        op.drop_index(name, table)
-    op.alter_column("sessions", "told_version", new_column_name="announced_version")
-    for column in ("claimed_until", "not_before"):
-        op.add_column("messages", sa.Column(column, _TIME))
-    op.add_column("messages", sa.Column("claim", sa.Uuid()))
-    op.add_column("sessions", sa.Column("drain_at", _TIME))
-    yes = sa.true().compile(dialect=op.get_bind().dialect)
-    for table, more in (("messages", " AND (handed_over OR role = 'ASSISTANT')"), ("conversations", "")):
-        op.add_column(table, sa.Column("announced", sa.Boolean(), nullable=False, server_default=sa.false()))
-        op.execute(f"UPDATE {table} SET announced = {yes} WHERE told_version >= version{more}")  # noqa: S608
-    op.drop_table("lanes")
-    op.drop_column("messages", "handed_over")
-    for table in ("commands", "conversations", "messages"):
-        op.drop_column(table, "told_version")
-        op.drop_column(table, "version")
-    for table in ("sessions", "conversations"):
-        op.drop_column(table, "correlation_id")
-    for table in _HASHED:
-        op.drop_column(table, "key_hash")
-    _index(_OLD)
