@@ -1,6 +1,7 @@
 """How tasks that last too long or for ever are ended, and how those are let end that must not be cut off."""
 
 import asyncio
+from abc import ABC, abstractmethod
 from collections.abc import Coroutine, Iterable
 from contextlib import suppress
 from typing import Any, TypeVar
@@ -59,3 +60,34 @@ async def let_end(task: asyncio.Task[T]) -> T:
                 await asyncio.wait([task])
         await asyncio.gather(task, return_exceptions=True)  # what it raised is told to nobody
         raise
+
+
+async def happens(event: asyncio.Event, seconds: float) -> bool:
+    """Wait for an event, for at most so many seconds; say whether it came."""
+    try:
+        async with asyncio.timeout(seconds):
+            return await event.wait()
+    except TimeoutError:
+        return False
+
+
+class Loop(ABC):
+    """What runs in a task of its own, from `start` until it is ended."""
+
+    _task: asyncio.Task[None] | None = None
+
+    @abstractmethod
+    async def _run(self) -> None: ...
+
+    def start(self) -> None:
+        """Begin; returns at once."""
+        self._task = asyncio.create_task(self._run())
+
+    @property
+    def alive(self) -> bool:
+        """Whether its task is there."""
+        return self._task is not None and not self._task.done()
+
+    async def end(self) -> None:
+        """Cancel its task, if there is one, and wait for its end."""
+        await end([self._task] if self._task is not None else [])

@@ -156,3 +156,31 @@ def _told(ids: Mapping[str, object]) -> dict[str, str]:
     if (context := span.get_span_context()).is_valid:
         told["trace_id"] = trace.format_trace_id(context.trace_id)
     return told
+
+
+def received(queue: str, partition: int, raw: Any) -> Attributes:
+    """Return what a span says of a message that was received."""
+    return {
+        **_message("process", "process", queue, raw.message_id or "", raw.correlation_id or ""),
+        "messaging.destination.partition.id": str(partition),
+        "messaging.message.body.size": len(raw.body),
+    }
+
+
+def published(exchange: str, routing_key: str, message_id: str, correlation_id: str) -> Attributes:
+    """Return what a span says of a publish."""
+    return {
+        **_message("publish", "send", exchange, message_id, correlation_id),
+        "messaging.rabbitmq.destination.routing_key": routing_key,
+    }
+
+
+def _message(name: str, kind: str, destination: str, message_id: str, correlation_id: str) -> Attributes:
+    return {
+        "messaging.system": "rabbitmq",
+        "messaging.operation.name": name,
+        "messaging.operation.type": kind,
+        "messaging.destination.name": destination,
+        "messaging.message.id": privacy.shown(message_id),
+        "messaging.message.conversation_id": privacy.shown(correlation_id),
+    }

@@ -9,7 +9,6 @@ are due in their rows.
 import asyncio
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
@@ -23,13 +22,7 @@ from service.consumers import telling
 from service.consumers.announcing import Announcer
 from service.domain.saying import Connected, NoAnswer
 from service.domain.sending import Retry, SendPolicy, after_failure
-from service.errors import (
-    GatewayError,
-    GatewayOutcomeUnknown,
-    GatewayRefused,
-    GatewayUnreachable,
-    Undeliverable,
-)
+from service.errors import GatewayError, GatewayOutcomeUnknown, GatewayRefused, GatewayUnreachable, Undeliverable
 from service.gateway import MAX_CONNECTIONS, Gateway
 from service.messaging.consuming import Failures
 from service.messaging.holding import Hold, Stopping
@@ -40,7 +33,7 @@ from service.persistence.database import Database
 from service.persistence.lanes import Answer, Claimed, Round
 from service.persistence.untold import Part
 from service.privacy import shown_code
-from service.tasks import end
+from service.tasks import Loop, end, happens
 from whatsapp_qr_contracts.codes import DeadLetterReason, FailureCode
 from whatsapp_qr_contracts.jobs import SendJob
 
@@ -77,7 +70,7 @@ class OutboundConsumer:
         return [(received, unknown) for received in batch if received.body.message_id not in known]  # type: ignore[attr-defined]
 
 
-class Sender:
+class Sender(Loop):
     """Sends what is due in the lanes of this process's partitions."""
 
     def __init__(
@@ -99,17 +92,12 @@ class Sender:
         self._wake = asyncio.Event()
         self._next_look = 0.0
         self._stopping = False
-        self._task: asyncio.Task[None] | None = None
         metrics.SENDING.set_function(lambda: len(self._calls))
-
-    def start(self) -> None:
-        """Begin to send; returns at once."""
-        self._task = asyncio.create_task(self._run())
 
     @property
     def alive(self) -> bool:
         """Whether its task is there, or the process ends."""
-        return self._stopping or (self._task is not None and not self._task.done())
+        return self._stopping or super().alive
 
     def look_at(self, session_ids: set[str]) -> None:
         """Look at lanes soon."""
@@ -136,9 +124,7 @@ class Sender:
         seconds = max(_SHORTEST_PAUSE, self._next_look - time.monotonic())
         if not self._next_lanes() and not self._answers:
             self._wake.clear()
-            with suppress(TimeoutError):
-                async with asyncio.timeout(seconds):
-                    await self._wake.wait()
+            await happens(self._wake, seconds)
 
     async def _look_for_due(self) -> None:
         """Find the lanes that wait for a moment which has come: their rows say it, also after a take-over."""

@@ -10,7 +10,6 @@ import asyncio
 import time
 from collections import defaultdict, deque
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -27,7 +26,7 @@ from service.metrics import EVENTS_REFUSED, RELAYED, RELAYING
 from service.persistence.database import Database
 from service.persistence.marks import Marks
 from service.persistence.untold import PAGE, Part, Untold
-from service.tasks import end
+from service.tasks import Loop, happens
 
 log = structlog.get_logger()
 
@@ -64,7 +63,7 @@ class _Refused:
     due: float
 
 
-class Relay:
+class Relay(Loop):
     """What tells one destination, in this process.
 
     Args:
@@ -99,17 +98,7 @@ class Relay:
         self._published = asyncio.Event()
         """Whether nothing waits, and nothing that did is on its way."""
         self._published.set()
-        self._task: asyncio.Task[None] | None = None
         RELAYING.labels(name).set_function(lambda: float(self._relayed))
-
-    def start(self) -> None:
-        """Begin to tell; returns at once."""
-        self._task = asyncio.create_task(self._run())
-
-    @property
-    def alive(self) -> bool:
-        """Whether its task is there."""
-        return self._task is not None and not self._task.done()
 
     def tell(self, outputs: Sequence[Output]) -> None:
         """Publish what was committed, soon; where the destination is relayed, the rows already have it."""
@@ -133,11 +122,9 @@ class Relay:
 
     async def close(self, seconds: float) -> None:
         """Publish what waits, for at most so many seconds; the rows keep what is left."""
-        if self._task is not None:
-            with suppress(TimeoutError):
-                async with asyncio.timeout(seconds):
-                    await self._published.wait()
-            await end([self._task])
+        if self.alive:
+            await happens(self._published, seconds)
+        await self.end()
 
     async def _run(self) -> None:
         while True:
@@ -175,9 +162,7 @@ class Relay:
         if self._waiting or (self._relayed and self._skipped):
             return
         self._wake.clear()
-        with suppress(TimeoutError):
-            async with asyncio.timeout(_LOOK_EVERY_SECONDS):
-                await self._wake.wait()
+        await happens(self._wake, _LOOK_EVERY_SECONDS)
 
     async def _look(self) -> bool:
         """Tell what the rows leave untold, page by page; once nothing is left, the destination is direct again."""

@@ -23,7 +23,7 @@ from service.consumers.telling import session_event, session_event_id
 from service.domain import session as machine
 from service.domain.identities import new_session_id
 from service.domain.reconciling import NO_QR_CODE
-from service.domain.saying import Connected, NoAnswer, OtherState, Said, UnknownSession, UnknownWord
+from service.domain.saying import Connected, NoAnswer, OtherState, UnknownSession, UnknownWord
 from service.domain.session import Trigger
 from service.errors import GatewayError, GatewayUnreachable, Rejected, Undeliverable
 from service.gateway import Gateway
@@ -36,13 +36,7 @@ from service.persistence.database import Database
 from service.persistence.tables import CommandRow, MessageRow, SessionRow
 from service.privacy import shown_code
 from whatsapp_qr_contracts.codes import DeadLetterReason, RejectionCode, StatusReason
-from whatsapp_qr_contracts.commands import (
-    Command,
-    DisconnectSession,
-    InitializeSession,
-    RegisterChatbot,
-    RemoveChatbot,
-)
+from whatsapp_qr_contracts.commands import Command, DisconnectSession, InitializeSession, RegisterChatbot, RemoveChatbot
 from whatsapp_qr_contracts.events import ChatbotRegistered, ChatbotRemoved
 from whatsapp_qr_contracts.gateway import GatewayConnected, GatewayDisconnected, GatewayQr, GatewayReport
 from whatsapp_qr_contracts.message import SessionStatus
@@ -80,18 +74,12 @@ class SessionConsumer:
         match body:
             case InitializeSession():
                 await self.initialize(body, envelope)
-            case DisconnectSession():
+            case DisconnectSession() | RemoveChatbot():
                 await self.disconnect(body, envelope)
             case RegisterChatbot():
                 await self.register(body, envelope)
-            case RemoveChatbot():
-                await self.remove(body, envelope)
-            case GatewayQr():
-                await self.follow_qr(body, envelope)
-            case GatewayConnected():
-                await self.follow_connected(body, envelope)
             case _:
-                await self.follow_disconnected(body, envelope)
+                await self.follow(body, envelope)
 
     # Commands
 
@@ -141,7 +129,7 @@ class SessionConsumer:
         connecting = await self._change(
             seen, Change(Trigger.INITIALIZE, wanted=True, reason=reason), caused_by=envelope.message_id
         )
-        if repairs and _hangs(said, connecting):
+        if repairs and machine.hangs(said, linked=connecting.phone_number is not None):
             await self._tell_gateway(connecting.session_id)  # it would leave a pairing that runs as it is
         try:
             await self.gateway.initialize(connecting.session_id, str(connecting.chatbot_id))
@@ -150,34 +138,29 @@ class SessionConsumer:
             return await finish(connecting, Change(Trigger.INITIALIZE_FAILED, wanted=True, reason=_reason(error)))
         return await finish(connecting)
 
-    async def disconnect(self, command: DisconnectSession, envelope: Envelope) -> None:
-        """End the session; where the gateway is away it is told later."""
+    async def disconnect(self, command: DisconnectSession | RemoveChatbot, envelope: Envelope) -> None:
+        """End the session, and forget the chatbot where that is asked; what was said is kept.
+
+        Where the gateway is away it is told later.
+        """
         closed = await self.database.transact(partial(self._close, command=command, envelope=envelope))
         if not isinstance(closed, CommandRow):
             if closed is not None:
                 await self._tell_gateway(closed.session_id)
-            detail = "the chatbot has no session: nothing to disconnect"
-            result = closed or Rejected(detail, code=RejectionCode.NO_SESSION)
-            closed = await self._end(result, command=command, envelope=envelope)
+            if isinstance(command, RemoveChatbot):
+                self.announcer.tell(telling.of_session(closed) if closed else [])
+                closed = await self.database.transact(partial(self._forget, command=command, envelope=envelope))
+            else:
+                detail = "the chatbot has no session: nothing to disconnect"
+                result = closed or Rejected(detail, code=RejectionCode.NO_SESSION)
+                closed = await self._end(result, command=command, envelope=envelope)
         self.announcer.tell(telling.of_command(closed))
 
-    async def remove(self, command: RemoveChatbot, envelope: Envelope) -> None:
-        """End the session and forget the chatbot; what was said is kept."""
-        closed = await self.database.transact(partial(self._close, command=command, envelope=envelope))
-        if isinstance(closed, CommandRow):
-            self.announcer.tell(telling.of_command(closed))
-            return
-        if closed is not None:
-            await self._tell_gateway(closed.session_id)
-
-        async def forget(tx: AsyncSession) -> CommandRow:
-            row = await begin(tx, command, envelope.message_id)
-            await sessions.remove_chatbot(tx, command.chatbot_id)
-            end(row, command, ChatbotRemoved(chatbot_id=command.chatbot_id))
-            return row
-
-        ended = await self.database.transact(forget)
-        self.announcer.tell([*(telling.of_session(closed) if closed else ()), *telling.of_command(ended)])
+    async def _forget(self, tx: AsyncSession, *, command: RemoveChatbot, envelope: Envelope) -> CommandRow:
+        row = await begin(tx, command, envelope.message_id)
+        await sessions.remove_chatbot(tx, command.chatbot_id)
+        end(row, command, ChatbotRemoved(chatbot_id=command.chatbot_id))
+        return row
 
     async def _close(self, tx: AsyncSession, *, command: Command, envelope: Envelope) -> SessionRow | CommandRow | None:
         row = await begin(tx, command, envelope.id_or_dead_letter())
@@ -210,27 +193,12 @@ class SessionConsumer:
 
     # Reports of the gateway
 
-    async def follow_qr(self, report: GatewayQr, envelope: Envelope) -> None:
-        """Show the QR code, where the session is wanted and not connected."""
-        await self._follow(report, Change(Trigger.QR, wanted=True, qr_code=report.data.qr_code), envelope)
-
-    async def follow_connected(self, report: GatewayConnected, envelope: Envelope) -> None:
-        """Mark the session connected; what waited to be sent goes out."""
-        number = phone(report.data.phone_number)
-        change = Change(Trigger.CONNECTED, wanted=True, reason=report.data.reason, phone_number=number)
-        await self._follow(report, change, envelope)
-
-    async def follow_disconnected(self, report: GatewayDisconnected, envelope: Envelope) -> None:
-        """Mark the session disconnected, with the gateway's reason."""
-        reason = report.data.reason or StatusReason.CONNECTION_LOST
-        change = Change(Trigger.DISCONNECTED, wanted=machine.still_wanted(reason), reason=reason)
-        await self._follow(report, change, envelope)
-
-    async def _follow(self, report: GatewayReport, reported: Change, envelope: Envelope) -> None:
+    async def follow(self, report: GatewayReport, envelope: Envelope) -> None:
+        """Move the session as the gateway reports; once it is connected, what waited to be sent goes out."""
         session = await self.database.read(lambda tx: sessions.session_by_id(tx, report.session_id))
         if session is None:
-            message = "no session has this sessionId"
-            raise Undeliverable(message, code=DeadLetterReason.UNKNOWN_SESSION)
+            raise Undeliverable("no session has this sessionId", code=DeadLetterReason.UNKNOWN_SESSION)
+        reported = _reported(report)
         change = replace(reported, wanted=session.wanted and reported.wanted)
         moves = machine.target(session.status, change.trigger, wanted=session.wanted) is not None
         if moves and not is_old_news(session, change):
@@ -289,6 +257,19 @@ class SessionConsumer:
         return row
 
 
+def _reported(report: GatewayReport) -> Change:
+    match report:
+        case GatewayQr():
+            return Change(Trigger.QR, wanted=True, qr_code=report.data.qr_code)
+        case GatewayConnected():
+            number = phone(report.data.phone_number)
+            return Change(Trigger.CONNECTED, wanted=True, reason=report.data.reason, phone_number=number)
+        case GatewayDisconnected():
+            reason = report.data.reason or StatusReason.CONNECTION_LOST
+            return Change(Trigger.DISCONNECTED, wanted=machine.still_wanted(reason), reason=reason)
+    raise AssertionError(report.name)
+
+
 def _reason(error: GatewayError) -> str:
     return error.code if isinstance(error, GatewayUnreachable) else StatusReason.GATEWAY_ERROR
 
@@ -299,17 +280,6 @@ async def _overtaken(tx: AsyncSession, command: InitializeSession) -> Rejected |
     if session is None or not session.wanted:
         return Rejected("nobody wants the session any more", code=RejectionCode.NOT_WANTED)
     if session.version != command.repair_of:
-        return Rejected(
-            "the session has changed since its repair was decided: nothing to do", code=RejectionCode.OUTDATED
-        )
+        detail = "the session has changed since its repair was decided: nothing to do"
+        return Rejected(detail, code=RejectionCode.OUTDATED)
     return None
-
-
-def _hangs(said: Said, session: SessionRow) -> bool:
-    """Say whether a pairing may be ended without ending a link: logging out is what the gateway does then."""
-    match said:
-        case OtherState(SessionStatus.QR_READY):
-            return True
-        case OtherState(SessionStatus.CONNECTING):
-            return session.phone_number is None  # it was never linked
-    return False

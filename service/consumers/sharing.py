@@ -7,7 +7,6 @@ partition has just been given up, and on each beat for partitions that no live r
 never. Rows and probes only balance; while the database is away every process keeps what it has.
 """
 
-import asyncio
 import time
 from collections.abc import Sequence
 from contextlib import suppress
@@ -20,7 +19,7 @@ from service.errors import DatabaseUnavailable, Unavailable
 from service.messaging.subscriptions import Subscriptions
 from service.metrics import PARTITIONS_OWNED
 from service.persistence.heartbeats import Heartbeats
-from service.tasks import end
+from service.tasks import Loop, happens
 
 log = structlog.get_logger()
 
@@ -28,7 +27,7 @@ log = structlog.get_logger()
 _BETWEEN_MOVES = 2 / 3
 
 
-class Sharing:
+class Sharing(Loop):
     """The loop of one process."""
 
     def __init__(
@@ -41,7 +40,6 @@ class Sharing:
         self._moved_at = float("-inf")
         self._asked: dict[int, float] = {}
         self._trouble = ""
-        self._looping: asyncio.Task[None] | None = None
         PARTITIONS_OWNED.labels(queue).set_function(lambda: len(subscriptions.owned))
 
     async def first_share(self) -> Sequence[int]:
@@ -60,18 +58,10 @@ class Sharing:
         """
         await self._heartbeats.remove()
 
-    def start(self) -> None:
-        """Begin to share; returns at once."""
-        self._looping = asyncio.create_task(self._loop())
-
-    @property
-    def alive(self) -> bool:
-        """Whether its task is there."""
-        return self._looping is not None and not self._looping.done()
-
-    async def _loop(self) -> None:
+    async def _run(self) -> None:
         while True:
-            regular = not await self._woken(self._pause())
+            regular = not await happens(self._subscriptions.changed, self._pause())
+            self._subscriptions.changed.clear()
             try:
                 if self._subscriptions.consuming:
                     await self._look(regular=regular)
@@ -88,15 +78,6 @@ class Sharing:
     def _pause(self) -> float:
         until_move = self._moved_at + self._period * _BETWEEN_MOVES - time.monotonic()
         return min(self._period, until_move) if until_move > 0 else self._period
-
-    async def _woken(self, seconds: float) -> bool:
-        try:
-            async with asyncio.timeout(seconds):
-                await self._subscriptions.changed.wait()
-        except TimeoutError:
-            return False
-        self._subscriptions.changed.clear()
-        return True
 
     async def _look(self, *, regular: bool) -> None:
         """Tell what this process is active on, and do what follows from what the others tell."""
@@ -125,7 +106,6 @@ class Sharing:
 
     async def stop(self) -> None:
         """Stop sharing and delete the row, so that the others need not wait for it to grow old."""
-        if self._looping is not None:
-            await end([self._looping])
+        await self.end()
         with suppress(DatabaseUnavailable):
             await self._heartbeats.remove()

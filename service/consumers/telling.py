@@ -106,15 +106,8 @@ def of_message(message: MessageRow) -> list[Output]:
 
 def job_of(message: MessageRow) -> list[Output]:
     """Return the job of a message, unless it is known to be confirmed."""
-    return [] if message.handed_over else [_job(message)]
-
-
-def event_of(message: MessageRow) -> list[Output]:
-    """Return the event of a message's present version, unless it is known to be confirmed."""
-    return [] if message.told_version >= message.version else [_event(message)]
-
-
-def _job(message: MessageRow) -> Output:
+    if message.handed_over:
+        return []
     told = Told(MessageRow, (message.id,), place=message.lane_number or 0)
     if message.role is Role.USER:
         job: Message = incoming_job(message)
@@ -123,19 +116,21 @@ def _job(message: MessageRow) -> Output:
     else:
         job, headers = send_job(message), {}
         job_id = order = output_id(message.id, f"job {message.lane_number}")
-    return Output(job, job_id, message.correlation_id, told, order, headers, message.traceparent)
+    return [Output(job, job_id, message.correlation_id, told, order, headers, message.traceparent)]
 
 
-def _event(message: MessageRow) -> Output:
-    from_customer = message.role is Role.USER
-    return Output(
-        received_event(message) if from_customer else status_event(message),
-        output_id(message.id, "received" if from_customer else _version_of(message)),
-        message.correlation_id,
-        Told(MessageRow, (message.id,), message.version),
-        str(message.id),
-        traceparent=message.traceparent,
+def event_of(message: MessageRow) -> list[Output]:
+    """Return the event of a message's present version, unless it is known to be confirmed."""
+    if message.told_version >= message.version:
+        return []
+    event, which = (
+        (received_event(message), "received")
+        if message.role is Role.USER
+        else (status_event(message), _version_of(message))
     )
+    told = Told(MessageRow, (message.id,), message.version)
+    event_id, trace = output_id(message.id, which), message.traceparent
+    return [Output(event, event_id, message.correlation_id, told, str(message.id), traceparent=trace)]
 
 
 def _version_of(message: MessageRow) -> str:

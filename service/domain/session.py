@@ -97,3 +97,13 @@ def confirms(said: Said, trigger: Trigger, *, before: SessionStatus) -> bool:
 def still_wanted(reason: str | None) -> bool:
     """Say whether a session is still wanted after the gateway reported its end for this reason."""
     return reason not in _ENDS_THE_WISH
+
+
+def hangs(said: Said, *, linked: bool) -> bool:
+    """Say whether a pairing may be ended without ending a link: logging out is what the gateway does then."""
+    match said:
+        case OtherState(SessionStatus.QR_READY):
+            return True
+        case OtherState(SessionStatus.CONNECTING):
+            return not linked
+    return False

@@ -115,7 +115,7 @@ class Commands:
 
         async def look(tx: AsyncSession) -> tuple[MessageRow | None, SessionRow | None]:
             known = None if idempotency_key is None else await tx.get(MessageRow, message_id)
-            return known, await current_session(tx, body.chatbot_id)
+            return known, await current_session(tx, chatbot_id=body.chatbot_id)
 
         known, found = await self.database.read(look, seconds=READ_SECONDS)
         if known is not None:
@@ -158,7 +158,9 @@ class Commands:
         return Accepted()
 
     async def _session(self, chatbot_id: UUID) -> SessionRow:
-        return _linked(await self.database.read(lambda tx: current_session(tx, chatbot_id), seconds=READ_SECONDS))
+        return _linked(
+            await self.database.read(lambda tx: current_session(tx, chatbot_id=chatbot_id), seconds=READ_SECONDS)
+        )
 
     async def _message(self, message_id: UUID) -> MessageRow:
         message = await self.database.read(lambda tx: tx.get(MessageRow, message_id), seconds=READ_SECONDS)

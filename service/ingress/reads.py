@@ -65,19 +65,19 @@ class Reads:
 
     async def qr_code(self, session_id: Text) -> QrCode:
         """Return the QR code to scan; 404 while there is none yet and once the session is connected."""
-        session = _known(await self._read(lambda tx: reading.current_session_by_id(tx, session_id)))
+        session = _known(await self._read(lambda tx: reading.current_session(tx, session_id=session_id)))
         if session.qr_code is None:
             raise Problem(404, "no_qr_code", f"there is no QR code while the session is {session.status}")
         return QrCode(session_id=session.session_id, status=session.status, qr_code=session.qr_code)
 
     async def status(self, session_id: Text) -> SessionStatusAnswer:
         """Return a session's status."""
-        session = _known(await self._read(lambda tx: reading.current_session_by_id(tx, session_id)))
+        session = _known(await self._read(lambda tx: reading.current_session(tx, session_id=session_id)))
         return SessionStatusAnswer(session=_shown(session, SessionStatusData))
 
     async def session(self, chatbot_id: UUID) -> SessionAnswer:
         """Return a chatbot's session, with its QR code while there is one."""
-        session = _known(await self._read(lambda tx: reading.current_session(tx, chatbot_id)))
+        session = _known(await self._read(lambda tx: reading.current_session(tx, chatbot_id=chatbot_id)))
         return SessionAnswer(data=_shown(session, SessionData))
 
     async def events(

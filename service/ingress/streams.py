@@ -8,7 +8,7 @@ from contextlib import suppress
 from service.errors import DatabaseUnavailable
 from service.ingress.commands import READ_SECONDS
 from service.persistence.database import Database
-from service.persistence.reading import current_session_by_id
+from service.persistence.reading import current_session
 from service.persistence.tables import SessionRow
 from whatsapp_qr_contracts.partitions import session_key
 
@@ -50,7 +50,7 @@ class Streams:
                 bell.clear()
                 with suppress(DatabaseUnavailable):  # it is shown once it can be read again
                     session = await self._database.read(
-                        lambda tx: current_session_by_id(tx, session_id), seconds=READ_SECONDS
+                        lambda tx: current_session(tx, session_id=session_id), seconds=READ_SECONDS
                     )
                     if session is None:
                         return

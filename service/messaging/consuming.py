@@ -109,8 +109,7 @@ class Consumer:
 
         async def check_all() -> None:
             if not await self._publisher.ping():
-                message = "RabbitMQ is not reachable"
-                raise BrokerUnavailable(message)
+                raise BrokerUnavailable("RabbitMQ is not reachable")
             if check is not None:
                 await check()
 

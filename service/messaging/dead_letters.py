@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from datetime import datetime
 from typing import Any
 
+from pydantic.alias_generators import to_camel
 from uuid_utils.compat import uuid7
 
 from service.domain.dead_letters import UNROUTABLE, DeadLetter, Original
@@ -24,16 +25,11 @@ from whatsapp_qr_contracts.message import MAX_BODY_BYTES, storable
 
 _DETAIL_CHARACTERS = 8_000
 _OURS = frozenset(
-    {
-        "source-queue",
-        "source-exchange",
-        "source-routing-key",
-        "source-path",
-        "reason",
-        "detail",
-        "burial",
-        "original",
-    }
+    ["source-queue", "source-exchange", "source-routing-key", "source-path", "reason", "detail", "burial", "original"]
+)
+_PROPERTIES = (
+    *("message_id", "correlation_id", "type", "content_type", "content_encoding", "reply_to"),
+    *("expiration", "priority", "timestamp", "app_id", "user_id"),
 )
 _BROKERS = ("x-death", "x-first-death-", "x-last-death-", "x-delivery-count", "x-acquired-count")
 
@@ -83,19 +79,7 @@ def _without_brokers(headers: Mapping[str, Any] | None) -> dict[str, Any]:
 
 
 def _properties(raw: Any) -> dict[str, Any]:
-    properties = {
-        "messageId": raw.message_id,
-        "correlationId": raw.correlation_id,
-        "type": raw.type,
-        "contentType": raw.content_type,
-        "contentEncoding": raw.content_encoding,
-        "replyTo": raw.reply_to,
-        "expiration": raw.expiration,
-        "priority": raw.priority,
-        "timestamp": raw.timestamp,
-        "appId": raw.app_id,
-        "userId": raw.user_id,
-    }
+    properties = {to_camel(name): getattr(raw, name) for name in _PROPERTIES}
     return {name: to_json(value) for name, value in properties.items() if value not in {None, "", 0}}
 
 

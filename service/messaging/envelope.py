@@ -8,7 +8,6 @@ from typing import Any
 from pamqp.encode import encode_table_value
 
 from service.errors import Undeliverable
-from service.privacy import shown
 
 # aiormq makes up an id where there is none, and a made-up id would hide that the sender gave none.
 NO_ID = " "
@@ -69,30 +68,3 @@ def publishable(value: Any) -> Any:
     except (TypeError, ValueError, OverflowError):
         return repr(value)
     return value
-
-
-def received_attributes(queue: str, number: int, raw: Any) -> dict[str, str | int]:
-    """Return what a span says of a message that was received."""
-    return {
-        "messaging.system": "rabbitmq",
-        "messaging.operation.name": "process",
-        "messaging.operation.type": "process",
-        "messaging.destination.name": queue,
-        "messaging.destination.partition.id": str(number),
-        "messaging.message.id": shown(raw.message_id or ""),
-        "messaging.message.conversation_id": shown(raw.correlation_id or ""),
-        "messaging.message.body.size": len(raw.body),
-    }
-
-
-def published_attributes(exchange: str, routing_key: str, properties: Properties) -> dict[str, str | int]:
-    """Return what a span says of a publish."""
-    return {
-        "messaging.system": "rabbitmq",
-        "messaging.operation.name": "publish",
-        "messaging.operation.type": "send",
-        "messaging.destination.name": exchange,
-        "messaging.rabbitmq.destination.routing_key": routing_key,
-        "messaging.message.id": shown(properties.message_id),
-        "messaging.message.conversation_id": shown(properties.correlation_id),
-    }

@@ -9,6 +9,7 @@ import structlog
 from service.domain.sending import backoff
 from service.errors import Unavailable
 from service.metrics import HELD
+from service.tasks import happens
 
 log = structlog.get_logger()
 T = TypeVar("T")
@@ -92,11 +93,6 @@ class Hold:
         """
         await _pause(seconds, self._leaving)
 
-    @property
-    def left(self) -> bool:
-        """Whether nothing waits at present: what fails is left at once."""
-        return self._leaving.is_set()
-
     def leave(self) -> None:
         """Leave what is held, and whatever fails from now on, until `resume`."""
         self._leaving.set()
@@ -113,9 +109,5 @@ class Hold:
 
 
 async def _pause(seconds: float, leaving: asyncio.Event) -> None:
-    try:
-        async with asyncio.timeout(seconds):
-            await leaving.wait()
-    except TimeoutError:
-        return
-    raise Stopping
+    if await happens(leaving, seconds):
+        raise Stopping

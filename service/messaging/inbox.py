@@ -9,6 +9,7 @@ import structlog
 from aio_pika.exceptions import ChannelInvalidStateError
 
 from service.messaging.connections import BROKER_TROUBLE
+from service.tasks import happens
 
 log = structlog.get_logger()
 
@@ -38,10 +39,7 @@ class Gate:
     async def close(self, seconds: float) -> None:
         """Let nothing begin any more and wait, for at most so many seconds, until what has begun has ended."""
         self.closed = True
-        try:
-            async with asyncio.timeout(seconds):
-                await self._idle.wait()
-        except TimeoutError:
+        if not await happens(self._idle, seconds):
             log.warning("given_up_with_work_in_progress", running=self.running)
 
 

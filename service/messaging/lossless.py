@@ -14,8 +14,7 @@ def _decimal(text: str) -> Decimal:
     value = Decimal(text)
     # Whoever encodes 1E+999999999 writes all its digits.
     if value.is_finite() and value.adjusted() > _MAX_DIGITS:
-        message = "AMQP has no such decimal"
-        raise ValueError(message)
+        raise ValueError("AMQP has no such decimal")
     return value
 
 
@@ -67,8 +66,7 @@ def from_json(value: Any) -> Any:
             try:
                 return _READ[form](content)
             except (ValueError, TypeError, ArithmeticError, RecursionError) as error:
-                message = f"this is no value of the form {form}"
-                raise ValueError(message) from error
+                raise ValueError(f"this is no value of the form {form}") from error
         case dict():
             return {name: from_json(item) for name, item in value.items()}
         case list():

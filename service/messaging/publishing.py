@@ -21,7 +21,7 @@ from service import tracing
 from service.errors import BrokerUnavailable, PublishRefused
 from service.messaging import topology
 from service.messaging.connections import BROKER_TROUBLE, close_broker, open_broker, unavailable, with_heartbeat
-from service.messaging.envelope import NO_ID, Properties, published_attributes
+from service.messaging.envelope import NO_ID, Properties
 from service.messaging.topology import DEAD_LETTERS, PROBE
 from service.metrics import PUBLISHED
 from service.tasks import is_cancelled
@@ -65,16 +65,14 @@ class _Link:
             self._replace(broker)
             if isinstance(error, asyncio.CancelledError) and is_cancelled():
                 raise
-            message = f"RabbitMQ did not confirm within {seconds:.1f} s"
-            raise BrokerUnavailable(message) from error
+            raise BrokerUnavailable(f"RabbitMQ did not confirm within {seconds:.1f} s") from error
         except BROKER_TROUBLE as error:
             raise unavailable(error) from error
         except Exception as error:
             # A connection that the end of another publish has replaced fails what is in flight with a bare Exception.
             if broker is self._broker:
                 raise
-            message = "the connection was closed before RabbitMQ confirmed"
-            raise BrokerUnavailable(message) from error
+            raise BrokerUnavailable("the connection was closed before RabbitMQ confirmed") from error
 
     async def _connection(self) -> RabbitBroker:
         while self._broker is None:
@@ -131,14 +129,10 @@ class Publisher:
         headers: Mapping[str, Any] | None = None,
         seconds: float = _PUBLISH_SECONDS,
     ) -> None:
-        """Publish one message.
+        """Publish one message. Its class says where it goes, and its partition key to which partition.
 
-        Args:
-            message: the body; its class says where it goes, and its partition key to which partition.
-            message_id: stable and unique per output and destination; never twice at once.
-            correlation_id: the id of the command that caused it.
-            headers: further headers.
-            seconds: time limit.
+        `message_id` is stable and unique per output and destination, and never under way twice at once;
+        `correlation_id` is the id of the command that caused it.
 
         Raises:
             PublishRefused: a queue is full; other queues that the message is for may have it.
@@ -172,7 +166,7 @@ class Publisher:
             raise ValueError(f"a body has at most {MAX_BODY_BYTES} bytes, this one {len(body)}")
         headers, kind = dict(properties.headers), properties.type if properties.type in _KNOWN else "unknown"
         try:
-            attributes = published_attributes(exchange, routing_key, properties)
+            attributes = tracing.published(exchange, routing_key, properties.message_id, properties.correlation_id)
             with tracing.part(f"publish {exchange}", SpanKind.PRODUCER, attributes):
                 if exchange != DEAD_LETTERS:  # a dead letter keeps what it came with, to be put back as it was
                     tracing.inject(headers)

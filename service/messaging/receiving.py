@@ -12,7 +12,7 @@ from pydantic import ValidationError
 from service import tracing
 from service.errors import Undeliverable
 from service.messaging import topology
-from service.messaging.envelope import Envelope, received_attributes
+from service.messaging.envelope import Envelope
 from service.messaging.inbox import Delivery
 from whatsapp_qr_contracts.codes import DeadLetterReason
 from whatsapp_qr_contracts.message import JOBS, MAX_BODY_BYTES, Message, storable
@@ -40,7 +40,7 @@ def traced(delivery: Delivery, queue: str, **ids: object) -> Iterator[Span]:
     raw = delivery.raw
     before = structlog.contextvars.get_contextvars()
     try:
-        attributes = received_attributes(queue, delivery.number, raw)
+        attributes = tracing.received(queue, delivery.number, raw)
         with tracing.root(f"process {queue}", SpanKind.CONSUMER, attributes, raw.headers) as span:
             tracing.about(correlation_id=raw.correlation_id or raw.message_id, message_id=raw.message_id, **ids)
             yield span
@@ -70,8 +70,7 @@ def read(delivery: Delivery, models: Mapping[str, type[Message]], queue: str) ->
         message = f"the body has {len(raw.body)} bytes, and at most {MAX_BODY_BYTES} are read; what is kept is cut"
         raise Undeliverable(message, code=DeadLetterReason.TOO_LARGE)
     if name not in models:
-        message = f"{queue} carries no message of type {name!r}"
-        raise Undeliverable(message, code=DeadLetterReason.UNKNOWN_TYPE)
+        raise Undeliverable(f"{queue} carries no message of type {name!r}", code=DeadLetterReason.UNKNOWN_TYPE)
     body = _body(models[name], raw.body, raw.headers or {})
     envelope = Envelope(storable(raw.message_id or "").strip(), raw.timestamp, redelivered=bool(raw.redelivered))
     return Received(delivery, body, envelope, body.partition_key)

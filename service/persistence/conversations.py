@@ -1,7 +1,7 @@
 """Conversations and the messages that enter them; receipts for the messages that left."""
 
-from collections.abc import Iterable
 from datetime import datetime, timedelta
+from typing import Any
 
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlmodel import col, delete, select
@@ -46,24 +46,19 @@ def new_incoming(
 ) -> MessageRow:
     """Return a customer's message that was not known; its conversation is locked, or new."""
     conversation.sequence_end += 1
-    return MessageRow(
+    return _new(
+        session,
+        conversation,
         id=identities.incoming_message_id(session.id, report.message_id),
-        conversation_id=conversation.id,
-        chatbot_id=session.chatbot_id,
-        session_id=session.session_id,
         role=Role.USER,
         content=report.message,
         delivery_status=_S.DELIVERED,
         whatsapp_message_id=report.message_id,
-        key_hash=session.key_hash,
         correlation_id=correlation_id,
-        traceparent=tracing.traceparent(),
-        external_user_id=conversation.external_user_id,
         sequence=conversation.sequence_end,
         sent_at_customer=report.timestamp,
         push_name=report.push_name,
         type=report.type,
-        created_at=enter(conversation),
     )
 
 
@@ -79,24 +74,32 @@ def new_outgoing(
     """Return a message to send that was not known, at the end of its session's lane; both rows are locked, or new."""
     session.lane_end += 1
     message_id = identities.outgoing_message_id(command.chatbot_id, caller_id)
-    return MessageRow(
+    return _new(
+        session,
+        conversation,
         id=message_id,
-        conversation_id=conversation.id,
-        chatbot_id=session.chatbot_id,
-        session_id=session.session_id,
         role=Role.ASSISTANT,
         content=command.message,
         delivery_status=_S.PENDING,
         whatsapp_message_id=identities.whatsapp_message_id(message_id),
         told_version=1,  # that it waits is told to nobody
-        key_hash=session.key_hash,
         correlation_id=correlation_id or str(message_id),
-        traceparent=tracing.traceparent(),
         caller_metadata=command.metadata,
-        external_user_id=conversation.external_user_id,
         lane_number=session.lane_end,
         expires_at=expires_at,
+    )
+
+
+def _new(session: SessionRow, conversation: ConversationRow, **fields: Any) -> MessageRow:
+    return MessageRow(
+        conversation_id=conversation.id,
+        chatbot_id=session.chatbot_id,
+        session_id=session.session_id,
+        key_hash=session.key_hash,
+        traceparent=tracing.traceparent(),
+        external_user_id=conversation.external_user_id,
         created_at=enter(conversation),
+        **fields,
     )
 
 
@@ -110,21 +113,15 @@ def same_content(message: MessageRow, command: SendMessage) -> bool:
     )
 
 
-async def receipts_for(tx: AsyncSession, message: MessageRow) -> list[ReceiptRow]:
-    """Take the receipts that came before their message was known under its WhatsApp id."""
+async def take_receipts(tx: AsyncSession, message: MessageRow) -> None:
+    """Raise a message's status as far as those receipts say that came before its WhatsApp id was known."""
     key = (
         col(ReceiptRow.session_id) == message.session_id,
         col(ReceiptRow.whatsapp_message_id) == message.whatsapp_message_id,
     )
-    receipts = list(await tx.scalars(select(ReceiptRow).where(*key)))
+    for kept in list(await tx.scalars(select(ReceiptRow).where(*key))):
+        raise_status(message, kept.status, kept.at, code=FailureCode.FAILED_BY_WHATSAPP, detail=kept.error)
     await tx.execute(delete(ReceiptRow).where(*key).execution_options(synchronize_session=False))
-    return receipts
-
-
-def apply_receipts(message: MessageRow, receipts: Iterable[ReceiptRow]) -> None:
-    """Raise a message's status as far as its receipts say."""
-    for receipt in receipts:
-        raise_status(message, receipt.status, receipt.at, code=FailureCode.FAILED_BY_WHATSAPP, detail=receipt.error)
 
 
 def raise_status(

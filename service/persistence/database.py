@@ -3,7 +3,7 @@
 import asyncio
 import sqlite3
 import time
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Collection, Coroutine
 from contextlib import AbstractAsyncContextManager, nullcontext
 from datetime import UTC, datetime, timedelta
 from typing import Any, Literal, TypeVar, cast
@@ -15,7 +15,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
-from sqlmodel import SQLModel
+from sqlmodel import SQLModel, col
 
 from service import tracing
 from service.errors import DatabaseUnavailable
@@ -28,6 +28,7 @@ from service.tasks import let_end, within
 log = structlog.get_logger()
 
 T = TypeVar("T")
+R = TypeVar("R", bound=SQLModel)
 Work = Callable[[AsyncSession], Awaitable[T]]
 
 _POOL_SIZE = 10
@@ -112,8 +113,7 @@ class Database:
             return reading.result()
         # Its end is not waited for: on a silent link it takes as long as a transaction may.
         reading.cancel()
-        message = f"the database did not answer within {seconds} s"
-        raise DatabaseUnavailable(message)
+        raise DatabaseUnavailable(f"the database did not answer within {seconds} s")
 
     async def _read(self, work: Work[T], *, urgent: bool) -> T:
         async with self._turn(self._reader, urgent=urgent):
@@ -171,6 +171,14 @@ async def present(tx: AsyncSession, offset: timedelta = timedelta()) -> datetime
     return (await tx.execute(select(clock(tx, offset)))).scalar_one()
 
 
+async def locked(tx: AsyncSession, table: type[R], key: Any, values: Collection[Any]) -> list[R]:
+    """Return the rows that have one of these values in a column, locked in its order: so nobody waits in a circle."""
+    if not values:
+        return []
+    query = select(table).where(col(key).in_(list(values))).order_by(col(key)).with_for_update()
+    return list(await tx.scalars(query))
+
+
 def upsert(tx: AsyncSession, table: type[SQLModel]) -> postgresql.Insert:
     """Return an INSERT that can have an ON CONFLICT; both dialects write it alike."""
     return postgresql.insert(table) if not on_sqlite(tx) else cast("postgresql.Insert", sqlite.insert(table))
@@ -205,31 +213,34 @@ async def _cut_off(running: Coroutine[Any, Any, T], seconds: float) -> T:
         # may get lost in the driver then, and whoever waits for it would wait for ever.
         return await within(seconds, running)
     except TimeoutError as error:
-        message = f"the database is not available: it took longer than {seconds} s"
-        raise DatabaseUnavailable(message) from error
+        raise DatabaseUnavailable(f"the database is not available: it took longer than {seconds} s") from error
 
 
 async def _run(engine: AsyncEngine, work: Work[T]) -> T:
     try:
         async with AsyncSession(engine, expire_on_commit=False) as tx, tx.begin():
             return await work(tx)
-    except DBAPIError as error:
-        if _passes(error):
-            # What SQLite says names no value: a full disk, a lock. Other drivers' texts may.
-            reason = error.orig if isinstance(error.orig, sqlite3.Error) else type(error.orig).__name__
-            message = f"the database is not available: {reason}"
-            if _lacks_tables(error):
-                message = "the database lacks tables or columns: run whatsapp-qr migrate"
-            raise DatabaseUnavailable(message) from error
-        raise
-    except (PoolTimeoutError, OSError, TimeoutError) as error:
-        message = f"the database is not available: {type(error).__name__}"
+    except (SQLAlchemyError, OSError, TimeoutError) as error:
+        if (message := _passing(error)) is None:
+            raise
         raise DatabaseUnavailable(message) from error
-    except SQLAlchemyError as error:
-        if isinstance(error.__cause__, OSError):
-            message = f"the database is not available: {type(error.__cause__).__name__}"
-            raise DatabaseUnavailable(message) from error
-        raise
+
+
+def _passing(error: Exception) -> str | None:
+    """Say what is the matter, where it passes; None where the error is the statement's own."""
+    match error:
+        case DBAPIError() if not _passes(error):
+            return None
+        case DBAPIError() if _lacks_tables(error):
+            return "the database lacks tables or columns: run whatsapp-qr migrate"
+        case DBAPIError(orig=sqlite3.Error() as reason):  # it names no value: a full disk, a lock; others' texts may
+            return f"the database is not available: {reason}"
+        case DBAPIError():
+            return f"the database is not available: {type(error.orig).__name__}"
+        case PoolTimeoutError() | OSError() | TimeoutError():
+            return f"the database is not available: {type(error).__name__}"
+    lost = isinstance(error.__cause__, OSError)
+    return f"the database is not available: {type(error.__cause__).__name__}" if lost else None
 
 
 def _lacks_tables(error: DBAPIError) -> bool:

@@ -14,7 +14,7 @@ from sqlalchemy import tuple_
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlmodel import col, or_, select
 
-from service.persistence.database import present
+from service.persistence.database import locked, present
 from service.persistence.tables import (
     ChatbotRow,
     CommandRow,
@@ -82,15 +82,15 @@ class Intake:
         """Lock and read what the batch names, as far as it exists."""
         tx = self.tx
         of = [self.chatbots[chatbot].session_id for chatbot in needs.lanes_of if chatbot in self.chatbots]
-        self.lanes = {row.session_id: row for row in await _locked(tx, LaneRow, LaneRow.session_id, of)}
+        self.lanes = {row.session_id: row for row in await locked(tx, LaneRow, LaneRow.session_id, of)}
         if needs.commands:
             key = tuple_(col(CommandRow.chatbot_id), col(CommandRow.command_id))
             found = await tx.scalars(select(CommandRow).where(key.in_(list(needs.commands))))
             self.commands = {(row.chatbot_id, row.command_id): row for row in found}
-        began = await _locked(tx, ConversationRow, ConversationRow.id, needs.conversations)
+        began = await locked(tx, ConversationRow, ConversationRow.id, needs.conversations)
         self.conversations = {row.id: row for row in began}
         ids = {*needs.messages, *await _ids_sent_as(tx, needs.sent_as)}
-        self.messages = {row.id: row for row in await _locked(tx, MessageRow, MessageRow.id, ids)}
+        self.messages = {row.id: row for row in await locked(tx, MessageRow, MessageRow.id, ids)}
         # A gateway that uses an id twice must not stop its receipts: they are the newest message's.
         for row in sorted(self.messages.values(), key=lambda row: row.lane_number or 0):
             if row.role is Role.ASSISTANT:
@@ -125,13 +125,6 @@ async def begin(tx: AsyncSession, session_ids: Collection[str], chatbot_ids: Col
         {session.chatbot_id: session for session, _ in found},
         {session.chatbot_id for session, removed_at in found if removed_at is not None},
     )
-
-
-async def _locked(tx: AsyncSession, table: type[Any], key: Any, values: Collection[Any]) -> list[Any]:
-    if not values:
-        return []
-    query = select(table).where(col(key).in_(list(values))).order_by(col(key)).with_for_update()
-    return list(await tx.scalars(query))
 
 
 async def _ids_sent_as(tx: AsyncSession, sent_as: Collection[WhatsappId]) -> list[UUID]:

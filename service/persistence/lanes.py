@@ -18,8 +18,8 @@ from uuid_utils.compat import uuid7
 from service.domain.identities import whatsapp_message_id
 from service.domain.sending import GiveUp, Retry, SendPolicy, taken, wait_for_token
 from service.errors import Rejected
-from service.persistence.conversations import apply_receipts, raise_status, receipts_for
-from service.persistence.database import clock
+from service.persistence.conversations import raise_status, take_receipts
+from service.persistence.database import clock, locked, present
 from service.persistence.tables import AWAKE, EXPIRING, PENDING, LaneRow, MessageRow, SessionRow, now
 from service.persistence.untold import Part
 from whatsapp_qr_contracts.codes import FailureCode, RejectionCode
@@ -107,9 +107,10 @@ async def send_round(tx: AsyncSession, *, answers: Sequence[Answer], due: Collec
         await tx.execute(query.order_by(col(SessionRow.id)).with_for_update())
     answered = {answer.claimed.message.session_id for answer in answers}
     lanes = await _locked_lanes(tx, answered | set(due))
-    at = (await tx.execute(select(clock(tx)))).scalar_one()
+    at = await present(tx)
     expired = await _expired(tx, lanes, at)
-    messages = await _locked_messages(tx, {answer.claimed.message.id for answer in answers} | expired)
+    ids = {answer.claimed.message.id for answer in answers} | expired
+    messages = {message.id: message for message in await locked(tx, MessageRow, MessageRow.id, ids)}
     changed = [row for answer in answers if (row := await _record(tx, answer, lanes, messages, at))]
     changed += [messages[row_id] for row_id in expired if _expire(messages[row_id], lanes, at)]
     await tx.flush()
@@ -121,24 +122,13 @@ async def send_round(tx: AsyncSession, *, answers: Sequence[Answer], due: Collec
 
 
 async def _locked_lanes(tx: AsyncSession, session_ids: Collection[str]) -> dict[str, LaneRow]:
-    query = select(LaneRow).where(col(LaneRow.session_id).in_(session_ids)).order_by(col(LaneRow.session_id))
-    return {lane.session_id: lane for lane in await tx.scalars(query.with_for_update())}
-
-
-async def _locked_messages(tx: AsyncSession, ids: Collection[UUID]) -> dict[UUID, MessageRow]:
-    if not ids:
-        return {}
-    query = select(MessageRow).where(col(MessageRow.id).in_(ids)).order_by(col(MessageRow.id)).with_for_update()
-    return {message.id: message for message in await tx.scalars(query)}
+    return {lane.session_id: lane for lane in await locked(tx, LaneRow, LaneRow.session_id, session_ids)}
 
 
 async def _expired(tx: AsyncSession, lanes: Mapping[str, LaneRow], at: datetime) -> set[UUID]:
     """Return messages that waited too long, wherever they stand, but for those that may be on their way."""
-    query = select(col(MessageRow.id)).where(
-        col(MessageRow.session_id).in_(lanes),
-        text(EXPIRING),
-        col(MessageRow.expires_at) <= at,
-    )
+    too_old = (text(EXPIRING), col(MessageRow.expires_at) <= at)
+    query = select(col(MessageRow.id)).where(col(MessageRow.session_id).in_(lanes), *too_old)
     claimed = {lane.claimed_message for lane in lanes.values() if _is_claimed(lane, at)}
     return set(await tx.scalars(query.limit(BATCH))) - claimed
 
@@ -187,7 +177,7 @@ async def _record_sent(
         raise_status(message, DeliveryStatus.SENT, now())
     if whatsapp_id != message.whatsapp_message_id:
         message.whatsapp_message_id = whatsapp_id  # a gateway with ids of its own: its receipts will carry this one
-        apply_receipts(message, await receipts_for(tx, message))
+        await take_receipts(tx, message)
     return message if message.version > before else None
 
 

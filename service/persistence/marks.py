@@ -18,7 +18,7 @@ from service.domain.sending import backoff
 from service.errors import DatabaseUnavailable
 from service.persistence.database import Database
 from service.persistence.tables import CommandRow, ConversationRow, MessageRow, SessionRow
-from service.tasks import end
+from service.tasks import Loop
 
 log = structlog.get_logger()
 
@@ -77,14 +77,13 @@ def _parameters(mark: Told, table: type[SQLModel]) -> dict[str, Any]:
     return {"reached": mark.version, **job, **{f"key{number}": part for number, part in enumerate(mark.key)}}
 
 
-class Marks:
+class Marks(Loop):
     """Collects what is confirmed and writes it down shortly after."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
         self._confirmed: set[Told] = set()
         self._some = asyncio.Event()
-        self._writing: asyncio.Task[None] | None = None
 
     def note(self, told: Told) -> None:
         """Note that an output is confirmed."""
@@ -93,30 +92,18 @@ class Marks:
         self._confirmed.add(told)
         self._some.set()
 
-    def start(self) -> None:
-        """Begin to write."""
-        self._writing = asyncio.create_task(self._keep_writing())
-
-    @property
-    def alive(self) -> bool:
-        """Whether its task is there."""
-        return self._writing is not None and not self._writing.done()
-
-    async def _keep_writing(self) -> None:
+    async def _run(self) -> None:
         failures = 0
         while True:
             await self._some.wait()
             await asyncio.sleep(backoff(failures) if failures else _LAG_SECONDS)
             try:
                 await self.flush()
-            except DatabaseUnavailable as error:
-                failures += 1
-                log.warning("confirmations_not_written", reason=error.detail)
-            except Exception:
-                failures += 1
-                log.exception("confirmations_not_written")
-            else:
                 failures = 0
+            except Exception as error:  # whatever it is, it is tried again
+                failures += 1
+                foreseen = isinstance(error, DatabaseUnavailable)
+                log.warning("confirmations_not_written", reason=str(error), exc_info=None if foreseen else error)
 
     async def flush(self) -> None:
         """Write what is collected now, without the delay.
@@ -144,8 +131,7 @@ class Marks:
 
     async def close(self) -> None:
         """Write what is left, if the database lets us."""
-        if self._writing is not None:
-            await end([self._writing])
+        await self.end()
         try:
             await self.flush()
         except DatabaseUnavailable as error:

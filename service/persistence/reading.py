@@ -16,28 +16,13 @@ from service.persistence.tables import ChatbotRow, ConversationRow, MessageRow, 
 Place = tuple[datetime, UUID]
 
 
-async def current_session(tx: AsyncSession, chatbot_id: UUID, *, lock: bool = False) -> SessionRow | None:
-    """Return the session of a chatbot that was not removed; locked against other transactions if asked for."""
-    return await _session(tx, chatbot_id=chatbot_id, lock=lock)
-
-
-async def current_session_by_id(tx: AsyncSession, session_id: str) -> SessionRow | None:
-    """Return a session by its public id, unless its chatbot was removed."""
-    return await _session(tx, session_id=session_id)
-
-
-async def _session(
+async def current_session(
     tx: AsyncSession, *, chatbot_id: UUID | None = None, session_id: str | None = None, lock: bool = False
 ) -> SessionRow | None:
-    query = (
-        select(SessionRow)
-        .join(ChatbotRow, col(ChatbotRow.id) == col(SessionRow.chatbot_id))
-        .where(col(ChatbotRow.removed_at).is_(None))
-    )
-    if chatbot_id is not None:
-        query = query.where(col(SessionRow.chatbot_id) == chatbot_id)
-    if session_id is not None:
-        query = query.where(col(SessionRow.session_id) == session_id)
+    """Return a chatbot's session, or that of a public id, unless the chatbot was removed; locked if asked for."""
+    is_it = col(SessionRow.session_id) == session_id if chatbot_id is None else col(SessionRow.chatbot_id) == chatbot_id
+    query = select(SessionRow).join(ChatbotRow, col(ChatbotRow.id) == col(SessionRow.chatbot_id))
+    query = query.where(col(ChatbotRow.removed_at).is_(None), is_it)
     return (await tx.scalars(query.with_for_update(of=SessionRow) if lock else query)).one_or_none()
 
 
@@ -45,12 +30,11 @@ async def conversations_page(
     tx: AsyncSession, chatbot_id: UUID, *, limit: int, after: Place | None
 ) -> tuple[list[ConversationRow], Place | None]:
     """Return conversations of a chatbot, newest first, and where the next page begins."""
-    place = tuple_(col(ConversationRow.last_message_at), col(ConversationRow.id))
+    at, row_id = col(ConversationRow.last_message_at), col(ConversationRow.id)
     query = select(ConversationRow).where(col(ConversationRow.chatbot_id) == chatbot_id)
     if after is not None:
-        query = query.where(place < tuple_(*after))
-    query = query.order_by(col(ConversationRow.last_message_at).desc(), col(ConversationRow.id).desc())
-    rows = list(await tx.scalars(query.limit(limit + 1)))
+        query = query.where(tuple_(at, row_id) < tuple_(*after))
+    rows = list(await tx.scalars(query.order_by(at.desc(), row_id.desc()).limit(limit + 1)))
     more = len(rows) > limit
     return rows[:limit], (rows[limit - 1].last_message_at, rows[limit - 1].id) if more else None
 
@@ -59,12 +43,11 @@ async def messages_page(
     tx: AsyncSession, conversation_id: UUID, *, limit: int, after: Place | None
 ) -> tuple[list[MessageRow], Place | None]:
     """Return messages of a conversation, oldest first, and where the next page begins."""
-    place = tuple_(col(MessageRow.created_at), col(MessageRow.id))
+    at, row_id = col(MessageRow.created_at), col(MessageRow.id)
     query = select(MessageRow).where(col(MessageRow.conversation_id) == conversation_id)
     if after is not None:
-        query = query.where(place > tuple_(*after))
-    query = query.order_by(col(MessageRow.created_at), col(MessageRow.id))
-    rows = list(await tx.scalars(query.limit(limit + 1)))
+        query = query.where(tuple_(at, row_id) > tuple_(*after))
+    rows = list(await tx.scalars(query.order_by(at, row_id).limit(limit + 1)))
     more = len(rows) > limit
     return rows[:limit], (rows[limit - 1].created_at, rows[limit - 1].id) if more else None
 

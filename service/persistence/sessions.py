@@ -44,8 +44,7 @@ async def locked_unchanged(tx: AsyncSession, seen: SessionRow) -> SessionRow:
     """
     session = await session_by_id(tx, seen.session_id, lock=True)
     if session is None or session.version != seen.version:
-        message = "the session was changed by another process meanwhile"
-        raise DatabaseUnavailable(message)
+        raise DatabaseUnavailable("the session was changed by another process meanwhile")
     return session
 
 

@@ -7,7 +7,7 @@ from datetime import timedelta
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import delete, or_, select, text, tuple_
+from sqlalchemy import delete, or_, select, text, true, tuple_
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlmodel import col
 
@@ -69,15 +69,9 @@ async def tried_in_vain(tx: AsyncSession) -> dict[str, UUID]:
 async def forget_old(tx: AsyncSession) -> int:
     """Delete commands that were answered and receipts, once they were kept long enough; return how many."""
     deleted = 0
-    old = _moment(tx, -_KEPT)
-    command = tuple_(col(CommandRow.chatbot_id), col(CommandRow.command_id))
-    receipt = tuple_(col(ReceiptRow.session_id), col(ReceiptRow.whatsapp_message_id), col(ReceiptRow.status))
-    told = col(CommandRow.told_version) >= col(CommandRow.version)
-    commands = select(*command.clauses).where(col(CommandRow.created_at) <= old, told)
-    receipts = select(*receipt.clauses).where(col(ReceiptRow.created_at) <= old)
-    for table, key, oldest in (
-        (CommandRow, command, commands.order_by(col(CommandRow.created_at))),
-        (ReceiptRow, receipt, receipts.order_by(col(ReceiptRow.created_at))),
-    ):
-        deleted += (await tx.execute(delete(table).where(key.in_(oldest.limit(BATCH))))).rowcount  # type: ignore[attr-defined]
+    table: Any
+    for table, is_done in ((CommandRow, col(CommandRow.told_version) >= col(CommandRow.version)), (ReceiptRow, true())):
+        primary, created_at = table.__table__.primary_key, col(table.created_at)
+        old = select(*primary).where(created_at <= _moment(tx, -_KEPT), is_done).order_by(created_at).limit(BATCH)
+        deleted += (await tx.execute(delete(table).where(tuple_(*primary).in_(old)))).rowcount  # type: ignore[attr-defined]
     return deleted

@@ -413,7 +413,7 @@ async def test_a_receipt_for_an_id_of_the_gateways_own_is_not_missed(
     message = await enqueue(here, session)
     one = await claimed(here, session)
     receipt = Beside(there, lambda: handle(there, a_receipt(session, "OWN")))
-    after(monkeypatch, lanes, "receipts_for", receipt.begin)
+    after(monkeypatch, lanes, "take_receipts", receipt.begin)
     await answered(here, session, one, "OWN")
     await receipt.result()
     assert (await reread(here, message)).delivery_status is D.DELIVERED

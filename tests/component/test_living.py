@@ -19,9 +19,9 @@ APPS: dict[str, Callable[[Settings], Starlette]] = {
 }
 TASKS = [
     ("session", "Subscriptions._obey", "consumer"),
-    ("session", "Sharing._loop", "sharing"),
+    ("session", "Sharing._run", "sharing"),
     ("session", "Relay._run", "announcer"),
-    ("session", "Marks._keep_writing", "announcer"),
+    ("session", "Marks._run", "announcer"),
     ("session", "Upkeep._host", "background"),
     ("outbound", "Sender._run", "background"),
 ]

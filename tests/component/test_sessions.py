@@ -115,8 +115,8 @@ async def test_a_removed_chatbot_is_not_shown_and_can_come_back(database: Databa
     async def shown() -> tuple[bool, bool, bool]:
         async def work(tx: AsyncSession) -> tuple[bool, bool, bool]:
             return (
-                await reading.current_session(tx, session.chatbot_id) is not None,
-                await reading.current_session_by_id(tx, session.session_id) is not None,
+                await reading.current_session(tx, chatbot_id=session.chatbot_id) is not None,
+                await reading.current_session(tx, session_id=session.session_id) is not None,
                 await sessions.chatbot_is_known(tx, session.chatbot_id),
             )
 

@@ -127,5 +127,5 @@ async def test_everything_returns_whatever_closing_a_partition_raises(
             await world.hold(away)
         everything = [f"{what} {number}" for what in ("start", "probe") for number in range(3)]
         assert (await world.logged(15))[6:] == ["give up 0", "give up 1", "give up 2", *everything]
-        assert not world.hold.left
+        assert not world.hold._leaving.is_set()
         assert world.subscriptions.ready
