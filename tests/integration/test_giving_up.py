@@ -6,6 +6,7 @@ import json
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 from uuid import UUID, uuid4
@@ -274,7 +275,7 @@ async def test_a_healthy_process_takes_over_from_a_cut_off_one(
     """A consumer without its database gives its partitions to one that has it; it returns when its path heals."""
     async with Proxy(postgres_database) as proxy, running(clean_broker, postgres_database, tmp_path, **FAST) as system:
         cut_off = await system.start("conversation-consumer", "outbound-consumer", DATABASE_URL=proxy.url)
-        linked = [await system.connect() for _ in range(4)]
+        linked = [await system.connect(a_chatbot(number, 4)) for number in range(4)]  # one in each partition
         for process in cut_off:
             await eventually(lambda process=process: owned(system, process), bool)
         texts = [str(number) for number in range(20)]
@@ -294,6 +295,29 @@ async def test_a_healthy_process_takes_over_from_a_cut_off_one(
         for process in cut_off:
             await eventually(lambda process=process: process.ready(system.http))
             await eventually(lambda process=process: owned(system, process), bool)
+
+
+async def test_lanes_that_wait_move_to_a_healthy_process(
+    clean_broker: str, postgres_database: str, tmp_path: Path
+) -> None:
+    """Who is cut off from the database gives its partitions up also where no job comes that would tell it so."""
+    fast = {**FAST, "PARTITIONS": "1", "SEND_BACKOFF": "1", "SEND_ATTEMPTS": "100"}
+    async with Proxy(postgres_database) as proxy, running(clean_broker, postgres_database, tmp_path, **fast) as system:
+        (healthy,) = system.named("outbound-consumer")
+        (cut_off,) = await system.start("outbound-consumer", DATABASE_URL=proxy.url)
+        assert await healthy.stop() == 0
+        await eventually(lambda: owned(system, cut_off), bool)
+        await system.start("outbound-consumer")
+        chatbot_id, session_id = await system.connect()
+        await system.faults(failure_rate=1)
+        await system.post("/send", chatbotId=str(chatbot_id), to="5491112345678", message="waits")
+        attempts = partial(cut_off.metric, system.http, "whatsapp_qr_sends_total")
+        await eventually(attempts, lambda count: count >= 2)  # no job is left that would tell it
+        proxy.refuse()
+        await system.faults()
+        sent = await eventually(lambda: system.sent(session_id))
+        assert [message["message"] for message in sent] == ["waits"]
+        await eventually(lambda: owned(system, cut_off), lambda count: count == 0)
 
 
 async def test_everything_returns_after_a_long_outage(
