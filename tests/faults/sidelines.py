@@ -132,7 +132,7 @@ class Sidelines:
     async def _poison(self) -> None:
         for number, give in enumerate((self._bad_command, self._bad_report, self._stray) * 3):
             mark = f"poison-{self._dice.getrandbits(40)}"
-            repeats = await give(mark, number)
+            repeats = await give(mark, number // 3)
             self.ledger.poison.append(mark)
             self.ledger.repeats[mark] += repeats
             await asyncio.sleep(self._seconds / 10)

@@ -67,7 +67,11 @@ TWO_SENDERS = [
     *(planned("rolling", rolled_senders, pause=3) for _ in range(2)),
 ]
 BACKLOG = [of_the_menu("database away", pause=1, lasts=25)]  # one writer after another gives up, 5 s each
-NO_GATEWAY = [of_the_menu("gateway away", pause=4, lasts=8)]
+# Its status stays well: a session that an old report ends, where nobody contradicts that, is given nothing meanwhile,
+# and what is given afterwards wakes its lane.
+NOTHING_GOES_OUT = [
+    planned("gateway says not connected", failing(failureRate=1, failureKind="not_connected"), pause=4, lasts=12)
+]
 FULL = [of_the_menu("broker's queue of jobs full", lasts=8)]
 REFUSED = [of_the_menu("broker's refusal of a job", lasts=8)]
 UNSURE = [of_the_menu("database's answers lost", lasts=8)]
@@ -78,7 +82,7 @@ CASES = {
     "reverses batches": (BACKLOG, "disordered"),
     "publishes unconfirmed": (BLACK_HOLES, "lost"),
     "claims unchecked": (TWO_SENDERS, "doubled"),
-    "forgets due lanes": (NO_GATEWAY, "wrong"),
+    "forgets due lanes": (NOTHING_GOES_OUT, "wrong"),
     "forgets at take-over": (BEFORE_THE_JOB, "disordered"),
     "overtakes": (FULL, "disordered"),
     "publishes side by side": (REFUSED, "disordered"),
