@@ -103,7 +103,7 @@ def session_consumer_app(settings: Settings) -> "Starlette":
     parts = Parts.of(settings)
     announcer = Announcer(parts.database, parts.publisher, parts.hold, OF_SESSIONS, lambda: parts.part(consumer))
     handler = SessionConsumer(parts.database, parts.gateway, announcer, strict=settings.chatbots == "strict")
-    consumer = parts.consumer(topology.SESSIONS, handler)
+    consumer = parts.consumer(topology.SESSIONS, handler, announcer)
     upkeep = Upkeep(parts.database, _duties(parts), seconds=settings.lease)
     return consumer_app(parts, consumer, announcer, topology.SESSIONS, upkeep, observe=Gauges(parts.database).refresh)
 
@@ -139,7 +139,7 @@ def conversation_consumer_app(settings: Settings) -> "Starlette":
     parts = Parts.of(settings)
     announcer = Announcer(parts.database, parts.publisher, parts.hold, OF_CONVERSATIONS, lambda: parts.part(consumer))
     handler = ConversationConsumer(parts.database, announcer, timedelta(seconds=settings.send_expiry))
-    consumer = parts.consumer(topology.CONVERSATIONS, handler)
+    consumer = parts.consumer(topology.CONVERSATIONS, handler, announcer)
     return consumer_app(parts, consumer, announcer, topology.CONVERSATIONS)
 
 
@@ -160,7 +160,7 @@ def outbound_consumer_app(settings: Settings) -> "Starlette":
     )
     announcer = Announcer(parts.database, parts.publisher, parts.hold, OF_SENDING, lambda: parts.part(consumer))
     sender = Sender(parts.database, parts.gateway, parts.hold, announcer, policy, lambda: parts.part(consumer))
-    consumer = parts.consumer(topology.SENDS, OutboundConsumer(parts.database, sender))
+    consumer = parts.consumer(topology.SENDS, OutboundConsumer(parts.database, sender), announcer)
     return consumer_app(parts, consumer, announcer, topology.SENDS, sender)
 
 

@@ -49,8 +49,8 @@ class Parts:
             hold=Hold(settings.give_up_after),
         )
 
-    def consumer(self, queue: topology.PartitionedQueue, handler: Handler) -> Consumer:
-        """Return the consumer of a queue."""
+    def consumer(self, queue: topology.PartitionedQueue, handler: Handler, announcer: Announcer) -> Consumer:
+        """Return the consumer of a queue; before it gives a partition up, the announcer tells what follows."""
         return Consumer(
             self.settings.amqp_url,
             queue,
@@ -59,6 +59,7 @@ class Parts:
             publisher=self.publisher,
             hold=self.hold,
             prefetch=self.settings.prefetch,
+            settle=announcer.settle,
         )
 
     def part(self, consumer: Consumer) -> Part:

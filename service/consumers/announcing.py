@@ -38,7 +38,7 @@ OF_CONVERSATIONS: Sources = {
 }
 OF_SENDING: Sources = {EVENTS: (Source(untold.STATUSES, telling.event_of),)}
 
-_CLOSE_SECONDS = 5.0
+_SETTLE_SECONDS = 3.0
 
 
 class Announcer:
@@ -82,10 +82,20 @@ class Announcer:
             return EVENTS
         return topology.routing_key(type(message), partition_of(message.partition_key, self._partitions))
 
+    async def settle(self) -> None:
+        """Publish what waits and write down what is confirmed, as far as that is possible soon.
+
+        Who takes a partition over looks at its rows at once, and tells again what is not written down.
+        """
+        await asyncio.gather(*(relay.settle(_SETTLE_SECONDS) for relay in self._relays.values()))
+        await self.marks.settle(_SETTLE_SECONDS)
+
     async def stop(self) -> None:
-        """Publish what waits, and write down what is confirmed."""
-        await asyncio.gather(*(relay.close(_CLOSE_SECONDS) for relay in self._relays.values()))
-        await self.marks.close()
+        """Settle, and end."""
+        await self.settle()
+        await asyncio.gather(*(relay.end() for relay in self._relays.values()))
+        await self.marks.end()
+        await self.marks.settle(_SETTLE_SECONDS)
 
 
 def _one(part: Callable[[], Part], number: int) -> Part:

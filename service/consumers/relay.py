@@ -96,7 +96,7 @@ class Relay(Loop):
         self._looked_at = float("-inf")
         self._wake = asyncio.Event()
         self._published = asyncio.Event()
-        """Whether nothing waits, and nothing that did is on its way."""
+        """Whether nothing waits, and nothing that did is on its way, nor a page of the rows."""
         self._published.set()
         RELAYING.labels(name).set_function(lambda: float(self._relayed))
 
@@ -120,11 +120,10 @@ class Relay(Loop):
         self._relayed = self._skipped = True
         self._waiting.clear()
 
-    async def close(self, seconds: float) -> None:
+    async def settle(self, seconds: float) -> None:
         """Publish what waits, for at most so many seconds; the rows keep what is left."""
         if self.alive:
             await happens(self._published, seconds)
-        await self.end()
 
     async def _run(self) -> None:
         while True:
@@ -171,6 +170,7 @@ class Relay(Loop):
         for source in self._sources:
             while outputs := await self._page(source):
                 RELAYED.labels(self.name).inc(len(outputs))
+                self._published.clear()
                 if not await self._publish(outputs):
                     return False
                 await self._hold(self._marks.flush)

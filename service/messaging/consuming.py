@@ -26,7 +26,7 @@ from service.messaging import topology
 from service.messaging.dead_letters import dead_letter_of
 from service.messaging.holding import Hold, Stopping
 from service.messaging.inbox import Delivery, Inbox
-from service.messaging.partitions import Partition
+from service.messaging.partitions import Partition, Settle
 from service.messaging.publishing import Publisher
 from service.messaging.receiving import Received, is_probe, name_of, read, traced
 from service.messaging.rerouting import check_hops, reroute
@@ -78,6 +78,7 @@ class Consumer:
         publisher: Publisher,
         hold: Hold,
         prefetch: int,
+        settle: Settle | None = None,
     ) -> None:
         self._queue, self._handler, self._bury_one, self._publisher, self._hold = queue, handler, bury, publisher, hold
         self._count = publisher.partitions
@@ -89,10 +90,8 @@ class Consumer:
         self._tasks: list[asyncio.Task[None]] = []
         names = [queue.queue_name(number) for number in range(self._count)] + ([queue.entry] if queue.entry else [])
         changed = asyncio.Event()
-        partitions = [
-            Partition(url, topology.declared_queue(name), self._receive, changed, number=number, prefetch=prefetch)
-            for number, name in enumerate(names)
-        ]
+        make = partial(Partition, url, receive=self._receive, changed=changed, settle=settle, prefetch=prefetch)
+        partitions = [make(topology.declared_queue(name), number=number) for number, name in enumerate(names)]
         self.subscriptions = Subscriptions(url, partitions, publisher, hold, changed)
 
     def start(self, share: Share | None = None, check: Check | None = None, *, declares: bool = True) -> None:

@@ -14,6 +14,7 @@ from service.domain.sending import backoff
 from service.errors import BrokerUnavailable
 from service.messaging import topology
 from service.messaging.connections import close_broker, open_broker, reach, with_heartbeat
+from service.messaging.partitions import undecoded
 from service.tasks import end
 from whatsapp_qr_contracts.message import EVENTS
 
@@ -63,7 +64,7 @@ class Listener:
             timeout=3,
             reconnect_interval=0.5,
             apply_types=False,
-            decoder=_undecoded,
+            decoder=undecoded,
             logger=logging.getLogger("service.faststream"),
         )
         channel = Channel(prefetch_count=1000)
@@ -91,7 +92,3 @@ class Listener:
 
 async def _tell(hear: Hear, delivery: RabbitMessage) -> None:
     hear(delivery.raw_message.correlation_id or "", str(delivery.headers.get("partition-key", "")))
-
-
-async def _undecoded(message: RabbitMessage, _original: object) -> RabbitMessage:
-    return message

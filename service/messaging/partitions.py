@@ -4,8 +4,8 @@ FastStream's defaults would lose or disorder messages here; this module is where
 
 - a delivery is taken when it is received, before any await: that is the order of arrival;
 - it is acknowledged by hand, after its work is committed; nothing is ever nacked or requeued;
-- a partition is given up by closing its channel once what has begun is acknowledged: `basic.cancel` would let the next
-  process start while messages of this one are still unacknowledged;
+- a partition is given up by closing its channel once what has begun is acknowledged, and what follows from it is told:
+  `basic.cancel` would let the next process start while messages of this one are still unacknowledged;
 - a process knows that it is active on a partition once it was delivered anything on its present channel: the broker
   tells it in no other way. On a queue with no traffic a probe (see topology) is what is delivered.
 """
@@ -28,6 +28,7 @@ from service.messaging.tolerance import tolerate_foreign_properties
 log = structlog.get_logger()
 
 Receive = Callable[[Delivery], None]
+Settle = Callable[[], Awaitable[None]]
 
 
 class _Taking(BaseMiddleware[Any, Any]):
@@ -50,18 +51,27 @@ class Partition:
 
     Args:
         changed: is set when this process learns that it is active on the partition.
+        settle: tells what follows from what was done; awaited before the partition is given up.
         prefetch: how many messages may be unacknowledged at once.
     """
 
     def __init__(
-        self, url: str, queue: RabbitQueue, receive: Receive, changed: asyncio.Event, *, number: int = 0, prefetch: int
+        self,
+        url: str,
+        queue: RabbitQueue,
+        receive: Receive,
+        changed: asyncio.Event,
+        *,
+        settle: Settle | None = None,
+        number: int = 0,
+        prefetch: int,
     ) -> None:
         self.name = queue.name
         self.active_since = self.heard_at = 0.0
         """When it became active, and when something was delivered last."""
         self._url = with_heartbeat(url)
         self._queue = queue
-        self._receive, self._changed = receive, changed
+        self._receive, self._changed, self._settle = receive, changed, settle
         self._number = number
         self._prefetch = prefetch
         self._gate = Gate()
@@ -84,7 +94,7 @@ class Partition:
             reconnect_interval=0.5,
             graceful_timeout=None,  # give_up waits by itself, before the broker is stopped
             middlewares=[partial(_Taking, partial(self._take, self._gate))],
-            decoder=_undecoded,
+            decoder=undecoded,
             apply_types=False,
             logger=logging.getLogger("service.faststream"),
         )
@@ -141,6 +151,8 @@ class Partition:
         if broker is None or broker._connection is None:  # noqa: SLF001  # nothing public
             return
         await self._gate.close(seconds)
+        if self._settle is not None:
+            await self._settle()
         # The channel first: the next process's order depends on it.
         await close_all(self._subscriber._queue_obj.channel.close, broker._connection.close, broker.stop)  # noqa: SLF001
 
@@ -149,6 +161,6 @@ async def _nothing(delivery: RabbitMessage) -> None:
     """Stand where the framework wants a handler; `_Taking` keeps every delivery from it."""
 
 
-async def _undecoded(message: RabbitMessage, _original: object) -> RabbitMessage:
-    # The body is read as part of the message's life, where its errors have a place to go.
+async def undecoded(message: RabbitMessage, _original: object) -> RabbitMessage:
+    """Leave the body as it is: it is read as part of the message's life, where its errors have a place to go."""
     return message

@@ -173,12 +173,19 @@ def queues(partitions: int) -> Iterator[Queue]:
     yield Queue(IncomingJob.name, _WORK, {JOBS: [IncomingJob.name]})
     for partitioned in PARTITIONED:
         if partitioned.entry:
-            bare: dict[str, list[str]] = {JOBS: [partitioned.entry]}  # for its probes
-            for message in partitioned.carries:
-                bare.setdefault(message.exchange, []).append(message.name)
-            yield Queue(partitioned.entry, _PARTITION, bare)
+            yield Queue(partitioned.entry, _PARTITION, _bindings(partitioned, partitioned.entry, None))
         for partition in range(partitions):
-            yield Queue(partitioned.queue_name(partition), _PARTITION, _bindings(partitioned, partition))
+            name = partitioned.queue_name(partition)
+            yield Queue(name, _PARTITION, _bindings(partitioned, name, partition))
+
+
+def _bindings(partitioned: PartitionedQueue, name: str, partition: int | None) -> dict[str, list[str]]:
+    bindings = {JOBS: [name]}  # jobs, and the probes of every queue
+    for message in partitioned.carries:
+        if message.exchange != JOBS:
+            key = message.name if partition is None else routing_key(message, partition)
+            bindings.setdefault(message.exchange, []).append(key)
+    return bindings
 
 
 async def declare(url: str, partitions: int) -> None:
@@ -225,12 +232,3 @@ async def require(url: str, *names: str) -> None:
             await channel.declare_exchange(wanted.name, passive=True)
         for name in names:
             await channel.declare_queue(name, passive=True)
-
-
-def _bindings(partitioned: PartitionedQueue, partition: int) -> dict[str, list[str]]:
-    bindings: dict[str, list[str]] = {JOBS: [partitioned.queue_name(partition)]}  # jobs, and the probes of every queue
-    for message in partitioned.carries:
-        if message.exchange == JOBS:
-            continue
-        bindings.setdefault(message.exchange, []).append(routing_key(message, partition))
-    return bindings

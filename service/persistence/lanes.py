@@ -48,11 +48,6 @@ class Answer:
     claimed: Claimed
     result: str | Retry | GiveUp
 
-    @property
-    def renamed(self) -> bool:
-        """Whether the gateway took it under an id of its own."""
-        return isinstance(self.result, str) and self.result != self.claimed.message.whatsapp_message_id
-
 
 async def wake(tx: AsyncSession, session_ids: Collection[str]) -> None:
     """Let lanes be looked at now."""
@@ -101,7 +96,8 @@ async def send_round(tx: AsyncSession, *, answers: Sequence[Answer], due: Collec
 
     From lanes that are not `due`, those of the answers, nothing is claimed: they are to be looked at again.
     """
-    if renamed := {answer.claimed.message.session_id for answer in answers if answer.renamed}:
+    sent = [(answer.claimed.message, answer.result) for answer in answers if isinstance(answer.result, str)]
+    if renamed := {message.session_id for message, taken_as in sent if taken_as != message.whatsapp_message_id}:
         # A receipt for an id that is not known is kept under this lock too: neither may miss the other.
         query = select(col(SessionRow.id)).where(col(SessionRow.session_id).in_(renamed))
         await tx.execute(query.order_by(col(SessionRow.id)).with_for_update())
@@ -237,9 +233,6 @@ def _ready_at(lane: LaneRow, at: datetime, policy: SendPolicy) -> datetime:
         return lane.claimed_until
     paced = at + timedelta(seconds=wait_for_token(lane.tokens, _since(lane, at), policy))
     return max(paced, lane.not_before or at)
-
-
-# What others do to messages that wait
 
 
 def fail_waiting(message: MessageRow, lane: LaneRow | None, at: datetime, code: str, detail: str) -> bool:

@@ -18,7 +18,7 @@ from service.domain.sending import backoff
 from service.errors import DatabaseUnavailable
 from service.persistence.database import Database
 from service.persistence.tables import CommandRow, ConversationRow, MessageRow, SessionRow
-from service.tasks import Loop
+from service.tasks import Loop, within
 
 log = structlog.get_logger()
 
@@ -129,10 +129,9 @@ class Marks(Loop):
             raise
         self._confirmed -= writing
 
-    async def close(self) -> None:
-        """Write what is left, if the database lets us."""
-        await self.end()
+    async def settle(self, seconds: float) -> None:
+        """Write what is left, if the database lets us soon."""
         try:
-            await self.flush()
-        except DatabaseUnavailable as error:
-            log.warning("confirmations_not_written", reason=error.detail)
+            await within(seconds, self.flush())
+        except Exception as error:  # noqa: BLE001  # whatever it is, what is not written is told once more
+            log.warning("confirmations_not_written", reason=str(error))

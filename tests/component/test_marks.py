@@ -65,7 +65,8 @@ async def test_each_kind_of_mark_is_written(database: Database, marks: Marks) ->
     row = await reread(database, message)
     assert (row.handed_over, row.told_version) == (True, 0)
     marks.note(outputs[-1].told)
-    await marks.close()
+    await marks.end()
+    await marks.settle(SECONDS)
     for table, of in (
         (SessionRow, telling.of_session),
         (CommandRow, telling.of_command),
@@ -108,7 +109,8 @@ async def test_closing_writes_what_is_left(database: Database) -> None:
         for message in stored:
             marks.note(Told(MessageRow, (message.id,), version=1, place=0))
             marks.note(Told(ConversationRow, (message.conversation_id,), 1))
-        await marks.close()
+        await marks.end()
+        await marks.settle(SECONDS)
         assert await handed_over(database, *stored) == [True] * 5
         rows = await all_of(database, ConversationRow, chatbot_id=session.chatbot_id)
         assert [row.told_version for row in rows] == [1] * 5
@@ -162,7 +164,8 @@ async def test_marks_survive_an_unavailable_database(database: Database, marks: 
         async with asyncio.timeout(SECONDS):
             await tried.wait()
     await until(lambda: _written(database, message))
-    await marks.close()
+    await marks.end()
+    await marks.settle(SECONDS)
 
 
 async def test_an_odd_error_does_not_end_the_writing(database: Database, marks: Marks) -> None:
@@ -178,7 +181,8 @@ async def test_an_odd_error_does_not_end_the_writing(database: Database, marks: 
     await until(lambda: _written(database, one))
     await until(lambda: _written(database, two))
     assert marks.alive
-    await marks.close()
+    await marks.end()
+    await marks.settle(SECONDS)
 
 
 async def test_what_cannot_be_written_is_forgotten_in_the_end(
@@ -190,5 +194,6 @@ async def test_what_cannot_be_written_is_forgotten_in_the_end(
     messages = [await receive(database, session, name) for name in ("A1", "A2", "A3")]
     for message in messages:
         marks.note(Told(MessageRow, (message.id,), place=0))
-    await marks.close()
+    await marks.end()
+    await marks.settle(SECONDS)
     assert await handed_over(database, *messages) == [False, False, True]

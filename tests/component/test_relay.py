@@ -530,7 +530,7 @@ async def test_closing_leaves_to_the_next_one_what_takes_too_long(
     database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its end does not hang on a broker that is silent: the next process begins with what the rows say."""
-    monkeypatch.setattr(announcing, "_CLOSE_SECONDS", 0.05)
+    monkeypatch.setattr(announcing, "_SETTLE_SECONDS", 0.05)
     first, second = Process(database), Process(database)
     session = await a_session(database)
     async with running(first, 0):

@@ -26,7 +26,10 @@ def once(texts: list[str]) -> list[str]:
 
 @BOTH_WAYS
 async def test_order_over_two_hand_overs(clean_broker: str, *, side_by_side: bool) -> None:
-    """With prefetch 64 two processes give the partition to each other twice: 0 inversions, 0 missing, 0 repeated."""
+    """With prefetch 64 two processes give the partition to each other twice: 0 inversions, 0 missing.
+
+    A busy broker may lose the last acknowledgements together with the channel: what was done is done once more then.
+    """
     keys = [a_chatbot() for _ in range(5)]
     done: list[tuple[str, str]] = []
     both_are_there = asyncio.Event()
@@ -53,13 +56,14 @@ async def test_order_over_two_hand_overs(clean_broker: str, *, side_by_side: boo
             await until(lambda: sum(name == "B" for name, _ in done) >= 100)
             await second.give_up(SECONDS)
             await second.start()
-            await until(lambda: len(done) >= 500)
+            await until(lambda: len({text for _, text in done}) == 500)
+            await amqp.until_waiting(QUEUE, 0)
         assert await amqp.waiting(QUEUE) == 0
     assert {name for name, _ in done[:100]} == {"A"}
     assert {name for name, _ in done} == {"A", "B"}
     assert len({name for name, _ in done[-1:]} | {"A"}) == 1  # it has come back
     for key in keys:
-        mine = [text for _, text in done if text.endswith(str(key))]
+        mine = once([text for _, text in done if text.endswith(str(key))])
         assert mine == [f"{n} {key}" for n in range(100)]
 
 
