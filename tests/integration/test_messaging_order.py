@@ -119,17 +119,22 @@ async def test_a_batch_is_acknowledged_as_a_whole(clean_broker: str) -> None:
         Amqp(clean_broker) as amqp,
         consuming(proxy.url, handler, publisher) as consumer,
     ):
+
+        def waiting() -> int:
+            return sum(map(len, consumer._inbox._waiting.values()))
+
         await send(publisher, keys[0], "first")
         await until(lambda: handler.begun)
         for key in keys:
             await send(publisher, key, *(f"{key} {number}" for number in range(5)))
         for number in range(partitions):
             await amqp.until_waiting(CONVERSATIONS.queue_name(number), 0)
-        await until(lambda: sum(map(len, consumer._inbox._waiting.values())) == 5 * partitions)
+        await until(lambda: waiting() == 5 * partitions)
         go_on.release()
         await until(lambda: len(handler.batches) == 2)
         for key in keys:
             await send(publisher, key, f"{key} later")
+        await until(lambda: waiting() == partitions)
         for _ in range(5 * partitions):
             go_on.release()
         await until(lambda: len(handler.batches) == 3)
