@@ -44,7 +44,6 @@ class Source:
     """Rows of one table that have something to tell.
 
     Args:
-        untold: which they are.
         outputs: what is told of one.
         settled: seconds for which a row must not have changed, where another may be about to tell it.
     """

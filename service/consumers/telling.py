@@ -52,13 +52,10 @@ class Output:
     """One message to publish because of a row.
 
     Args:
-        message: the message; its class says where it goes.
         message_id: its AMQP id, the same at every repetition.
         correlation_id: the id of the command or report that caused it.
         told: what is noted once it is confirmed.
         order: outputs of one destination with the same order are published one after another.
-        headers: further AMQP headers.
-        traceparent: the trace that its row belongs to.
     """
 
     message: Message

@@ -109,8 +109,7 @@ class Consumer:
         async def check_all() -> None:
             if not await self._publisher.ping():
                 raise BrokerUnavailable("RabbitMQ is not reachable")
-            if check is not None:
-                await check()
+            await (check or everything)()
 
         self._tasks = [asyncio.create_task(self._work(inbox)) for inbox in (self._inbox, self._entry)]
         self.subscriptions.start(share or everything, check_all, declares=declares)

@@ -32,8 +32,7 @@ class Told:
     """What is known to be confirmed of a row: the event of a version, or the job of a message.
 
     Args:
-        table: of the row.
-        key: its primary key.
+        key: the row's primary key.
         version: of the event.
         place: for a job, where the message stood in its lane, 0 outside of one: tried again, it needs another job.
     """

@@ -29,7 +29,6 @@ class Part:
     """What a process may tell: the rows of its partitions that have not changed for a while.
 
     Args:
-        partitions: how many there are.
         owned: its own, and since when: what was taken over anew is looked through.
         age: seconds for which a row has not changed; less, and whoever wrote it may be telling it.
         busy: keys whose messages are being handled: their sessions are told at the end of that.
@@ -48,7 +47,6 @@ class Untold:
     """Rows of one table of which something is untold.
 
     Args:
-        table: the table.
         condition: which they are; written out, for the partial index.
         changed: the column that says when a row was last written.
         order: the columns by which they are told.
