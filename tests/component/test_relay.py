@@ -128,8 +128,8 @@ def relaying(destination: str) -> bool:
     return bool(REGISTRY.get_sample_value("whatsapp_qr_relaying", {"destination": destination}))
 
 
-def relayed() -> float:
-    return sum(metrics.RELAYED.labels(name)._value.get() for name in (EVENTS, JOBS, SendJob.name))
+def relayed(*names: str) -> float:
+    return sum(metrics.RELAYED.labels(name)._value.get() for name in names or (EVENTS, JOBS, SendJob.name))
 
 
 @asynccontextmanager
@@ -241,6 +241,27 @@ async def test_what_is_not_confirmed_is_told_until_it_is(
     await process.handle(a_report(session, "A3", message="3"))
     await until(lambda: {f"{to_it} 3", f"{JOBS} 3"} <= set(process.broker.out))
     assert relayed() == before
+
+
+async def test_a_full_partition_keeps_the_jobs_of_no_other_back(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However much waits for it, more than a page: the other partition's jobs are not even left to their rows."""
+    monkeypatch.setattr(relay, "PAGE", 2)
+    full, free = [await a_session(database, chatbot_id=a_chatbot(number, 2)) for number in range(2)]
+    async with running(Process(database, partitions=2), 0, 1) as process:
+        await process.is_direct()
+        process.broker.trouble = lambda message: FULL if getattr(message, "session_id", "") == full.session_id else None
+        await process.handle(*(a_command(full, message=f"full {n}") for n in range(5)))
+        await until(lambda: relaying(SendJob.name))
+        before = relayed(f"{SendJob.name}.1")
+        await process.handle(*(a_command(free, message=f"free {n}") for n in range(5)))
+        await until(lambda: sum(one.startswith(f"{SendJob.name} free") for one in process.broker.out) == 5)
+        assert (relaying(SendJob.name), relaying(f"{SendJob.name}.1")) == (True, False)
+        assert relayed(f"{SendJob.name}.1") == before
+        process.broker.trouble = lambda _: None
+        for message in await all_of(database, MessageRow):
+            await is_told(database, message)
 
 
 async def test_nothing_of_a_conversation_overtakes_what_is_untold(database: Database, process: Process) -> None:
