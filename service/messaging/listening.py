@@ -15,7 +15,7 @@ from service.errors import BrokerUnavailable
 from service.messaging import topology
 from service.messaging.connections import close_broker, open_broker, reach, with_heartbeat
 from service.messaging.partitions import undecoded
-from service.tasks import end
+from service.tasks import end, let_end
 from whatsapp_qr_contracts.message import EVENTS
 
 log = structlog.get_logger()
@@ -78,7 +78,7 @@ class Listener:
             for key in _KEYS:
                 await declared.bind(EVENTS, key)
         except BaseException:
-            await close_broker(broker)
+            await let_end(asyncio.create_task(close_broker(broker)))
             raise
         return broker
 

@@ -24,6 +24,7 @@ from faststream.rabbit import Channel, RabbitBroker, RabbitMessage, RabbitQueue
 from service.messaging.connections import close_all, close_broker, open_broker, with_heartbeat
 from service.messaging.inbox import Delivery, Gate
 from service.messaging.tolerance import tolerate_foreign_properties
+from service.tasks import let_end
 
 log = structlog.get_logger()
 
@@ -109,7 +110,7 @@ class Partition:
             await open_broker(broker)
             await broker.start()
         except BaseException:
-            await close_broker(broker)
+            await let_end(asyncio.create_task(close_broker(broker)))  # cut off, it would come back by itself
             raise
         self._broker = broker
 

@@ -94,18 +94,25 @@ class Drill:
         """Return the steps of a handler's longest run that was recorded from its beginning, once one has ended."""
 
         async def runs() -> list[dict[int, str]]:
-            return [steps for steps in self._recorded(process, handler) if 1 in steps and ended([*steps.values()])]
+            return [
+                steps
+                for steps in self._recorded(process, handler, alone=True)
+                if 1 in steps and ended([*steps.values()])
+            ]
 
         return max(await eventually(runs), key=len)  # others may be about old news
 
-    def _recorded(self, process: str, handler: str, since: int = 0) -> list[dict[int, str]]:
-        """Return the steps of each run of a handler."""
+    def _recorded(self, process: str, handler: str, since: int = 0, *, alone: bool = False) -> list[dict[int, str]]:
+        """Return the steps of each run of a handler; `alone`: not of batches with messages for others, that do more."""
         runs: dict[str, dict[int, str]] = defaultdict(dict)
+        shared: set[str] = set()
         for line in self._log(process)[since:]:
             who, run, step, kind = line.rsplit(" ", 3)
             if who == f"{process} {handler}":
                 runs[run][int(step)] = kind
-        return [dict(sorted(steps.items())) for steps in runs.values()]
+            else:
+                shared.add(run)
+        return [dict(sorted(steps.items())) for run, steps in runs.items() if not alone or run not in shared]
 
     def _log(self, process: str) -> list[str]:
         log = self.folder(process) / "steps.log"
