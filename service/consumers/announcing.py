@@ -48,7 +48,7 @@ class Announcer:
         self, database: Database, publisher: Publisher, hold: Hold, sources: Sources, part: Callable[[], Part]
     ) -> None:
         self.marks = Marks(database)
-        self._partitions = publisher.partitions
+        self._partitions, self._part = publisher.partitions, part
         self._relays = {}
         for name, rows in sources.items():
             # Each partition of a queue may be full alone: it must not keep the others' jobs back.
@@ -70,17 +70,18 @@ class Announcer:
         return self.marks.alive and all(relay.alive for relay in self._relays.values())
 
     def tell(self, outputs: Sequence[Output]) -> None:
-        """Publish what was committed, soon; what is not confirmed is told from its rows."""
+        """Publish what was committed, soon; what is not confirmed is told from its rows.
+
+        So is what belongs to a partition that this process has just lost: its next owner tells what came before it.
+        """
+        owned = self._part().owned
         by_destination: dict[str, list[Output]] = defaultdict(list)
         for output in outputs:
-            by_destination[self._destination(output.message)].append(output)
+            number = partition_of(output.message.partition_key, self._partitions)
+            if number in owned:
+                by_destination[_destination(output.message, number)].append(output)
         for name, some in by_destination.items():
             self._relays[name].tell(some)
-
-    def _destination(self, message: Message) -> str:
-        if message.exchange == EVENTS:
-            return EVENTS
-        return topology.routing_key(type(message), partition_of(message.partition_key, self._partitions))
 
     async def settle(self) -> None:
         """Publish what waits and write down what is confirmed, as far as that is possible soon.
@@ -96,6 +97,10 @@ class Announcer:
         await asyncio.gather(*(relay.end() for relay in self._relays.values()))
         await self.marks.end()
         await self.marks.settle(_SETTLE_SECONDS)
+
+
+def _destination(message: Message, number: int) -> str:
+    return EVENTS if message.exchange == EVENTS else topology.routing_key(type(message), number)
 
 
 def _one(part: Callable[[], Part], number: int) -> Part:

@@ -13,6 +13,7 @@ from aio_pika.abc import AbstractChannel, AbstractQueue
 from sqlalchemy import make_url
 from yarl import URL
 
+from service.tasks import end
 from tests.faults.doors import until_accepted
 from tests.faults.stage import TAKEN, Stage
 from tests.system import Process, eventually
@@ -186,8 +187,7 @@ async def jobs_full(stage: Stage, _dice: random.Random) -> AsyncIterator[None]:
         try:
             yield
         finally:
-            working.cancel()
-            await asyncio.gather(working, return_exceptions=True)
+            await end([working])  # the client library may lose a cancellation
             await stage.broker.ctl("clear_policy", "-p", vhost, "full")
 
 
