@@ -82,8 +82,6 @@ class ConversationConsumer:
             case _:
                 return self._follow_receipt(rows, body)
 
-    # A message to send
-
     def _send(self, rows: Intake, command: SendMessage, envelope: Envelope) -> list[Output]:
         """Store the message at the end of its session's lane."""
         caller_id = command.message_id or envelope.id_or_dead_letter()
@@ -118,8 +116,6 @@ class ConversationConsumer:
         rows.add(message)
         return [*begun, *telling.of_message(message)]
 
-    # A customer's message
-
     def _receive(self, rows: Intake, report: GatewayMessage, envelope: Envelope) -> list[Output]:
         """Store the message once."""
         session = _known(rows, report)
@@ -131,8 +127,6 @@ class ConversationConsumer:
         message = conversations.new_incoming(session, conversation, report, correlation_id=envelope.message_id)
         rows.add(message)
         return [*begun, *telling.of_message(message)]
-
-    # A receipt
 
     def _follow_receipt(self, rows: Intake, report: GatewayReceipt) -> list[Output]:
         """Raise the status of the message that it is about; keep it where that is not known yet."""

@@ -243,6 +243,25 @@ async def test_what_is_not_confirmed_is_told_until_it_is(
     assert relayed() == before
 
 
+async def test_what_is_committed_for_a_partition_that_was_lost_overtakes_nothing(
+    database: Database, process: Process
+) -> None:
+    """It is left in its row: what came before it may be there too, and the next owner tells both in order."""
+    session = await a_session(database)
+    process.broker.trouble = lambda message: AWAY if message.name == JOBS else None
+    await process.handle(a_report(session, message="1"))
+    await until(lambda: relaying(JOBS))
+    process.owns()
+    process.broker.trouble = lambda _: None
+    await process.is_direct()
+    await process.handle(a_report(session, "A2", message="2"))
+    await process.announcer.settle()
+    assert process.broker.jobs() == []
+    process.owns(0, since=2.0)
+    await until(lambda: len(process.broker.jobs()) == 2)
+    assert process.broker.jobs() == ["1", "2"]
+
+
 async def test_a_full_partition_keeps_the_jobs_of_no_other_back(
     database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
