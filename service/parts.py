@@ -64,7 +64,7 @@ class Parts:
 
     def part(self, consumer: Consumer) -> Part:
         """Return which rows a process may tell and send, by what it consumes."""
-        return Part(self.settings.partitions, consumer.owned, busy=consumer.busy)
+        return Part(self.settings.partitions, consumer.subscriptions.owned, busy=consumer.busy)
 
     def sharing(self, queue: topology.PartitionedQueue, consumer: Consumer) -> Sharing:
         """Return what shares a queue's partitions with the other processes of the kind."""

@@ -81,8 +81,6 @@ class SessionConsumer:
             case _:
                 await self.follow(body, envelope)
 
-    # Commands
-
     async def initialize(self, command: InitializeSession, envelope: Envelope) -> None:
         """Open the session at the gateway, unless it is connected there."""
         opened = await self.database.transact(partial(self._open, command=command, envelope=envelope))
@@ -191,8 +189,6 @@ class SessionConsumer:
 
         self.announcer.tell(telling.of_command(await self.database.transact(register)))
 
-    # Reports of the gateway
-
     async def follow(self, report: GatewayReport, envelope: Envelope) -> None:
         """Move the session as the gateway reports; once it is connected, what waited to be sent goes out."""
         session = await self.database.read(lambda tx: sessions.session_by_id(tx, report.session_id))
@@ -220,8 +216,6 @@ class SessionConsumer:
                 return replace(change, phone_number=change.phone_number or phone(number))
         log.info("report_contradicted", report=change.trigger)
         return None
-
-    # What both do
 
     async def _change(self, seen: SessionRow, change: Change, *, caused_by: str) -> SessionRow:
         session, failed = await self.database.transact(partial(apply, seen=seen, change=change, caused_by=caused_by))

@@ -126,11 +126,6 @@ class Consumer:
         return self.subscriptions.alive and working
 
     @property
-    def owned(self) -> dict[int, float]:
-        """Partitions on which this process is known to be active, without the entry, and since when."""
-        return self.subscriptions.owned
-
-    @property
     def busy(self) -> frozenset[str]:
         """Keys whose messages are being handled, where that is done side by side."""
         return frozenset(self._chains)

@@ -79,6 +79,7 @@ class Partition:
         self._broker: RabbitBroker | None = None
         self._subscriber: Any = None
         self._heard_on: Any = None
+        self._finishing = False
 
     async def start(self) -> None:
         """Subscribe, over a connection of its own: a broker alarm that blocks publishes must not block acks.
@@ -140,7 +141,13 @@ class Partition:
     @property
     def active(self) -> bool:
         """Whether this process is known to be the one that the broker delivers to."""
-        return self._broker is not None and self._heard_on is not None and not self._heard_on.is_closed
+        return self._broker is not None and self.owned
+
+    @property
+    def owned(self) -> bool:
+        """Whether what follows in the partition is this process's to tell: it is active, or finishes what has begun."""
+        ours = self._broker is not None or self._finishing
+        return ours and self._heard_on is not None and not self._heard_on.is_closed
 
     def doubt(self) -> None:
         """Believe that another process is active, until the next delivery."""
@@ -151,9 +158,13 @@ class Partition:
         broker, self._broker = self._broker, None
         if broker is None or broker._connection is None:  # noqa: SLF001  # nothing public
             return
-        await self._gate.close(seconds)
-        if self._settle is not None:
-            await self._settle()
+        self._finishing = True
+        try:
+            await self._gate.close(seconds)
+            if self._settle is not None:
+                await self._settle()
+        finally:
+            self._finishing = False
         # The channel first: the next process's order depends on it.
         await close_all(self._subscriber._queue_obj.channel.close, broker._connection.close, broker.stop)  # noqa: SLF001
 

@@ -141,12 +141,9 @@ class Subscriptions:
 
     @property
     def owned(self) -> dict[int, float]:
-        """Partitions on which this process is known to be active, without the entry, and since when."""
-        return {
-            number: self.partitions[number].active_since
-            for number in self.active
-            if number < self._publisher.partitions
-        }
+        """Partitions whose rows this process tells, without the entry, and since when."""
+        numbered = enumerate(self.partitions[: self._publisher.partitions])
+        return {number: partition.active_since for number, partition in numbered if partition.owned}
 
     async def probe(self, number: int) -> None:
         """Let whoever is active on a partition learn that he is.

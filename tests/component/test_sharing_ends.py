@@ -18,7 +18,7 @@ async def nothing() -> None:
 async def test_stop_is_heard_while_something_changes(monkeypatch: pytest.MonkeyPatch) -> None:
     """A cancellation that comes together with a change is not lost in it."""
     monkeypatch.setattr(tasks, "AGAIN_SECONDS", 600)  # or the next one would end it
-    subscriptions: Any = SimpleNamespace(changed=asyncio.Event(), consuming=False, active=[], partitions=[])
+    subscriptions: Any = SimpleNamespace(changed=asyncio.Event(), consuming=False, active=[], owned={}, partitions=[])
     heartbeats: Any = SimpleNamespace(remove=nothing)
     sharing = Sharing(subscriptions, heartbeats, process_id="a", queue="q", period=60)
     sharing.start()
