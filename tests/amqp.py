@@ -18,6 +18,7 @@ from service.messaging import topology
 from service.messaging.consuming import Consumer, Failures
 from service.messaging.envelope import Envelope, Properties
 from service.messaging.holding import Hold
+from service.messaging.partitions import Settle
 from service.messaging.publishing import Publisher
 from service.messaging.receiving import Received
 from whatsapp_qr_contracts.commands import SendMessage
@@ -115,6 +116,7 @@ async def consuming(
     prefetch: int = 64,
     dead: list[DeadLetter] | None = None,
     stands_by: bool = False,
+    settle: Settle | None = None,
 ) -> AsyncIterator[Consumer]:
     """Consume the conversations until the test is over; begins when the consumer knows that it is active.
 
@@ -125,15 +127,15 @@ async def consuming(
         prefetch: unacknowledged messages per partition.
         dead: gets the dead letters; without it there may be none.
         stands_by: whether another consumer is active: then it begins when it is subscribed.
+        settle: tells what follows from what was done, before a partition is given up.
     """
 
     async def bury(letter: DeadLetter) -> None:
         assert dead is not None, letter
         dead.append(letter)
 
-    consumer = Consumer(
-        url, topology.CONVERSATIONS, handler, bury=bury, publisher=publisher, hold=Hold(), prefetch=prefetch
-    )
+    parts: dict[str, Any] = {"bury": bury, "publisher": publisher, "hold": Hold(), "settle": settle}
+    consumer = Consumer(url, topology.CONVERSATIONS, handler, prefetch=prefetch, **parts)
     consumer.start()
     try:
         subscriptions = consumer.subscriptions

@@ -8,7 +8,7 @@
 set -eu
 
 sbin=$(for bin in /usr/lib/rabbitmq/lib/rabbitmq_server-*/sbin /opt/rabbitmq/sbin /usr/local/sbin \
-    "$(brew --prefix rabbitmq 2>/dev/null || true)/sbin" "${RABBITMQ_HOME:-}/sbin"; do
+    "$(brew --prefix rabbitmq 2>/dev/null || true)/sbin" ${RABBITMQ_HOME:+"$RABBITMQ_HOME/sbin"}; do
     [ -x "$bin/rabbitmq-env" ] && echo "$bin"
 done | tail -n 1)
 version=$(ls -d "$sbin"/../plugins/rabbit-[0-9]* 2>/dev/null | sed 's/.*rabbit-\([0-9]*\.[0-9]*\).*/\1/' | tail -n 1)

@@ -49,14 +49,14 @@ class Announcer:
     ) -> None:
         self.marks = Marks(database)
         self._partitions, self._part = publisher.partitions, part
-        self._relays = {}
+        self._relays: dict[str, Relay] = {}
         for name, rows in sources.items():
-            # Each partition of a queue may be full alone: it must not keep the others' jobs back.
-            of = {SENDS.queue_name(n): partial(_one, part, n) for n in range(self._partitions)}
-            for queue, its in of.items() if name == SENDS.name else [(name, part)]:
-                self._relays[queue] = Relay(
-                    queue, publisher, database, hold, self.marks, rows, its, gives_up=name == EVENTS
-                )
+            parts = {name: part}
+            if name == SENDS.name:  # each partition may be full alone: it must not keep the others' jobs back
+                parts = {SENDS.queue_name(n): partial(_one, part, n) for n in range(self._partitions)}
+            for queue, of in parts.items():
+                relay = Relay(queue, publisher, database, hold, self.marks, rows, of, gives_up=name == EVENTS)
+                self._relays[queue] = relay
 
     def start(self) -> None:
         """Begin to tell; returns at once."""
@@ -104,5 +104,5 @@ def _destination(message: Message, number: int) -> str:
 
 
 def _one(part: Callable[[], Part], number: int) -> Part:
-    owned = part().owned
-    return replace(part(), owned={number: owned[number]} if number in owned else {})
+    whole = part()
+    return replace(whole, owned={one: since for one, since in whole.owned.items() if one == number})

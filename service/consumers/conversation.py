@@ -198,9 +198,11 @@ async def _rows_for(tx: AsyncSession, batch: Sequence[Received]) -> Intake:
                 needs.conversations.add(identities.conversation_id(body.chatbot_id, body.to))
                 caller_id = caller_id or received.envelope.message_id
                 needs.messages.add(identities.outgoing_message_id(body.chatbot_id, caller_id))
-            case CancelMessage() | RetryMessage():
+            case CancelMessage():
                 needs.messages.add(body.message_id)
-                needs.lanes_of |= {body.chatbot_id} if isinstance(body, CancelMessage) else set()
+                needs.lanes_of.add(body.chatbot_id)
+            case RetryMessage():
+                needs.messages.add(body.message_id)
             case GatewayMessage() if session := rows.sessions.get(body.session_id):
                 customer = identities.customer_address(body.sender)
                 needs.conversations.add(identities.conversation_id(session.chatbot_id, customer))

@@ -109,7 +109,8 @@ class Consumer:
         async def check_all() -> None:
             if not await self._publisher.ping():
                 raise BrokerUnavailable("RabbitMQ is not reachable")
-            await (check or everything)()
+            if check is not None:
+                await check()
 
         self._tasks = [asyncio.create_task(self._work(inbox)) for inbox in (self._inbox, self._entry)]
         self.subscriptions.start(share or everything, check_all, declares=declares)

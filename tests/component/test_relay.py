@@ -20,6 +20,7 @@ from service.consumers.conversation import ConversationConsumer
 from service.errors import BrokerUnavailable, DatabaseUnavailable, PublishRefused
 from service.messaging.holding import Hold
 from service.persistence.database import Database
+from service.persistence.marks import Told
 from service.persistence.tables import CommandRow, ConversationRow, MessageRow, SessionRow
 from service.persistence.untold import Part
 from tests.amqp import a_chatbot, until
@@ -196,6 +197,44 @@ async def test_nobody_waits_for_a_slow_destination(database: Database, process: 
     process.broker.go_on.set()
     await until(lambda: len(process.broker.out) == 8)
     assert process.broker.jobs() == ["0", "1", "2"]
+
+
+@pytest.mark.parametrize("left", [False, True], ids=["just committed", "left in its row"])
+async def test_what_is_under_way_is_noted_before_a_partition_is_given_up(database: Database, *, left: bool) -> None:
+    """Whoever takes it over finds nothing untold, and so tells nothing once more."""
+    session = await a_session(database)
+    if left:
+        await Process(database).handle(a_report(session))
+    async with running(Process(database), 0) as process:
+        process.broker.slow = lambda message: message.name == JOBS
+        if not left:
+            await process.is_direct()
+            await process.handle(a_report(session))
+        await until(lambda: f"{JOBS} hi" in process.broker.tried)
+        settling = asyncio.create_task(process.announcer.settle())
+        await asyncio.wait([settling], timeout=0.1)
+        assert not settling.done()
+        process.broker.go_on.set()
+        await settling
+        [message] = await all_of(database, MessageRow)
+        assert message.handed_over
+
+
+@pytest.mark.parametrize("trouble", [DatabaseUnavailable("away"), ValueError("odd")], ids=["away", "odd"])
+async def test_a_partition_is_given_up_whatever_the_database_does(
+    database: Database, process: Process, monkeypatch: pytest.MonkeyPatch, trouble: Exception
+) -> None:
+    """What cannot be noted is told once more."""
+    message = await receive(database, await a_session(database))
+
+    async def fail(_work: object, **_options: object) -> None:
+        raise trouble
+
+    with monkeypatch.context() as patched:
+        patched.setattr(database, "transact", fail)
+        process.announcer.marks.note(Told(MessageRow, (message.id,), place=0))
+        await process.announcer.settle()
+        assert not (await reread(database, message)).handed_over
 
 
 async def test_more_than_memory_holds_is_told_from_the_rows(

@@ -282,6 +282,61 @@ async def test_stop_finishes_what_has_begun(clean_broker: str, *, side_by_side: 
 
 
 @BOTH_WAYS
+async def test_what_follows_is_told_before_another_process_goes_on(clean_broker: str, *, side_by_side: bool) -> None:
+    """The next process finds nothing untold; until then the partition's rows are told by the one that gives it up."""
+    happened: list[str] = []
+    release, go_on = asyncio.Event(), asyncio.Event()
+
+    async def work(message: SendMessage) -> None:
+        await release.wait()
+        happened.append(message.message)
+
+    async def settle() -> None:
+        await go_on.wait()
+        happened.append("told")
+
+    first, other = (Handler(work, side_by_side=side_by_side) for _ in range(2))
+    chatbot_id = a_chatbot()
+    async with (
+        publishing(clean_broker) as publisher,
+        consuming(clean_broker, first, publisher, settle=settle) as consumer,
+        consuming(clean_broker, other, publisher, stands_by=True),
+    ):
+        await send(publisher, chatbot_id, "0")
+        await until(lambda: first.begun == ["0"])
+        await send(publisher, chatbot_id, "1", "2")
+        consumer.subscriptions.hand_over(0)
+        await until(lambda: not consumer.subscriptions.partitions[0].started)
+        release.set()
+        await until(lambda: happened == ["0"])
+        seen = consumer.subscriptions.active, list(consumer.subscriptions.owned)
+        go_on.set()
+        assert seen == ([1], [0])  # 1 is the entry
+        await until(lambda: len(happened) >= 4)
+        assert happened == ["0", "told", "1", "2"]
+        assert other.done == ["1", "2"]
+        assert consumer.subscriptions.owned == {}
+
+
+@BOTH_WAYS
+async def test_an_error_beside_the_handler_fails_liveness(
+    clean_broker: str, monkeypatch: pytest.MonkeyPatch, *, side_by_side: bool
+) -> None:
+    """What it holds is never acknowledged: only another process gets it again."""
+
+    def fail(*_: object) -> None:
+        raise LookupError("a bug")
+
+    handler = Handler(side_by_side=side_by_side)
+    async with publishing(clean_broker) as publisher, consuming(clean_broker, handler, publisher) as consumer:
+        assert consumer.alive
+        monkeypatch.setattr(consumer, "_count_ended", fail)
+        await send(publisher, a_chatbot(), "0")
+        await until(lambda: not consumer.alive)
+        assert handler.done == ["0"]
+
+
+@BOTH_WAYS
 async def test_stop_leaves_what_is_held(clean_broker: str, *, side_by_side: bool) -> None:
     """A message that is held when the process stops is left unacknowledged; another consumer gets it, in order."""
 
