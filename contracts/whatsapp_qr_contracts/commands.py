@@ -163,8 +163,8 @@ class SendMessage(Command):
     The message's id is `uuid5(chatbotId, messageId)`, with the AMQP `message_id` where `messageId` is left out. The
     same id again with the same content has no second effect; with other content it is rejected (`id_reused`).
     WhatsApp gets it under one id however many attempts that takes, so that it does not arrive twice.
-    Ends in `message.sent` or `message.failed`, or in `command.rejected` (`no_session`, `id_reused`). While the
-    session is not connected the message waits.
+    Ends in `message.sent` (`message.delivered` or `message.read` where it is left out), in `message.failed`, or in
+    `command.rejected` (`no_session`, `id_reused`). While the session is not connected the message waits.
     """
 
     name: ClassVar[str] = "message.send"

@@ -145,7 +145,10 @@ class MessageStatusEvent(MessageEvent):
 
 
 class MessageSent(MessageStatusEvent):
-    """The gateway took the message."""
+    """The gateway took the message.
+
+    Left out where a receipt was stored before this was published: `message.delivered` or `message.read` implies it.
+    """
 
     name: ClassVar[str] = "message.sent"
     routing_key: ClassVar[str] = "message.sent"
@@ -154,7 +157,10 @@ class MessageSent(MessageStatusEvent):
 
 
 class MessageDelivered(MessageStatusEvent):
-    """The message reached the phone. Left out where WhatsApp reports READ at once."""
+    """The message reached the phone.
+
+    Left out where WhatsApp reports READ at once, or where READ was stored before this was published.
+    """
 
     name: ClassVar[str] = "message.delivered"
     routing_key: ClassVar[str] = "message.delivered"

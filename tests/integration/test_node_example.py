@@ -125,8 +125,8 @@ async def test_a_customer_is_answered(system: System, example: Path) -> None:
         assert job.message_id is not None
         assert command.message_id == str(uuid5(UUID(job.message_id), "answer"))
         assert (command.correlation_id, command.type, command.delivery_mode) == (job.message_id, "message.send", 2)
-        (sent,) = await events.arrived(1, "message.sent")
-        assert sent.correlation_id == command.message_id
+        (read,) = await events.arrived(1, "message.read")
+        assert read.correlation_id == command.message_id
         assert await bot.stop() == 0
     async with Amqp(system.amqp_url) as amqp:
         await amqp.until_waiting(IncomingJob.name, 0)
