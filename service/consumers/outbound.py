@@ -15,7 +15,6 @@ from itertools import islice
 from typing import Any, ClassVar
 
 import structlog
-from sqlalchemy.ext.asyncio import AsyncSession
 
 from service import metrics, tracing
 from service.consumers import telling
@@ -58,14 +57,9 @@ class OutboundConsumer:
 
     async def handle(self, batch: Sequence[Received]) -> Failures:
         """Mark the lanes of a batch of jobs as due."""
-
-        async def mark(tx: AsyncSession) -> dict[Any, str]:
-            known = await lanes.known_messages(tx, {received.body.message_id for received in batch})  # type: ignore[attr-defined]
-            await lanes.wake(tx, set(known.values()))
-            return known
-
-        known = await self.database.transact(mark)
-        self.sender.look_at(set(known.values()))
+        ids = {received.body.message_id for received in batch}  # type: ignore[attr-defined]
+        known, due = await self.database.transact(partial(lanes.wake_for, ids=ids))
+        self.sender.look_at(due)
         unknown = Undeliverable("no message has the messageId of this job", code=DeadLetterReason.UNKNOWN_MESSAGE)
         return [(received, unknown) for received in batch if received.body.message_id not in known]  # type: ignore[attr-defined]
 

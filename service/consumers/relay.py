@@ -8,7 +8,7 @@ destination. A process that takes a partition over begins relayed: rows may have
 
 import asyncio
 import time
-from collections import defaultdict, deque
+from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -31,7 +31,8 @@ from service.tasks import Loop, happens
 log = structlog.get_logger()
 
 _MOST_DIRECT = 2000
-_AT_ONCE = 200
+_UNDER_WAY = 16
+"""Publishes without a confirmation, at most: what others publish over the same connection waits for so many."""
 _LOOK_EVERY_SECONDS = 1.0
 _SETTLED_SECONDS = 3.0
 """A row that has not changed for so long is being told by nobody."""
@@ -85,8 +86,9 @@ class Relay(Loop):
         self.name = name
         self._publisher, self._database, self._hold, self._marks = publisher, database, hold, marks
         self._sources, self._part, self._gives_up = sources, part, gives_up
-        self._waiting: deque[Output] = deque()
+        self._waiting: list[Output] = []
         self._refused: dict[str, _Refused] = {}
+        self._places = asyncio.Semaphore(_UNDER_WAY)
         self._owned: Mapping[int, float] = {}
         self._relayed = False
         self._skipped = False
@@ -144,7 +146,9 @@ class Relay(Loop):
     async def _step(self) -> bool:
         """Do what is next; say whether that went well."""
         if self._waiting:
-            return await self._publish([self._waiting.popleft() for _ in range(min(_AT_ONCE, len(self._waiting)))])
+            outputs = list(self._waiting)
+            self._waiting.clear()
+            return await self._publish(outputs)
         if self._refused:
             await self._try_again()
         if self._relayed or time.monotonic() - self._looked_at >= _LOOK_EVERY_SECONDS:
@@ -210,13 +214,14 @@ class Relay(Loop):
 
     async def _publish_one(self, output: Output, tries: int) -> bool:
         try:
-            with tracing.continued(output.traceparent):
-                await self._publisher.publish(
-                    output.message,
-                    message_id=output.message_id,
-                    correlation_id=output.correlation_id,
-                    headers=output.headers,
-                )
+            async with self._places:
+                with tracing.continued(output.traceparent):
+                    await self._publisher.publish(
+                        output.message,
+                        message_id=output.message_id,
+                        correlation_id=output.correlation_id,
+                        headers=output.headers,
+                    )
         except BrokerUnavailable as error:
             if isinstance(error, PublishRefused) and self._gives_up:
                 self._refuse(output, tries)
@@ -241,7 +246,7 @@ class Relay(Loop):
 
     async def _try_again(self) -> None:
         at = time.monotonic()
-        due = [refused for refused in self._refused.values() if refused.due <= at][:_AT_ONCE]
+        due = [refused for refused in self._refused.values() if refused.due <= at]
         for refused in due:
             del self._refused[refused.output.message_id]
         await asyncio.gather(*(self._publish_one(refused.output, refused.tries + 1) for refused in due))

@@ -19,6 +19,7 @@ from typing import ClassVar, Protocol
 import structlog
 
 from service import tracing
+from service.domain.batching import LARGEST, next_size
 from service.domain.dead_letters import DeadLetter
 from service.domain.sending import backoff
 from service.errors import BrokerUnavailable, Undeliverable
@@ -39,7 +40,6 @@ from whatsapp_qr_contracts.partitions import partition_of
 
 log = structlog.get_logger()
 
-_BATCH = 200
 _TRIES = 3
 _TRACEBACK_CHARACTERS = 8_000
 _UNKNOWN = "unknown"
@@ -141,12 +141,15 @@ class Consumer:
 
     async def _work(self, inbox: Inbox) -> None:
         side_by_side = self._handler.side_by_side and inbox is self._inbox
+        most = 1 if side_by_side else LARGEST
         while True:
-            batch = self._read(await inbox.take(1 if side_by_side else _BATCH))
+            batch = self._read(await inbox.take(most))
             if side_by_side:
                 self._chain(batch)
-            else:
-                await self._live(batch)
+                continue
+            began = time.perf_counter()
+            await self._live(batch)
+            most = next_size(most, len(batch.deliveries), time.perf_counter() - began)
 
     def _chain(self, batch: "_Batch") -> None:
         """Let a message be handled behind those of its key, beside all others."""

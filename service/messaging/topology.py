@@ -107,8 +107,8 @@ def routing_key(message: type[Message], partition: int) -> str:
 
 
 def destination(exchange_name: str, routing_key: str) -> str:
-    """Return what a publish goes to, for what must not delay each other: an exchange, or the queue of a job."""
-    return name_of(routing_key) if exchange_name == JOBS else exchange_name
+    """Return what a publish goes to, for what must not delay each other: an exchange, or one queue of jobs."""
+    return routing_key if exchange_name == JOBS else exchange_name
 
 
 def name_of(routing_key: str) -> str:

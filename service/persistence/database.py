@@ -10,7 +10,7 @@ from typing import Any, Literal, TypeVar, cast
 
 import structlog
 from opentelemetry.trace import SpanKind
-from sqlalchemy import ColumnElement, func, literal, make_url, select, text
+from sqlalchemy import ColumnElement, func, literal, select, text
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
@@ -21,8 +21,7 @@ from service import tracing
 from service.errors import DatabaseUnavailable
 from service.metrics import TRANSACTION_SECONDS
 from service.persistence.columns import UtcDateTime
-from service.persistence.engines import APPLICATION, postgres_engine, sqlite_engine
-from service.persistence.stopped_writers import end_stopped_writer
+from service.persistence.engines import APPLICATION, READ, WRITE, postgres_engine, sqlite_engine
 from service.tasks import let_end, within
 
 log = structlog.get_logger()
@@ -59,13 +58,12 @@ class Database:
         is_sqlite = url.startswith("sqlite")
         if is_sqlite:
             # One writer per process: SQLite has one anyway, and waiting in line here is fairer than its busy loop.
-            self._writer = sqlite_engine(url, "BEGIN IMMEDIATE", pool_size=1)
-            self._reader = sqlite_engine(url, "BEGIN", pool_size=_SQLITE_READERS)
+            self._writer = sqlite_engine(url, WRITE, pool_size=1)
+            self._reader = sqlite_engine(url, READ, pool_size=_SQLITE_READERS)
             self._turns = {self._writer: asyncio.Semaphore(1), self._reader: asyncio.Semaphore(_SQLITE_READERS - 1)}
         else:
             self._writer = self._reader = postgres_engine(url, pool)
             self._turns = {self._writer: asyncio.Semaphore(max(1, pool - _KEPT_FREE))}
-        self._file = make_url(url).database if is_sqlite else None
         self._reading: set[asyncio.Task[Any]] = set()
         self._longest = None if is_sqlite else _TRANSACTION_SECONDS  # SQLite's driver must never be cut off
 
@@ -81,19 +79,11 @@ class Database:
         """
         async with self._turn(self._writer, urgent=urgent):
             # A driver call that is cancelled may keep SQLite's lock on the whole file.
-            return await let_end(asyncio.create_task(self._write(work)))
+            return await let_end(asyncio.create_task(self._observed("write", self._writer, work)))
 
     def _turn(self, engine: AsyncEngine, *, urgent: bool) -> AbstractAsyncContextManager[None]:
         # In the pool's own line hundreds of lanes would run into its time limit, as if the database were away.
         return nullcontext() if urgent else self._turns[engine]
-
-    async def _write(self, work: Work[T]) -> T:
-        try:
-            return await self._observed("write", self._writer, work)
-        except DatabaseUnavailable:
-            if self._file and (ended := await asyncio.to_thread(end_stopped_writer, self._file)):
-                log.warning("stopped_writer_ended", process=ended)
-            raise
 
     async def read(self, work: Work[T], *, seconds: float | None = None) -> T:
         """Run `work`, which only reads; with a time limit it is urgent.
@@ -195,7 +185,8 @@ async def end_hanging(tx: AsyncSession, seconds: float) -> int:
     """End transactions that have waited for one of our processes to go on; return how many.
 
     A process that hangs between the parts of one statement keeps its row locks, and before version 17 no time limit
-    of PostgreSQL covers that. Whoever loses a transaction so tries again. For SQLite see `stopped_writers`.
+    of PostgreSQL covers that. Whoever loses a transaction so tries again.
+    SQLite cannot take its write lock from a process.
     """
     if on_sqlite(tx):
         return 0

@@ -1,11 +1,17 @@
 """Engines: how a connection to each of the two databases is made and what it is told."""
 
+import time
 from typing import Any
 
 from sqlalchemy import Connection, event
+from sqlalchemy.exc import DisconnectionError, OperationalError
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
+WRITE, READ = "BEGIN IMMEDIATE", "BEGIN"
 _BUSY_SECONDS = 5
+# SQLite looks ever more seldom whether its write lock is free: beside a process that writes all the time it finds it
+# taken. So it is asked again every few milliseconds.
+_PATIENCE_MILLISECONDS = 5
 APPLICATION = "whatsapp-qr"
 _CONNECT_SECONDS = 3
 _STATEMENT_SECONDS = 10
@@ -40,21 +46,30 @@ def begin_with(engine: AsyncEngine, statement: str) -> None:
         cursor = connection.cursor()
         for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON"):
             cursor.execute(f"PRAGMA {pragma}")
+        if statement != READ:
+            cursor.execute(f"PRAGMA busy_timeout={_PATIENCE_MILLISECONDS}")
         cursor.close()
 
     @event.listens_for(engine.sync_engine, "begin")
     def begin(connection: Connection) -> None:
-        connection.exec_driver_sql(statement)
+        deadline = time.monotonic() + _BUSY_SECONDS
+        while True:
+            try:
+                connection.exec_driver_sql(statement)
+            except OperationalError:  # locked: another process writes
+                if time.monotonic() > deadline:
+                    raise
+            else:
+                return
 
 
 def postgres_engine(url: str, pool: int) -> AsyncEngine:
     """Return an engine for PostgreSQL with so many connections, at most."""
-    return create_async_engine(
+    engine = create_async_engine(
         url,
         pool_size=pool,
         max_overflow=0,
         pool_timeout=10,
-        pool_pre_ping=True,
         hide_parameters=True,
         connect_args={
             "timeout": _CONNECT_SECONDS,
@@ -65,3 +80,12 @@ def postgres_engine(url: str, pool: int) -> AsyncEngine:
             },
         },
     )
+
+    # The pool's own ping asks the server three times before each transaction. A connection that the server has closed
+    # is known to be; one that has fallen silent is found by the time limit of the first statement.
+    @event.listens_for(engine.sync_engine, "checkout")
+    def check(connection: Any, *_: object) -> None:
+        if connection.driver_connection.is_closed():
+            raise DisconnectionError
+
+    return engine

@@ -7,6 +7,7 @@ whoever stores messages, which locks the session's row, is never waited for.
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from functools import cache
 from uuid import UUID, uuid5
 
 from sqlalchemy import ScalarSelect, Select, select, text, update
@@ -19,7 +20,7 @@ from service.domain.identities import whatsapp_message_id
 from service.domain.sending import GiveUp, Retry, SendPolicy, taken, wait_for_token
 from service.errors import Rejected
 from service.persistence.conversations import raise_status, take_receipts
-from service.persistence.database import clock, locked, present
+from service.persistence.database import clock, locked
 from service.persistence.tables import AWAKE, EXPIRING, PENDING, LaneRow, MessageRow, SessionRow, now
 from service.persistence.untold import Part
 from whatsapp_qr_contracts.codes import FailureCode, RejectionCode
@@ -71,10 +72,25 @@ async def due(tx: AsyncSession, part: Part, besides: Collection[str] = ()) -> li
     return list(await tx.scalars(query.limit(BATCH)))
 
 
-async def known_messages(tx: AsyncSession, ids: Iterable[UUID]) -> dict[UUID, str]:
-    """Return the session of each message that exists."""
-    query = select(col(MessageRow.id), col(MessageRow.session_id)).where(col(MessageRow.id).in_(list(ids)))
-    return {row_id: session_id for row_id, session_id in await tx.execute(query)}  # noqa: C416  # dict() takes no rows
+async def wake_for(tx: AsyncSession, ids: Iterable[UUID]) -> tuple[set[UUID], set[str]]:
+    """Wake the lanes of messages; return the messages that exist, and the lanes to look at now.
+
+    One that is awake because it waits for its pace, or for the gateway, is looked at when that is over.
+    """
+    query = (
+        select(col(MessageRow.id), LaneRow, clock(tx))
+        .join(LaneRow, col(LaneRow.session_id) == col(MessageRow.session_id))
+        .where(col(MessageRow.id).in_(list(ids)))
+        .order_by(col(LaneRow.session_id))
+        .with_for_update(of=LaneRow)
+    )
+    known, now_due = set(), set()
+    for message_id, lane, at in await tx.execute(query):
+        known.add(message_id)
+        lane.wake_at = lane.wake_at or at
+        if lane.wake_at <= at:
+            now_due.add(lane.session_id)
+    return known, now_due
 
 
 @dataclass(slots=True)
@@ -102,8 +118,7 @@ async def send_round(tx: AsyncSession, *, answers: Sequence[Answer], due: Collec
         query = select(col(SessionRow.id)).where(col(SessionRow.session_id).in_(renamed))
         await tx.execute(query.order_by(col(SessionRow.id)).with_for_update())
     answered = {answer.claimed.message.session_id for answer in answers}
-    lanes = await _locked_lanes(tx, answered | set(due))
-    at = await present(tx)
+    lanes, at = await _locked_lanes(tx, answered | set(due))
     expired = await _expired(tx, lanes, at)
     ids = {answer.claimed.message.id for answer in answers} | expired
     messages = {message.id: message for message in await locked(tx, MessageRow, MessageRow.id, ids)}
@@ -117,8 +132,11 @@ async def send_round(tx: AsyncSession, *, answers: Sequence[Answer], due: Collec
     return Round(changed, claimed, min(waiting, default=None), at)
 
 
-async def _locked_lanes(tx: AsyncSession, session_ids: Collection[str]) -> dict[str, LaneRow]:
-    return {lane.session_id: lane for lane in await locked(tx, LaneRow, LaneRow.session_id, session_ids)}
+async def _locked_lanes(tx: AsyncSession, session_ids: Collection[str]) -> tuple[dict[str, LaneRow], datetime]:
+    """Return the lanes of sessions, locked, and the time of the transaction."""
+    query = select(LaneRow, clock(tx)).where(col(LaneRow.session_id).in_(session_ids))
+    rows = (await tx.execute(query.order_by(col(LaneRow.session_id)).with_for_update(of=LaneRow))).all()
+    return {lane.session_id: lane for lane, _ in rows}, max((at for _, at in rows), default=now())
 
 
 async def _expired(tx: AsyncSession, lanes: Mapping[str, LaneRow], at: datetime) -> set[UUID]:
@@ -205,6 +223,7 @@ async def _claim(tx: AsyncSession, lanes: Mapping[str, LaneRow], at: datetime, p
     return claimed
 
 
+@cache
 def first_pending() -> ScalarSelect[UUID]:
     """Return the id of the first message that waits in the lane of a session of the statement around it.
 
@@ -244,10 +263,10 @@ def fail_waiting(message: MessageRow, lane: LaneRow | None, at: datetime, code: 
 
 async def fail_pending(tx: AsyncSession, session_id: str, *, code: str, detail: str) -> list[MessageRow]:
     """Fail every message of a lane that waits; the session is locked by the caller."""
-    lane = (await _locked_lanes(tx, [session_id])).get(session_id)
+    lanes, _ = await _locked_lanes(tx, [session_id])
     pending = select(MessageRow).where(col(MessageRow.session_id) == session_id, text(PENDING))
     messages = list(await tx.scalars(pending.order_by(col(MessageRow.id)).with_for_update()))
-    return [message for message in messages if fail_waiting(message, lane, now(), code, detail)]
+    return [message for message in messages if fail_waiting(message, lanes.get(session_id), now(), code, detail)]
 
 
 def cancel(message: MessageRow, lane: LaneRow | None, at: datetime) -> None:

@@ -113,9 +113,9 @@ async def enqueue(
     command = a_command(session, **fields)
     consumer = ConversationConsumer(database, Told(), expiry)  # type: ignore[arg-type]
     await consumer.handle([received(command, "command")])
-    if wakes:
-        await database.transact(lambda tx: lanes.wake(tx, [session.session_id]))
     message_id = outgoing_message_id(command.chatbot_id, str(command.message_id))
+    if wakes:
+        await database.transact(lambda tx: lanes.wake_for(tx, [message_id]))
     return await database.read(lambda tx: tx.get_one(MessageRow, message_id))
 
 

@@ -4,11 +4,14 @@ import asyncio
 import json
 import sqlite3
 import sys
+import time
 import traceback
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime, timedelta, timezone
 from functools import partial
+from itertools import count
 from pathlib import Path
+from typing import Any
 from uuid import uuid4
 
 import pytest
@@ -20,6 +23,7 @@ from service.errors import DatabaseUnavailable
 from service.persistence import engines, migrations, sessions
 from service.persistence.database import Database, clock, on_sqlite, present
 from service.persistence.tables import ChatbotRow, MessageRow, SessionRow
+from tests.amqp import until
 from tests.component.rows import a_session, all_of, receive
 from tests.servers import Postgres
 from tests.system import SECONDS
@@ -261,6 +265,46 @@ async def test_a_locked_sqlite_file_is_unavailable(
     holder.close()
     await a_session(database)
     await database.close()
+
+
+async def test_a_process_that_writes_all_the_time_lets_others_in(sqlite_database: str, tmp_path: Path) -> None:
+    """The lock is free for moments only: whoever waits for it finds one of the first."""
+    await asyncio.to_thread(migrations.upgrade, sqlite_database)
+    database, written, done = Database(sqlite_database), count(), asyncio.Event()
+
+    def write_all_the_time() -> None:
+        holder = sqlite3.connect(tmp_path / "whatsapp-qr.db", isolation_level=None, timeout=SECONDS)
+        while not done.is_set():
+            holder.execute("BEGIN IMMEDIATE")
+            time.sleep(0.03)
+            holder.execute("COMMIT")
+            next(written)
+            time.sleep(0.005)
+        holder.close()
+
+    writing = asyncio.create_task(asyncio.to_thread(write_all_the_time))
+    for _ in range(20):
+        await database.transact(one)
+    done.set()
+    await writing
+    assert next(written) < 100
+    await database.close()
+
+
+async def test_a_connection_that_the_server_has_closed_is_not_used(postgres_database: str) -> None:
+    """While it lay idle: nobody's transaction fails for it."""
+    database, other = Database(postgres_database, 3), Database(postgres_database, 3)
+
+    async def driver(tx: AsyncSession) -> Any:
+        return (await (await tx.connection()).get_raw_connection()).driver_connection
+
+    connection = await database.read(driver)
+    end = text("SELECT pg_terminate_backend(:pid)")
+    await other.transact(lambda tx: tx.execute(end, {"pid": connection.get_server_pid()}))
+    await until(connection.is_closed)
+    assert await database.read(driver) is not connection
+    await database.close()
+    await other.close()
 
 
 WRITER = """

@@ -9,6 +9,7 @@ from uuid import uuid4
 from zlib import crc32
 
 import pytest
+from sqlalchemy.ext.asyncio import AsyncSession
 
 from service.consumers import outbound, telling
 from service.consumers.outbound import OutboundConsumer, Sender
@@ -447,14 +448,40 @@ async def test_a_lane_that_waits_holds_nothing(
     await world.end()
 
 
-async def test_a_lane_goes_on_when_its_row_says(database: Database, world: World) -> None:
+async def test_jobs_of_a_lane_that_waits_cost_no_round(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A burst of a paced chatbot: its lane is looked at when its pace allows, not for each job."""
+    rounds: list[set[str]] = []
+    real = lanes.send_round
+
+    async def counted(tx: AsyncSession, **given: Any) -> Any:
+        rounds.append(set(given["due"]))
+        return await real(tx, **given)
+
+    monkeypatch.setattr(lanes, "send_round", counted)
+    world, session = World(database, replace(QUICK, burst=1, rate=1 / 3600)), await a_session(database)
+    world.sender.start()
+    messages = await lane(database, session, *map(str, range(5)))
+    assert await world.ring(messages[0]) == []
+    soon = datetime.now(UTC) + timedelta(seconds=1800)
+    await eventually(lambda: lane_of(database, session), lambda row: row.wake_at > soon)
+    for message in messages:
+        assert await world.ring(message) == []
+    await world.send(*await lane(database, await a_session(database), "of another"))
+    assert sum(session.session_id in due for due in rounds) == 2
+    await world.end()
+
+
+async def test_a_lane_goes_on_when_its_row_says(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
     """Another process was killed with a claim: once that ends by itself the lane goes on, without any further job."""
-    session = await a_session(database)
+    monkeypatch.setattr(outbound, "_LOOK_EVERY_SECONDS", 0.1)
+    session, world = await a_session(database), World(database)
     messages = await lane(database, session, "1", "2")
     await claimed(database, session, replace(QUICK, call_timeout=-3.0))  # a claim of 2 s
+    world.sender.start()
     await world.ring(messages[0])
     await world.idle(messages[0])
     assert world.gateway.texts == ["1", "2"]
+    await world.end()
 
 
 async def test_a_claim_of_another_process_is_left_alone(database: Database) -> None:

@@ -112,7 +112,11 @@ class Process:
     async def handle(self, *messages: Message) -> None:
         """Handle each message in a batch of its own."""
         for message in messages:
-            assert await self._consumer.handle([received(message)]) == []
+            await self.handle_together(message)
+
+    async def handle_together(self, *messages: Message) -> None:
+        """Handle messages in one batch."""
+        assert await self._consumer.handle([received(message) for message in messages]) == []
 
     async def stop(self) -> None:
         assert self.stopped or self.announcer.alive
@@ -197,6 +201,19 @@ async def test_nobody_waits_for_a_slow_destination(database: Database, process: 
     process.broker.go_on.set()
     await until(lambda: len(process.broker.out) == 8)
     assert process.broker.jobs() == ["0", "1", "2"]
+
+
+async def test_what_is_under_way_to_a_destination_is_bounded(database: Database, process: Process) -> None:
+    """However much waits: what others publish over the same connection waits for no more."""
+    session = await a_session(database)
+    process.broker.slow = lambda message: message.name == JOBS
+    senders = [f"54911{n:08}@s.whatsapp.net" for n in range(relay._UNDER_WAY + 5)]
+    await process.handle_together(*(a_report(session, f"A{n}", **{"from": sender}) for n, sender in enumerate(senders)))
+    await until(lambda: sum(one.startswith(JOBS) for one in process.broker.tried) == relay._UNDER_WAY)
+    await until(lambda: sum(one.startswith("message.received") for one in process.broker.out) == len(senders))
+    assert sum(one.startswith(JOBS) for one in process.broker.tried) == relay._UNDER_WAY
+    process.broker.go_on.set()
+    await until(lambda: len(process.broker.jobs()) == len(senders))
 
 
 @pytest.mark.parametrize("left", [False, True], ids=["just committed", "left in its row"])

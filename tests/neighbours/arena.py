@@ -3,9 +3,10 @@
 import asyncio
 import json
 import time
-from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from tests.amqp import a_chatbot
 from tests.bench.measuring import pid_of
 from tests.neighbours.calling import Caller
 from tests.neighbours.hearing import Ear
-from tests.neighbours.putting import Put, a_send, put_in
+from tests.neighbours.putting import Put, a_send, held_back
 from tests.servers import Broker, Postgres
 from tests.system import SECONDS, System, eventually
 
@@ -106,18 +107,28 @@ class Arena:
 
     # Bursts
 
-    def burst(self, chatbot: Chatbot, messages: int, routing_key: str) -> list[Put]:
+    def puts(self, chatbot: Chatbot, messages: int, routing_key: str) -> list[Put]:
         """Make up messages of a chatbot."""
         return [a_send(chatbot.id, CUSTOMER, self.a_name(), routing_key) for _ in range(messages)]
 
-    async def burst_taken(self, chatbot: Chatbot, puts: Sequence[Put], *, seconds: float = SECONDS) -> float:
-        """Put a burst in, wait until the service has stored its last message, and return how many it took a second.
+    @asynccontextmanager
+    async def burst(
+        self, chatbot: Chatbot, messages: int, routing_key: str, *, seconds: float = SECONDS
+    ) -> AsyncIterator[Callable[[], Awaitable[float]]]:
+        """Make messages of a chatbot ready; give what puts them in at once, and says how many were taken a second.
 
-        What is not stored in time counts as if it were stored then.
+        What the service has not stored in time counts as if it were stored then.
         """
-        accepted = await put_in(self.system.amqp_url, puts)
-        await self.stored([chatbot.sent_as(puts[-1].message_id)], seconds=seconds)
-        return len(puts) / (time.perf_counter() - accepted.began)
+        puts = self.puts(chatbot, messages, routing_key)
+
+        async def taken(release: Callable[[], Awaitable[None]]) -> float:
+            began = time.perf_counter()
+            await release()
+            await self.stored([chatbot.sent_as(puts[-1].message_id)], seconds=seconds)
+            return messages / (time.perf_counter() - began)
+
+        async with held_back(self.system.amqp_url, puts) as release:
+            yield partial(taken, release)
 
     async def stored(self, message_ids: Iterable[str], *, seconds: float = SECONDS) -> bool:
         """Wait until the service knows these messages; say whether it does."""
@@ -133,7 +144,8 @@ class Arena:
         """Return how many messages a second the service takes in when it has nothing else to do; measured once."""
         if not self._rate:
             (chatbot,) = await self.link([PARTITIONS - 1])
-            self._rate = await self.burst_taken(chatbot, self.burst(chatbot, 400, chatbot.routing_key))
+            async with self.burst(chatbot, 400, chatbot.routing_key) as taken:
+                self._rate = await taken()
             await self.silence(chatbot)
         return self._rate
 

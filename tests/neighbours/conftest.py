@@ -7,6 +7,7 @@ import os
 from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -54,10 +55,8 @@ async def arena(arenas: Arenas, database: str) -> Arena:
 def begin(request: pytest.FixtureRequest) -> Begin:
     """Begins a trial in an arena, told the harm's name; without a mix customers write and chatbots send by REST."""
 
-    def of(
-        arena: Arena, harm: str, mix: Mix = EVERYDAY, *, partitions: bool = True
-    ) -> AbstractAsyncContextManager[Trial]:
-        return trial(arena, harm, mix, request, partitions=partitions)
+    def of(arena: Arena, harm: str, mix: Mix = EVERYDAY, **more: Any) -> AbstractAsyncContextManager[Trial]:
+        return trial(arena, harm, mix, request, **more)
 
     return of
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Literal, TypedDict
 
 Place = Literal["same", "other", "all"]
-"""Where a neighbour stands: in the partition of the harm, in another one, or anywhere, where the harm has none."""
+"""Where a neighbour stands: behind the harm in a queue, in another partition, or anywhere, where the harm has none."""
 
 TIMES = 2.0
 SECONDS = 0.25

@@ -5,7 +5,7 @@ import math
 import random
 import time
 from collections import deque
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from uuid import uuid4
@@ -68,15 +68,19 @@ class Load:
         mix: what.
         rate: how many a second.
         commands: the exchange of commands, on a channel that confirms.
+        shared: kinds that wait where the harm does, whatever partition they are for.
     """
 
-    def __init__(self, arena: Arena, mix: Mix, rate: float, commands: AbstractExchange) -> None:
+    def __init__(
+        self, arena: Arena, mix: Mix, rate: float, commands: AbstractExchange, shared: Collection[Kind] = ()
+    ) -> None:
         self.arena = arena
         self.mix = mix
         self._rate = rate
         self._dice = random.Random(rate)
         self._turns = dict.fromkeys(mix, 0)
         self._commands = commands
+        self._shared = shared
 
     async def give(self, goes_on: Callable[[int, float], bool]) -> list[Sample]:
         """Give samples as long as it says, told how many there are and the seconds since the first; return them all."""
@@ -97,7 +101,9 @@ class Load:
 
     def _next(self, kind: Kind) -> tuple[Sample, Callable[[], Awaitable[bool]]]:
         arena, name = self.arena, self.arena.a_name()
-        chatbot = arena.neighbours[self._turns[kind] % len(arena.neighbours)]
+        # Some publish without a partition, always: what is late on that way must not stand before others in its lane.
+        chatbots = arena.neighbours[1::2] if kind is Kind.BARE else arena.neighbours[::2]
+        chatbot = chatbots[self._turns[kind] % len(chatbots)]
         self._turns[kind] += 1
         match kind:
             case Kind.INCOMING | Kind.RECEIVED:
@@ -176,7 +182,7 @@ class Load:
         def place(sample: Sample) -> Place:
             if not partitions:
                 return "all"
-            return "same" if sample.chatbot.partition == HARMED else "other"
+            return "same" if sample.chatbot.partition == HARMED or sample.kind in self._shared else "other"
 
         return [
             Timed(str(one.kind), place(one), math.inf if one.refused else self.arrived_at(one) - one.began)

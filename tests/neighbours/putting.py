@@ -2,14 +2,16 @@
 
 import asyncio
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from multiprocessing.connection import Connection
 from typing import Any, NamedTuple
 from uuid import UUID
 
 import aio_pika
-from aio_pika.abc import AbstractExchange
+from aio_pika.abc import AbstractExchange, AbstractIncomingMessage
 from aio_pika.exceptions import AMQPError
 
 from tests.system import WARM
@@ -59,6 +61,23 @@ async def put_in(url: str, puts: Sequence[Put], *, pause: float = 0.0) -> Accept
         reader.close()
         await asyncio.to_thread(process.join)
     return accepted
+
+
+@asynccontextmanager
+async def held_back(url: str, puts: Sequence[Put]) -> AsyncIterator[Callable[[], Awaitable[None]]]:
+    """Put commands of one routing key into a queue that keeps them; give what lets the broker move on all at once.
+
+    So no client is busy while they are on their way: it would take the time of what is measured.
+    """
+    async with await aio_pika.connect(url) as connection:
+        channel = await connection.channel()
+        onward = {"x-dead-letter-exchange": COMMANDS, "x-dead-letter-routing-key": puts[0].routing_key}
+        queue = await channel.declare_queue(exclusive=True, arguments=onward)
+        await asyncio.gather(*(channel.default_exchange.publish(_message(put), queue.name) for put in puts))
+        taken: asyncio.Queue[AbstractIncomingMessage] = asyncio.Queue()
+        await queue.consume(taken.put)
+        held = [await taken.get() for _ in puts]
+        yield partial(held[-1].nack, multiple=True, requeue=False)
 
 
 def _be_a_client(url: str, puts: list[Put], pause: float, writer: Connection) -> None:

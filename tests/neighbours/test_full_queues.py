@@ -85,7 +85,7 @@ async def test_senders_that_are_away(arena: Arena, begin: Begin) -> None:
         (outbound,) = [one for one in arena.system.named("outbound-consumer") if one.alive]
         assert await outbound.stop() == 0
         await fill_send_queues(arena)
-        puts = {one: arena.burst(one, _BEHIND, one.routing_key) for one in chatbots}
+        puts = {one: arena.puts(one, _BEHIND, one.routing_key) for one in chatbots}
         await put_in(arena.system.amqp_url, [put for row in zip(*puts.values(), strict=True) for put in row])
         await trial.during()
         await trial.judge()

@@ -22,7 +22,7 @@ async def test_paced_lanes_keep_nobody_waiting(arenas: Arenas, database: str, be
     arena = await arenas.get(database, _NEIGHBOURS, **_PACED)
     chatbots = await arena.link([HARMED] * _BULK)
     async with begin(arena, "5 paced lanes") as trial:
-        puts = [arena.burst(one, _EACH, one.routing_key) for one in chatbots]
+        puts = [arena.puts(one, _EACH, one.routing_key) for one in chatbots]
         mixed = [put for row in zip(*puts, strict=True) for put in row]
         accepted = await put_in(arena.system.amqp_url, mixed)
         last = [one.sent_as(own[-1].message_id) for one, own in zip(chatbots, puts, strict=True)]

@@ -3,10 +3,10 @@
 import asyncio
 import math
 import os
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import pytest
 
@@ -25,9 +25,11 @@ _CALM = 0.5
 _TRIES = 3
 _HARMED = 1.05 * SAMPLES / RATE
 _MARGIN = 1.5
+_SETTLED = 15.0
 _HEALED = 120.0
 
 NAMES = {"postgres": "PostgreSQL", "sqlite": "SQLite"}
+T = TypeVar("T")
 Record = Callable[[str, Any], None]
 Begin = Callable[..., AbstractAsyncContextManager["Trial"]]
 """The fixture `begin`: begins a trial in an arena, told the harm's name."""
@@ -75,12 +77,23 @@ class Trial:
         if work is not None:
             await work
 
-    async def while_it_lasts(self, harm: Callable[[], Awaitable[Any]]) -> None:
-        """Measure only while the harm is being done, which is repeated until there are samples enough."""
-        while len(self.samples) < SAMPLES:
-            work = asyncio.ensure_future(harm())
-            self.samples += await self._load.give(partial(_lasts, work))
-            await work
+    async def while_it_lasts(
+        self, harm: Callable[[], AbstractAsyncContextManager[Callable[[], Awaitable[T]]]], *, samples: int = SAMPLES
+    ) -> list[T]:
+        """Measure only while the harm is being done, which is repeated until there are samples enough.
+
+        Args:
+            harm: makes ready, and gives what does it.
+            samples: how many are enough.
+        """
+        results = []
+        while len(self.samples) < samples:
+            async with harm() as begin:
+                work = asyncio.ensure_future(begin())
+                self.samples += await self._load.give(partial(_lasts, work))
+                results.append(await work)
+            await self._load.arrived(self.samples, _SETTLED)  # making ready keeps this process from hearing them
+        return results
 
     async def judge(self, *, put_in: int = 0, rate: float = math.inf) -> None:
         """Compare, and keep the lines for the table; fail where a neighbour noticed too much.
@@ -115,15 +128,21 @@ def _lasts(work: asyncio.Future[Any], _count: int, _seconds: float) -> bool:
 
 @asynccontextmanager
 async def trial(
-    arena: Arena, harm: str, mix: Mix, request: pytest.FixtureRequest, *, partitions: bool
+    arena: Arena,
+    harm: str,
+    mix: Mix,
+    request: pytest.FixtureRequest,
+    *,
+    partitions: bool = True,
+    shared: Collection[Kind] = (),
 ) -> AsyncIterator[Trial]:
-    """Begin a trial."""
+    """Begin a trial; see `Load` for `shared`, and `Trial` for the rest."""
 
     def record(name: str, value: Any) -> None:
         request.node.user_properties.append((name, value))
 
     async with arena.channel() as channel:
-        load = Load(arena, mix, RATE, await channel.get_exchange(COMMANDS, ensure=False))
+        load = Load(arena, mix, RATE, await channel.get_exchange(COMMANDS, ensure=False), shared)
         one = Trial(load, harm, record, partitions=partitions)
         await one.quiet()
         yield one

@@ -9,7 +9,7 @@ from sqlalchemy.ext.asyncio import create_async_engine
 from sqlmodel import SQLModel
 
 from service.persistence import tables  # noqa: F401  # fills the metadata
-from service.persistence.engines import begin_with
+from service.persistence.engines import WRITE, begin_with
 from service.persistence.migrations import LOCK_KEY, LOCK_SECONDS
 
 
@@ -30,7 +30,7 @@ async def _run() -> None:
         Path(url.database).parent.mkdir(parents=True, exist_ok=True)
     engine = create_async_engine(url, hide_parameters=True)
     if engine.dialect.name == "sqlite":
-        begin_with(engine, "BEGIN IMMEDIATE")  # one migration at a time, and all of it or nothing
+        begin_with(engine, WRITE)  # one migration at a time, and all of it or nothing
     try:
         async with engine.begin() as connection:
             await connection.run_sync(_migrate)
