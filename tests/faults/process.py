@@ -171,7 +171,7 @@ def _install(faults: Faults) -> None:
 
     def build(database: Database, *given: Any) -> None:
         build_database(database, *given)
-        if database._file:
+        if database._writer is not database._reader:  # SQLite
             event.listen(database._writer.sync_engine, "begin", faults.limit_pages)
 
     Database.__init__ = build  # type: ignore[assignment,method-assign]
