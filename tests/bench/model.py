@@ -159,7 +159,8 @@ def plan(found: Mapping[str, Any], load: Load, assumed: Assumed, *, kind: str = 
         replicas=replicas,
         publishes=total(lambda one: one["publishes"]) + load.received + load.sent * (1 + load.receipts),
         transactions=total(lambda one: one["reads"] + one["writes"]),
-        amqp_connections=2 * replicas["ingress"] + consumers * (needed + 1) + 1,
+        # A consumer: each partition, its entry, and what it publishes to; each queue of send jobs is a destination.
+        amqp_connections=2 * replicas["ingress"] + consumers * (needed + 5) + replicas["conversation"] * needed + 1,
         database_connections=processes * assumed.pool,
         wal_gb_day=total(lambda one: one["wal_bytes"]) * daily / 1e9,
         rows_gb_day=(load.received + load.sent) * row_bytes * daily / 1e9,

@@ -82,10 +82,10 @@ def test_three_nodes_write_what_one_does() -> None:
 
 
 def test_connections_follow_the_processes() -> None:
-    """A pool for each process; an ingress has two connections to the broker, a consumer one more than partitions."""
+    """A pool for each process; a consumer reads each partition and its entry, and publishes to each destination."""
     made = plan(costs(), QUIET, ASSUMED)
     assert made.database_connections == 8 * 8
-    assert made.amqp_connections == 2 * 2 + 6 * 5 + 1
+    assert made.amqp_connections == 2 * 2 + 6 * (4 + 5) + 2 * 4 + 1
 
 
 SLOW_SENDS = {"outbound, a send": {"cpu_ms": {"outbound-consumer": 30.0}}}
