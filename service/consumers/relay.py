@@ -89,6 +89,8 @@ class Relay(Loop):
         self._waiting: list[Output] = []
         self._refused: dict[str, _Refused] = {}
         self._places = asyncio.Semaphore(_UNDER_WAY)
+        self._in_trouble = False
+        """Whether a publish of this step was not confirmed: what has not begun is left to the rows."""
         self._owned: Mapping[int, float] = {}
         self._relayed = False
         self._skipped = False
@@ -145,6 +147,7 @@ class Relay(Loop):
 
     async def _step(self) -> bool:
         """Do what is next; say whether that went well."""
+        self._in_trouble = False
         if self._waiting:
             outputs = list(self._waiting)
             self._waiting.clear()
@@ -215,6 +218,8 @@ class Relay(Loop):
     async def _publish_one(self, output: Output, tries: int) -> bool:
         try:
             async with self._places:
+                if self._in_trouble:
+                    return False
                 with tracing.continued(output.traceparent):
                     await self._publisher.publish(
                         output.message,
@@ -233,6 +238,7 @@ class Relay(Loop):
     def _failed(self, reason: str) -> bool:
         if not self._failures and not self._relayed:
             log.warning("relaying", destination=self.name, reason=reason)
+        self._in_trouble = True
         return False
 
     def _refuse(self, output: Output, tries: int) -> None:

@@ -56,8 +56,8 @@ def begin_with(engine: AsyncEngine, statement: str) -> None:
         while True:
             try:
                 connection.exec_driver_sql(statement)
-            except OperationalError:  # locked: another process writes
-                if time.monotonic() > deadline:
+            except OperationalError as error:
+                if "locked" not in str(error) or time.monotonic() > deadline:
                     raise
             else:
                 return

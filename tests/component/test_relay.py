@@ -216,6 +216,25 @@ async def test_what_is_under_way_to_a_destination_is_bounded(database: Database,
     await until(lambda: len(process.broker.jobs()) == len(senders))
 
 
+async def test_a_destination_that_is_away_is_not_tried_for_each(database: Database, process: Process) -> None:
+    """Those that were under way have failed: however many wait, the rest is left to the rows until it is back."""
+    session = await a_session(database)
+    process.broker.slow = lambda message: message.name == JOBS
+    process.broker.trouble = lambda message: AWAY if message.name == JOBS else None
+    senders = [f"54911{n:08}@s.whatsapp.net" for n in range(4 * relay._UNDER_WAY)]
+    await process.handle_together(*(a_report(session, f"A{n}", **{"from": sender}) for n, sender in enumerate(senders)))
+    await until(lambda: sum(one.startswith(JOBS) for one in process.broker.tried) == relay._UNDER_WAY)
+    with_backoff = asyncio.Event()
+    process.announcer._relays[JOBS]._pause = with_backoff.wait  # type: ignore[assignment,method-assign]
+    process.broker.go_on.set()
+    await until(lambda: relaying(JOBS))
+    assert sum(one.startswith(JOBS) for one in process.broker.tried) == relay._UNDER_WAY
+    del process.announcer._relays[JOBS]._pause
+    with_backoff.set()
+    process.broker.trouble = lambda _: None
+    await until(lambda: len(process.broker.jobs()) == len(senders))
+
+
 @pytest.mark.parametrize("left", [False, True], ids=["just committed", "left in its row"])
 async def test_what_is_under_way_is_noted_before_a_partition_is_given_up(database: Database, *, left: bool) -> None:
     """Whoever takes it over finds nothing untold, and so tells nothing once more."""
