@@ -4,8 +4,9 @@ It may lag: after a crash in between an output is published once more, under the
 """
 
 import asyncio
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 from uuid import UUID
 
@@ -24,6 +25,8 @@ log = structlog.get_logger()
 
 _LAG_SECONDS = 0.05
 _MOST = 10_000
+_AT_ONCE = 50
+"""Rows of one transaction, at most: who handles a message of one of them waits for its end."""
 _NO_JOB = -1
 
 
@@ -76,6 +79,13 @@ def _parameters(mark: Told, table: type[SQLModel]) -> dict[str, Any]:
     return {"reached": mark.version, **job, **{f"key{number}": part for number, part in enumerate(mark.key)}}
 
 
+async def _write(tx: AsyncSession, *, rows: Sequence[Told]) -> None:
+    connection = await tx.connection()
+    for table, statement in _STATEMENTS.items():
+        if parameters := [_parameters(row, table) for row in rows if row.table is table]:
+            await connection.execute(statement, parameters)
+
+
 class Marks(Loop):
     """Collects what is confirmed and writes it down shortly after."""
 
@@ -111,22 +121,15 @@ class Marks(Loop):
             DatabaseUnavailable: it is written later.
         """
         self._some.clear()
-        writing = set(self._confirmed)
-        if not writing:
-            return
-
-        async def mark(tx: AsyncSession) -> None:
-            connection, rows = await tx.connection(), merged(writing)
-            for table, statement in _STATEMENTS.items():
-                if parameters := [_parameters(row, table) for row in rows if row.table is table]:
-                    await connection.execute(statement, parameters)
-
+        waiting = list(self._confirmed)
         try:
-            await self._database.transact(mark, urgent=True)
+            for first in range(0, len(waiting), _AT_ONCE):
+                portion = waiting[first : first + _AT_ONCE]
+                await self._database.transact(partial(_write, rows=merged(portion)), urgent=True)
+                self._confirmed.difference_update(portion)
         except BaseException:
             self._some.set()
             raise
-        self._confirmed -= writing
 
     async def settle(self, seconds: float) -> None:
         """Write what is left, if the database lets us soon."""

@@ -185,6 +185,26 @@ async def test_an_odd_error_does_not_end_the_writing(database: Database, marks: 
     await marks.settle(SECONDS)
 
 
+async def test_few_rows_are_locked_at_a_time(database: Database, marks: Marks, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However much was confirmed: whoever handles a message of one of them waits for a short transaction."""
+    monkeypatch.setattr(marks_module, "_AT_ONCE", 2)
+    session = await a_session(database)
+    messages = [await receive(database, session, f"A{n}") for n in range(5)]
+    rows: list[int] = []
+    real = marks_module.merged
+
+    def merging(portion: list[Told]) -> list[Told]:
+        rows.append(len(portion))
+        return real(portion)
+
+    monkeypatch.setattr(marks_module, "merged", merging)
+    for message in messages:
+        marks.note(Told(MessageRow, (message.id,), place=0))
+    await marks.flush()
+    assert rows == [2, 2, 1]
+    assert await handed_over(database, *messages) == [True] * 5
+
+
 async def test_what_cannot_be_written_is_forgotten_in_the_end(
     database: Database, marks: Marks, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -10,9 +10,9 @@ from service.consumers.conversation import ConversationConsumer
 from service.consumers.outbound import Sender
 from service.consumers.relay import Relay
 from service.consumers.telling import Output
+from service.domain.sending import SendPolicy
 from service.messaging import publishing
 from service.messaging.consuming import Consumer
-from service.persistence import lanes
 from service.persistence.intake import Intake
 
 
@@ -70,9 +70,9 @@ def _publishes_unconfirmed() -> None:
     publishing.Channel = lambda **_: Channel(publisher_confirms=False, on_return_raises=False)  # type: ignore[assignment,misc]
 
 
-def _claims_unchecked() -> None:
-    """A message that another process is sending at this moment is sent."""
-    lanes._is_claimed = lambda _lane, _at: False
+def _claims_too_briefly() -> None:
+    """A claim ends at once: whoever looks at the lane sends the message that another process is sending."""
+    SendPolicy.claim_seconds = property(lambda _policy: 0.0)  # type: ignore[assignment,method-assign]
 
 
 def _forgets_due_lanes() -> None:
@@ -103,6 +103,7 @@ def _publishes_side_by_side() -> None:
     """A page is published all at once, whatever its order."""
 
     async def publish(relay: Relay, outputs: Sequence[Output]) -> bool:
+        relay._places = asyncio.Semaphore(len(outputs))
         return all(await asyncio.gather(*(relay._publish_in_order([output]) for output in outputs)))
 
     _replace(Relay, "_publish", lambda _: publish)
@@ -126,7 +127,7 @@ MUTANTS: dict[str, Callable[[], None]] = {
     "acknowledges first": _acknowledges_first,
     "reverses batches": _reverses_batches,
     "publishes unconfirmed": _publishes_unconfirmed,
-    "claims unchecked": _claims_unchecked,
+    "claims too briefly": _claims_too_briefly,
     "forgets due lanes": _forgets_due_lanes,
     "forgets at take-over": _forgets_at_take_over,
     "overtakes": _overtakes,
