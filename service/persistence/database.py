@@ -186,7 +186,7 @@ async def end_hanging(tx: AsyncSession, seconds: float) -> int:
 
     A process that hangs between the parts of one statement keeps its row locks, and before version 17 no time limit
     of PostgreSQL covers that. Whoever loses a transaction so tries again.
-    SQLite cannot take its write lock from a process.
+    SQLite cannot take the write lock from the process that has it.
     """
     if on_sqlite(tx):
         return 0

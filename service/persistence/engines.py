@@ -9,8 +9,8 @@ from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
 WRITE, READ = "BEGIN IMMEDIATE", "BEGIN"
 _BUSY_SECONDS = 5
-# SQLite looks ever more seldom whether its write lock is free: beside a process that writes all the time it finds it
-# taken. So it is asked again every few milliseconds.
+# SQLite asks for its write lock at growing intervals, and misses the short gaps between the transactions of a process
+# that writes all the time. So each BEGIN gives up after this time, and is repeated.
 _PATIENCE_MILLISECONDS = 5
 APPLICATION = "whatsapp-qr"
 _CONNECT_SECONDS = 3

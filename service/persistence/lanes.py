@@ -75,7 +75,7 @@ async def due(tx: AsyncSession, part: Part, besides: Collection[str] = ()) -> li
 async def wake_for(tx: AsyncSession, ids: Iterable[UUID]) -> tuple[set[UUID], set[str]]:
     """Wake the lanes of messages; return the messages that exist, and the lanes to look at now.
 
-    One that is awake because it waits for its pace, or for the gateway, is looked at when that is over.
+    A lane that is awake already, because it waits for its pace or for the gateway, is looked at when its time comes.
     """
     query = (
         select(col(MessageRow.id), LaneRow, clock(tx))

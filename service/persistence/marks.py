@@ -26,7 +26,7 @@ log = structlog.get_logger()
 _LAG_SECONDS = 0.05
 _MOST = 10_000
 _AT_ONCE = 50
-"""Rows of one transaction, at most: who handles a message of one of them waits for its end."""
+"""Rows that one transaction locks, at most: a handler that needs one of them waits for its end."""
 _NO_JOB = -1
 
 
