@@ -135,14 +135,15 @@ async def trial(
     *,
     partitions: bool = True,
     shared: Collection[Kind] = (),
+    rate: float = RATE,
 ) -> AsyncIterator[Trial]:
-    """Begin a trial; see `Load` for `shared`, and `Trial` for the rest."""
+    """Begin a trial; see `Load` for `shared` and `rate`, and `Trial` for the rest."""
 
     def record(name: str, value: Any) -> None:
         request.node.user_properties.append((name, value))
 
     async with arena.channel() as channel:
-        load = Load(arena, mix, RATE, await channel.get_exchange(COMMANDS, ensure=False), shared)
+        load = Load(arena, mix, rate, await channel.get_exchange(COMMANDS, ensure=False), shared)
         one = Trial(load, harm, record, partitions=partitions)
         await one.quiet()
         yield one
