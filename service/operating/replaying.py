@@ -16,7 +16,7 @@ from aiormq.exceptions import ChannelAccessRefused, PublishError
 from service.domain.dead_letters import UNROUTABLE, Original
 from service.errors import BrokerUnavailable, Undeliverable
 from service.messaging import topology
-from service.messaging.connections import BROKER_TROUBLE, connect, unavailable, with_heartbeat
+from service.messaging.connections import BROKER_TROUBLE, connect, unavailable
 from service.messaging.envelope import NO_ID, forwarded_headers
 from service.messaging.lossless import from_json
 
@@ -32,7 +32,7 @@ class Replayer:
     """
 
     def __init__(self, url: str, partitions: int) -> None:
-        self._url = with_heartbeat(url)
+        self._url = url
         self._partitions = partitions
         self._connection: AbstractConnection | None = None
         self._channel: AbstractChannel | None = None
@@ -95,7 +95,7 @@ class Replayer:
 
 
 def _no_queue(original: Original) -> str:
-    return f"no queue is bound to {original.exchange!r} under {original.routing_key!r}"
+    return f"no queue of this service is bound to {original.exchange!r} under {original.routing_key!r}"
 
 
 def _message(original: Original) -> aio_pika.Message:

@@ -242,7 +242,7 @@ async def test_what_is_still_unroutable_stays(system: System) -> None:
     assert {result["outcome"] for result in dry.objects()} == {"would be replayed"}
     answer = await operate(system, "dead-letters", "replay", "--reason", "unroutable")
     assert answer.status == 1
-    assert answer.out.count("failed  unroutable: no queue is bound") == len(before)
+    assert answer.out.count("failed  unroutable: no queue of this service is bound") == len(before)
     dry = await operate(system, "dead-letters", "discard", "--reason", "unroutable", "--dry-run")
     assert dry.status == 0
     assert await listed(system, "--reason", "unroutable") == before
