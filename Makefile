@@ -8,7 +8,7 @@ READY := $(VENV)/.ready
 LOCK := uv pip compile pyproject.toml --extra otlp --quiet --universal --python-version 3.11 --generate-hashes --no-header \
 	--no-annotate --no-emit-index-url --no-emit-find-links --no-emit-package whatsapp-qr-contracts
 
-.PHONY: help setup run test faults neighbours bench check format lint types imports generated diagram page image compose imagetest sbom lock clean
+.PHONY: help setup run test faults neighbours bench growth check format lint types imports generated diagram page image compose imagetest sbom lock clean
 
 help: ## Print this help
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' Makefile | while IFS="	" read -r name text; do printf '  make %-10s %s\n' "$$name" "$$text"; done
@@ -56,6 +56,10 @@ neighbours: setup ## Measure what one chatbot's or subscriber's misbehaviour cos
 bench: setup ## Measure each process and what its work costs the servers; RECORD=1 writes it into docs/capacity.md
 	@docker version >/dev/null 2>&1 || deploy/local/setup.sh rabbitmq postgresql
 	$(BIN)/python tests/bench/run.py
+
+growth: setup ## Measure sweeps, reconciler, gauges and claims with a million messages; none may take longer than a second
+	@docker version >/dev/null 2>&1 || deploy/local/setup.sh rabbitmq postgresql
+	$(BIN)/python tests/bench/growth.py
 
 check: lint types imports generated test ## Run everything CI runs
 

@@ -3,6 +3,7 @@
 A process imports only what it runs: that is a third of its start.
 """
 
+import asyncio
 from datetime import timedelta
 from functools import partial
 from importlib.metadata import version
@@ -12,11 +13,11 @@ from typing import TYPE_CHECKING
 from pydantic import SecretStr
 
 from service.domain.sending import SendPolicy
-from service.errors import ConfigurationError
+from service.errors import ConfigurationError, DatabaseUnavailable
 from service.messaging import topology
 from service.messaging.publishing import Publisher
 from service.parts import Parts, consumer_app
-from service.persistence.database import Database
+from service.persistence.database import Database, Work
 from service.settings import Settings
 
 if TYPE_CHECKING:
@@ -26,20 +27,41 @@ if TYPE_CHECKING:
     from service.upkeep.hosting import Duty
 
 
-def migrate(settings: Settings) -> None:
-    """Bring the database to the present schema.
+def migrate(settings: Settings, *, repartition: bool = False) -> None:
+    """Bring the database to the present schema, and write PARTITIONS into it where no number stands there.
+
+    Args:
+        settings: name the database.
+        repartition: write PARTITIONS also where another number stands there.
 
     Raises:
-        ConfigurationError: the database cannot be reached or is damaged.
+        ConfigurationError: the database cannot be reached, is damaged or has another number; with `repartition`: a
+            consumer lives.
     """
-    from service.persistence import migrations
+    from service.persistence import deployment, migrations
+    from service.persistence.heartbeats import kept_seconds
 
     migrations.upgrade_or_explain(settings.database_url)
+    work = partial(deployment.agree, partitions=settings.partitions)
+    if repartition:
+        seconds = kept_seconds(settings.heartbeat_period)
+        work = partial(deployment.repartition, partitions=settings.partitions, live_seconds=seconds)
+    asyncio.run(_transact(settings, work))
+
+
+async def _transact(settings: Settings, work: Work[None]) -> None:
+    database = Database(settings.database_url)
+    try:
+        await database.transact(work)
+    except DatabaseUnavailable as error:
+        raise ConfigurationError(error.detail) from error
+    finally:
+        await database.close()
 
 
 def require_keys(settings: Settings) -> None:
     """Raise ConfigurationError where the ingress would let other machines in without a key."""
-    from service.ingress.keys import is_loopback
+    from service.loopback import is_loopback
 
     if not settings.api_keys and not is_loopback(settings.http_host):
         raise ConfigurationError(
@@ -55,13 +77,11 @@ def ingress_app(settings: Settings) -> "FastAPI":
         ConfigurationError: it would be open to other machines.
     """
     require_keys(settings)
-    if settings.internal_port == settings.http_port:
-        raise ConfigurationError(f"HTTP_PORT and INTERNAL_PORT are both {settings.http_port}: they must differ")
     from service.ingress.app import build_ingress
     from service.ingress.keys import Keys
     from service.ingress.streams import Streams
-    from service.ingress.waiting import Waiters
     from service.messaging.listening import Listener
+    from service.waiting import Waiters
 
     keys = Keys(
         api=tuple(key.get_secret_value() for key in settings.api_keys),
@@ -166,6 +186,7 @@ def outbound_consumer_app(settings: Settings) -> "Starlette":
 
 def simulator_app(settings: Settings) -> "FastAPI":
     """Return the gateway simulator; its sessions live in `.local/`."""
+    from service.loopback import is_loopback
     from service.simulator.app import simulator_app as build_simulator
     from service.simulator.signing import Credentials
 
@@ -174,4 +195,5 @@ def simulator_app(settings: Settings) -> "FastAPI":
         state_path=Path(".local") / "simulator.db",
         public_url=f"http://127.0.0.1:{settings.simulator_port}",
         credentials=Credentials(_revealed(settings.webhook_token), _revealed(settings.webhook_secret)),
+        only_here=is_loopback(settings.simulator_host),
     )

@@ -7,7 +7,7 @@ import re
 import signal
 import socket
 import sys
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -27,6 +27,10 @@ KEEP_ALIVE = 75  # seconds; a callback that meets a connection being closed is l
 # Seconds that requests in flight have when the process is told to stop; /init and /disconnect wait for up to 10.
 GRACE = 5
 INGRESS_GRACE = 13
+
+Repartition = Annotated[
+    bool, typer.Option(help="Change the number of partitions to PARTITIONS; all consumers have to be stopped")
+]
 
 app = typer.Typer(
     help="Link chatbots to WhatsApp by QR code; send and receive their messages.",
@@ -86,12 +90,12 @@ def simulator() -> None:
 
 
 @app.command()
-def migrate() -> None:
-    """Bring the database to the present schema."""
+def migrate(*, repartition: Repartition = False) -> None:
+    """Bring the database to the present schema, and write the number of partitions into a new one."""
     settings = read_settings()
     from service import apps
 
-    apps.migrate(settings)
+    apps.migrate(settings, repartition=repartition)
 
 
 @app.command()
@@ -110,6 +114,7 @@ def read_settings(role: str | None = None) -> "Settings":
     from pydantic import ValidationError
 
     from service import logs, privacy
+    from service.contradictions import contradictions
     from service.secret_files import files_of
     from service.settings import Settings
 
@@ -124,6 +129,8 @@ def read_settings(role: str | None = None) -> "Settings":
         )
         raise ConfigurationError("\n".join(sentences)) from error
 
+    if wrong := list(contradictions(settings)):
+        raise ConfigurationError("\n".join(wrong))
     logs.configure(settings.log_format, settings.log_level)
     privacy.configure(settings.log_hash_key.get_secret_value() if settings.log_hash_key else None)
     if role is not None:
@@ -187,6 +194,9 @@ def serve(
     with contextlib.ExitStack() as held:
         server.run(sockets=[held.enter_context(_listener(host, port, variable)) for variable, port in doors.items()])
     exporting.stop()
+    ending = getattr(asgi.state, "ending", None)
+    if ending is not None and ending.reason:
+        raise ConfigurationError(ending.reason)
     if not server.started:
         raise typer.Exit(1)
 

@@ -11,6 +11,7 @@ from uuid_utils.compat import uuid7
 
 from service.consumers.announcing import Announcer
 from service.consumers.sharing import Sharing
+from service.ending import Ending
 from service.gateway import Gateway, Timeouts
 from service.health import Health
 from service.messaging import topology
@@ -66,12 +67,13 @@ class Parts:
         """Return which rows a process may tell and send, by what it consumes."""
         return Part(self.settings.partitions, consumer.subscriptions.owned, busy=consumer.busy)
 
-    def sharing(self, queue: topology.PartitionedQueue, consumer: Consumer) -> Sharing:
+    def sharing(self, queue: topology.PartitionedQueue, consumer: Consumer, ending: Ending) -> Sharing:
         """Return what shares a queue's partitions with the other processes of the kind."""
         period = self.settings.heartbeat_period
         process_id = str(uuid7())
-        heartbeats = Heartbeats(self.database, process_id, queue.name, period)
-        return Sharing(consumer.subscriptions, heartbeats, process_id=process_id, queue=queue.name, period=period)
+        heartbeats = Heartbeats(self.database, process_id, queue.name, period, partitions=self.settings.partitions)
+        names = {"process_id": process_id, "queue": queue.name}
+        return Sharing(consumer.subscriptions, heartbeats, ending, period=period, **names)
 
     async def close(self) -> None:
         """Close what connects; the publisher before the database, because closing it may still take a while."""
@@ -116,7 +118,8 @@ def consumer_app(
         background: what else it does.
         observe: refreshes the metrics that are looked up rather than counted.
     """
-    sharing = parts.sharing(queue, consumer)
+    ending = Ending()
+    sharing = parts.sharing(queue, consumer, ending)
 
     @asynccontextmanager
     async def lifespan(_app: Starlette) -> AsyncIterator[None]:
@@ -140,4 +143,6 @@ def consumer_app(
         }
 
     health = Health(living, lambda: consumer.ready, observe, parts.publisher, parts.database, Schema(parts.database))
-    return Starlette(routes=health.routes(), lifespan=lifespan)
+    app = Starlette(routes=health.routes(), lifespan=lifespan)
+    app.state.ending = ending
+    return app

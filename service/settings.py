@@ -147,7 +147,11 @@ class Settings(BaseSettings):
         description="`make run` starts the echo bot, which answers every customer; `off` for your own worker",
     )
     partitions: int = Field(
-        default=4, ge=1, le=64, description="Partitions of each partitioned queue; fixed for the life of a deployment"
+        default=4,
+        ge=1,
+        le=64,
+        description="Partitions of each partitioned queue; the database keeps the number, and no process starts with "
+        "another: docs/operations.md says how it is changed",
     )
     declare_topology: bool = Field(
         default=True,

@@ -12,10 +12,14 @@ AGAIN_SECONDS = 6.0
 """Between two cancellations of one task."""
 
 
-def is_cancelled() -> bool:
-    """Say whether the running task was cancelled; aiormq raises CancelledError also where a connection was stuck."""
+def raise_if_cancelled(error: BaseException) -> None:
+    """Raise an error again where it is the cancellation of the running task.
+
+    aiormq raises CancelledError also where a connection was stuck: that is trouble like any other.
+    """
     task = asyncio.current_task()
-    return task is not None and task.cancelling() > 0
+    if isinstance(error, asyncio.CancelledError) and task is not None and task.cancelling() > 0:
+        raise error
 
 
 async def end(tasks: Iterable[asyncio.Task[Any]]) -> None:

@@ -8,10 +8,10 @@ from sqlalchemy.ext.asyncio import create_async_engine
 _TIME = sa.DateTime(timezone=True)
 _NEW_INDEXES = (
     *("sessions_untold", "commands_untold", "conversations_untold", "messages_untold", "messages_to_hand_over"),
-    *("messages_to_enqueue", "messages_expiring", "lanes_awake"),
+    *("messages_to_enqueue", "messages_expiring", "lanes_awake", "sessions_live", "sessions_ended"),
 )
 _NEW_COLUMNS = {
-    "messages": ("handed_over", "told_version", "version", "key_hash"),
+    "messages": ("participant", "handed_over", "told_version", "version", "key_hash"),
     "conversations": ("told_version", "version", "correlation_id", "key_hash"),
     "commands": ("told_version", "version", "key_hash"),
     "sessions": ("correlation_id", "key_hash"),
@@ -44,6 +44,7 @@ def _bring_back(connection: sa.Connection) -> None:
     for table, more in (("messages", " AND (handed_over OR role = 'ASSISTANT')"), ("conversations", "")):
         op.add_column(table, sa.Column("announced", sa.Boolean(), nullable=False, server_default=sa.false()))
         op.execute(f"UPDATE {table} SET announced = {yes} WHERE told_version >= version{more}")  # noqa: S608
+    op.drop_table("deployment")
     op.drop_table("lanes")
     for table, columns in _NEW_COLUMNS.items():
         for name in columns:

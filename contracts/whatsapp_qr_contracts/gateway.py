@@ -185,7 +185,11 @@ class GatewayReceipt(GatewayReport):
 
 
 class GatewayMessage(GatewayReport):
-    """A customer wrote to the linked account. May come again with the same `messageId`."""
+    """A customer wrote to the linked account. May come again.
+
+    A report with a `messageId` that the session had before is a repetition if contact (`from`, in a group also
+    `participant`) and content are equal; a number and a LID may be one contact. Else it is a message of its own.
+    """
 
     name: ClassVar[str] = "gateway.message"
     routing_key: ClassVar[str] = "gateway.message.{partition}"
@@ -201,6 +205,11 @@ class GatewayMessage(GatewayReport):
         description="When the customer wrote: Unix time in seconds or milliseconds", examples=[1_767_268_800]
     )
     push_name: Decoration = Field(default=None, description="The name the customer shows", examples=["Ana"])
+    participant: Decoration = Field(
+        default=None,
+        description="In a group: the phone number or JID of the member who wrote it",
+        examples=[A_CUSTOMER],
+    )
     type: Decoration = Field(default=None, description="`text`, `image`, …", examples=["text"])
 
     @model_validator(mode="after")

@@ -8,8 +8,7 @@ from service.domain import session as machine
 from service.domain.identities import customer_address
 from service.domain.session import Trigger
 from service.persistence import lanes, sessions
-from service.persistence.tables import MessageRow, SessionRow
-from whatsapp_qr_contracts.codes import FailureCode
+from service.persistence.tables import SessionRow
 from whatsapp_qr_contracts.message import SessionStatus
 
 
@@ -44,21 +43,18 @@ def is_old_news(session: SessionRow, change: Change) -> bool:
     return False
 
 
-async def apply(
-    tx: AsyncSession, *, seen: SessionRow, change: Change, caused_by: str
-) -> tuple[SessionRow, list[MessageRow]]:
-    """Change a session as it was seen; return it, and the messages that can never be sent because of that.
+async def apply(tx: AsyncSession, *, seen: SessionRow, change: Change, caused_by: str) -> SessionRow:
+    """Change a session as it was seen; return it.
 
-    Once it is connected its lane is woken: what waited goes out.
+    Once it is connected its lane is woken: what waited goes out, or fails where it was for another number.
 
     Raises:
         DatabaseUnavailable: somebody changed it meanwhile; decide again.
     """
     session = await sessions.locked_unchanged(tx, seen)
-    number, failed = change.phone_number, []
+    number = change.phone_number
     if number and session.phone_number and number != session.phone_number:
-        detail = "the session was linked to another number while the message waited"
-        failed = await lanes.fail_pending(tx, session.session_id, code=FailureCode.NUMBER_CHANGED, detail=detail)
+        await lanes.make_void(tx, session)
     sessions.move(
         session,
         machine.TRANSITIONS[session.status, change.trigger],
@@ -70,4 +66,4 @@ async def apply(
     )
     if session.status is SessionStatus.CONNECTED:
         await lanes.wake(tx, [session.session_id])
-    return session, failed
+    return session

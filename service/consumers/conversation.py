@@ -30,6 +30,7 @@ from service.persistence import conversations, intake
 from service.persistence.database import Database
 from service.persistence.intake import Intake, Needs
 from service.persistence.tables import ConversationRow, ReceiptRow, SessionRow, now
+from service.privacy import shown
 from whatsapp_qr_contracts.codes import DeadLetterReason, FailureCode, RejectionCode
 from whatsapp_qr_contracts.commands import CancelMessage, Command, RetryMessage, SendMessage
 from whatsapp_qr_contracts.gateway import GatewayMessage, GatewayReceipt, GatewayReport, moment_of
@@ -119,12 +120,22 @@ class ConversationConsumer:
     def _receive(self, rows: Intake, report: GatewayMessage, envelope: Envelope) -> list[Output]:
         """Store the message once."""
         session = _known(rows, report)
-        known = rows.messages.get(identities.incoming_message_id(session.id, report.message_id))
-        if known is not None:  # where nobody knew whether it was committed it is told now, before what comes after it
+        first_id, other_id = conversations.incoming_ids(session, report)
+        first, other = rows.messages.get(first_id), rows.messages.get(other_id)
+        if known := first if first and conversations.same_incoming(first, report) else other:
+            # Where nobody knew whether it was committed it is told now, before what comes after it.
             return telling.of_message(known)
+        if first is not None:
+            log.info("whatsapp_id_reused", session_id=shown(report.session_id))
         address = identities.customer_address(report.sender)
         conversation, begun = _conversation(rows, session, address, envelope.message_id)
-        message = conversations.new_incoming(session, conversation, report, correlation_id=envelope.message_id)
+        message = conversations.new_incoming(
+            session,
+            conversation,
+            report,
+            correlation_id=envelope.message_id,
+            message_id=first_id if first is None else other_id,
+        )
         rows.add(message)
         return [*begun, *telling.of_message(message)]
 
@@ -206,7 +217,7 @@ async def _rows_for(tx: AsyncSession, batch: Sequence[Received]) -> Intake:
             case GatewayMessage() if session := rows.sessions.get(body.session_id):
                 customer = identities.customer_address(body.sender)
                 needs.conversations.add(identities.conversation_id(session.chatbot_id, customer))
-                needs.messages.add(identities.incoming_message_id(session.id, body.message_id))
+                needs.messages.update(conversations.incoming_ids(session, body))
             case GatewayReceipt():
                 needs.sent_as.add((body.session_id, body.data.message_id))
     await rows.load(needs)

@@ -33,7 +33,7 @@ from service.messaging.receiving import Received
 from service.messaging.topology import SESSIONS
 from service.persistence import sessions
 from service.persistence.database import Database
-from service.persistence.tables import CommandRow, MessageRow, SessionRow
+from service.persistence.tables import CommandRow, SessionRow
 from service.privacy import shown_code
 from whatsapp_qr_contracts.codes import DeadLetterReason, RejectionCode, StatusReason
 from whatsapp_qr_contracts.commands import Command, DisconnectSession, InitializeSession, RegisterChatbot, RemoveChatbot
@@ -218,9 +218,7 @@ class SessionConsumer:
         return None
 
     async def _change(self, seen: SessionRow, change: Change, *, caused_by: str) -> SessionRow:
-        session, failed = await self.database.transact(partial(apply, seen=seen, change=change, caused_by=caused_by))
-        self.announcer.tell([output for message in failed for output in telling.event_of(message)])
-        return session
+        return await self.database.transact(partial(apply, seen=seen, change=change, caused_by=caused_by))
 
     async def _end(
         self,
@@ -232,23 +230,20 @@ class SessionConsumer:
     ) -> CommandRow:
         """Write down how a command ended, with the last change of its session, if there is one."""
 
-        async def write(tx: AsyncSession) -> tuple[CommandRow, list[MessageRow]]:
-            failed: list[MessageRow] = []
+        async def write(tx: AsyncSession) -> CommandRow:
             row = await begin(tx, command, envelope.message_id)
             if isinstance(result, Rejected):
                 end(row, command, result)
-                return row, failed
+                return row
             session = await sessions.locked_unchanged(tx, result)
             if change is not None:
-                session, failed = await apply(tx, seen=session, change=change, caused_by=envelope.message_id)
+                session = await apply(tx, seen=session, change=change, caused_by=envelope.message_id)
             news = session.told_version < session.version
             end(row, command, session_event(session), message_id=session_event_id(session) if news else None)
             session.told_version = session.version  # the command's row tells it
-            return row, failed
+            return row
 
-        row, failed = await self.database.transact(write)
-        self.announcer.tell([output for message in failed for output in telling.event_of(message)])
-        return row
+        return await self.database.transact(write)
 
 
 def _reported(report: GatewayReport) -> Change:

@@ -15,7 +15,9 @@ import structlog
 
 from service.domain import sharing
 from service.domain.sharing import Peer
-from service.errors import DatabaseUnavailable, Unavailable
+from service.ending import Ending
+from service.errors import ConfigurationError, DatabaseUnavailable, Unavailable
+from service.messaging.holding import Stopping
 from service.messaging.subscriptions import Subscriptions
 from service.metrics import PARTITIONS_OWNED
 from service.persistence.heartbeats import Heartbeats
@@ -31,10 +33,18 @@ class Sharing(Loop):
     """The loop of one process."""
 
     def __init__(
-        self, subscriptions: Subscriptions, heartbeats: Heartbeats, *, process_id: str, queue: str, period: float
+        self,
+        subscriptions: Subscriptions,
+        heartbeats: Heartbeats,
+        ending: Ending,
+        *,
+        process_id: str,
+        queue: str,
+        period: float,
     ) -> None:
         self._subscriptions = subscriptions
         self._heartbeats = heartbeats
+        self._ending = ending
         self._id = process_id
         self._period = period
         self._moved_at = float("-inf")
@@ -43,20 +53,31 @@ class Sharing(Loop):
         PARTITIONS_OWNED.labels(queue).set_function(lambda: len(subscriptions.owned))
 
     async def first_share(self) -> Sequence[int]:
-        """Return the partitions to subscribe to before the others: all of them where the rows cannot be read."""
-        partitions = len(self._subscriptions.partitions)
+        """Return the partitions to subscribe to before the others.
+
+        Raises:
+            DatabaseUnavailable: the rows cannot be read; nothing may be subscribed to.
+            Stopping: the database has another PARTITIONS than this process, which ends.
+        """
         try:
-            return sharing.first_share(self._id, await self._heartbeats.beat([]), partitions)
-        except DatabaseUnavailable:
-            return range(partitions)
+            others = await self._heartbeats.beat([])
+        except ConfigurationError as error:
+            self._ending.because(error)
+            raise Stopping from error
+        return sharing.first_share(self._id, others, len(self._subscriptions.partitions))
 
     async def check(self) -> None:
-        """Check that the database can be written; the row goes, because a process that gave up takes nothing.
+        """Check that the database can be written; tell that this process takes nothing, because it gave up.
 
         Raises:
             DatabaseUnavailable: it cannot.
+            Stopping: the database has another PARTITIONS than this process, which ends.
         """
-        await self._heartbeats.remove()
+        try:
+            await self._heartbeats.stand_by()
+        except ConfigurationError as error:
+            self._ending.because(error)
+            raise Stopping from error
 
     async def _run(self) -> None:
         while True:
@@ -66,12 +87,14 @@ class Sharing(Loop):
                 if self._subscriptions.consuming:
                     await self._look(regular=regular)
                 else:
-                    await self._heartbeats.remove()  # who is cut off takes nothing
+                    await self._heartbeats.stand_by()
                 self._trouble = ""
             except Unavailable as error:
                 if error.detail != self._trouble:
                     log.warning("not_sharing", code=error.code, reason=error.detail)
                 self._trouble = error.detail
+            except ConfigurationError as error:  # a backup was restored, or the number changed while it was cut off
+                self._ending.because(error)
             except Exception:
                 log.exception("sharing_failed")
 

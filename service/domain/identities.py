@@ -28,6 +28,14 @@ def incoming_message_id(session: UUID, whatsapp_id: str) -> UUID:
     return uuid5(session, whatsapp_id)
 
 
+def other_incoming_message_id(session: UUID, whatsapp_id: str, *content: str) -> UUID:
+    """Return the id of a customer's message whose WhatsApp id another message of the session had before.
+
+    WhatsApp's ids are unique within a chat only. `content` is what tells it from the others; no part holds a NUL.
+    """
+    return uuid5(session, "\0".join((whatsapp_id, *content)))
+
+
 def outgoing_message_id(chatbot_id: UUID, caller_id: str) -> UUID:
     """Return the id of a message to send, from the Idempotency-Key or id that its caller gave."""
     return uuid5(chatbot_id, caller_id)
@@ -54,3 +62,12 @@ def customer_address(sender: str) -> str:
         return normalize_address(sender)
     except ValueError:
         return sender.strip()
+
+
+def may_be_one_contact(one: str, other: str) -> bool:
+    """Say whether two stored addresses may be the same contact's: equal ones, or a number and a LID."""
+    return one == other or sorted((_kind(one), _kind(other))) == ["lid", "number"]
+
+
+def _kind(address: str) -> str:
+    return "number" if address.isdigit() else address.rpartition("@")[2]

@@ -53,8 +53,8 @@ class Known:
     qr_code: str | None = None
     stuck: float | None = None
     """Seconds for which the first message of its lane has been seen tried in vain; None where none has."""
-    logging_in: float = 0.0
-    """Seconds for which the gateway has been seen to say CONNECTING."""
+    said_for: float = 0.0
+    """Seconds for which the gateway has been seen to say what it says now: CONNECTING, or that it knows no session."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +62,7 @@ class Patience:
     """How long a session may stay in a state that should pass, in seconds."""
 
     passing: float = 60.0
-    """CONNECTING, or a lost connection, before the gateway is asked to open the session."""
+    """CONNECTING, a lost connection, or a session that the gateway does not know, before it is asked to open it."""
     renewal: float = 120.0
     """A QR code that is not renewed: the first one lives for a minute, those that follow for 20 s."""
     stuck: float = 300.0
@@ -116,15 +116,20 @@ def _connecting_there(known: Known, patience: Patience) -> Step | None:
             return Step.INITIALIZE if known.age >= patience.passing else None
         case _S.QR_READY:
             # The code may have been scanned in its last second: its age says nothing about the login that follows.
-            return Step.INITIALIZE if known.logging_in >= patience.passing else None
+            return Step.INITIALIZE if known.said_for >= patience.passing else None
         case _:
             return None
 
 
 def _gone_there(known: Known, said: UnknownSession | OtherState, patience: Patience) -> Step | None:
     match known.status:
-        case _S.CONNECTED | _S.QR_READY:
-            return Step.INITIALIZE if isinstance(said, UnknownSession) else Step.DISCONNECTED
+        case _S.CONNECTED | _S.QR_READY if isinstance(said, OtherState):
+            return Step.DISCONNECTED
+        case _S.CONNECTED:
+            # A gateway that was restarted lists a session only once it has opened it; a second login ends the first.
+            return Step.INITIALIZE if known.said_for >= patience.passing else None
+        case _S.QR_READY:
+            return Step.INITIALIZE
         case _S.DISCONNECTED if known.reason in _WAITS_FOR_THE_USER:
             return None
         case _:

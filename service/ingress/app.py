@@ -8,6 +8,8 @@ from fastapi_offline import FastAPIOffline
 from starlette.responses import PlainTextResponse, Response
 
 from service import metrics
+from service.ending import Ending
+from service.ingress.agreeing import Agreement
 from service.ingress.bodies import Accepted
 from service.ingress.callbacks import callbacks
 from service.ingress.commands import Commands
@@ -21,11 +23,11 @@ from service.ingress.limits import BodyLimit
 from service.ingress.problems import Problems
 from service.ingress.reads import Reads
 from service.ingress.streams import Streams
-from service.ingress.waiting import Waiters
 from service.messaging.listening import Listener
 from service.messaging.publishing import Publisher
 from service.persistence.database import Database
 from service.tracing import NOT_BY_FASTAPI
+from service.waiting import Waiters
 
 _DESCRIPTION = """Links chatbots to WhatsApp by QR code, and sends and receives their messages.
 
@@ -49,11 +51,15 @@ def build_ingress(
 
     With an internal port, callbacks are taken there alone, and nothing else is.
     """
+    ending = Ending()
+    agreement = Agreement(database, publisher.partitions, ending)
 
     @asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
         listener.start()
+        agreement.start()
         yield
+        await agreement.end()
         await listener.stop()
         await publisher.close()
         await database.close()
@@ -69,7 +75,7 @@ def build_ingress(
         telemetry=NOT_BY_FASTAPI,
         strict_content_type=False,  # a callback without a content type must not be lost
     )
-    app.state.streams = streams
+    app.state.streams, app.state.ending = streams, ending
     app.add_middleware(Guard, keys=keys)
     app.add_middleware(BodyLimit)  # the last one added comes first: what the guard reads is limited too
     app.add_middleware(Doors, internal_port=internal_port)

@@ -22,13 +22,13 @@ from service.ingress.bodies import (
     SessionState,
 )
 from service.ingress.problems import Problem, responses
-from service.ingress.waiting import Waiters
 from service.messaging.publishing import Publisher
 from service.persistence import sessions
 from service.persistence.conversations import same_content
 from service.persistence.database import Database
 from service.persistence.reading import current_session
 from service.persistence.tables import MessageRow, SessionRow
+from service.waiting import Waiters
 from whatsapp_qr_contracts.commands import (
     CancelMessage,
     Command,

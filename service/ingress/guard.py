@@ -55,7 +55,7 @@ class Guard:
     async def _admit(self, request: Request, receive: Receive) -> Receive:
         """Return where the application reads the request from, or raise the Problem that answers it."""
         if not is_callback(request.scope["path"]):
-            self._keys.admit_call(request.headers)
+            self._keys.admit_call(request.headers, request.scope["http_version"])
             return receive
         body = b""
         if self._keys.needs_body(request.headers):
@@ -63,7 +63,7 @@ class Guard:
             receive = _once_more(body, receive)
         peer = request.client.host if request.client else None
         try:
-            self._keys.admit_callback(request.headers, peer, body)
+            self._keys.admit_callback(request.headers, peer, body, request.scope["http_version"])
         except Problem as problem:
             # The gateway tries only once: what it reported is lost, and somebody has to know.
             _log.warning("callback_refused", peer=peer, code=problem.code, detail=problem.detail)

@@ -4,15 +4,14 @@ Decisions only, on what a request says; `guard` carries them out.
 """
 
 import hmac
-import ipaddress
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from urllib.parse import urlsplit
 
 from standardwebhooks import Webhook, WebhookVerificationError
 from starlette.datastructures import Headers
 
 from service.ingress.problems import Problem
+from service.loopback import fault_of, is_forwarded, is_loopback
 
 _CHALLENGE = {"WWW-Authenticate": "Bearer"}
 
@@ -25,10 +24,10 @@ class Keys:
     webhook_token: str | None = field(default=None, repr=False)
     webhook_secret: str | None = field(default=None, repr=False)
 
-    def admit_call(self, headers: Headers) -> None:
-        """Let a call in, or raise the Problem that answers it."""
+    def admit_call(self, headers: Headers, version: str = "1.1") -> None:
+        """Let a call of an HTTP version in, or raise the Problem that answers it."""
         if not self.api:
-            if _is_forwarded(headers):
+            if is_forwarded(headers, version):
                 detail = "this was passed on by a proxy, and without API_KEYS only this machine is let in: set API_KEYS"
                 raise Problem(403, "forwarded", detail)
             _refuse_web_pages(headers, instead="API_KEYS")
@@ -36,11 +35,11 @@ class Keys:
             detail = "send a key, one of API_KEYS, as `Authorization: Bearer <key>` or as `X-API-Key: <key>`"
             raise Problem(401, "unauthorized", detail, _CHALLENGE)
 
-    def admit_callback(self, headers: Headers, peer: str | None, body: bytes) -> None:
+    def admit_callback(self, headers: Headers, peer: str | None, body: bytes, version: str = "1.1") -> None:
         """Let a callback of the gateway in, or raise the Problem that answers it."""
         tokens = [self.webhook_token] if self.webhook_token else []
         if not tokens and not self.webhook_secret:
-            _refuse_other_machines(headers, peer)
+            _refuse_other_machines(headers, peer, version)
             _refuse_web_pages(headers, instead="WEBHOOK_TOKEN or WEBHOOK_SECRET")
         elif not _one_of(_bearers(headers), tokens) and not self._is_signed(headers, body):
             wanted = ["send WEBHOOK_TOKEN as `Authorization: Bearer <token>`"] if tokens else []
@@ -63,17 +62,6 @@ class Keys:
         return True
 
 
-def is_loopback(host: str) -> bool:
-    """Tell whether a name or an address can only mean this machine."""
-    if host.lower() == "localhost":
-        return True
-    try:
-        address = ipaddress.ip_address(host)
-    except ValueError:
-        return False
-    return (getattr(address, "ipv4_mapped", None) or address).is_loopback
-
-
 def _one_of(given: Iterable[str], keys: Iterable[str]) -> bool:
     # Bytes, because others are refused if not ASCII; and all of them, so that the time says nothing.
     wanted = [key.encode() for key in keys]
@@ -85,12 +73,8 @@ def _bearers(headers: Headers) -> list[str]:
     return [token.strip() for scheme, _, token in split if scheme.lower() == "bearer"]
 
 
-def _is_forwarded(headers: Headers) -> bool:
-    return any(name in {"forwarded", "x-real-ip"} or name.startswith("x-forwarded-") for name in headers)
-
-
-def _refuse_other_machines(headers: Headers, peer: str | None) -> None:
-    forwarded = _is_forwarded(headers)
+def _refuse_other_machines(headers: Headers, peer: str | None, version: str) -> None:
+    forwarded = is_forwarded(headers, version)
     if forwarded or peer is None or not is_loopback(peer):
         passed_on = ", passed on by a proxy" if forwarded else ""
         raise Problem(
@@ -101,18 +85,6 @@ def _refuse_other_machines(headers: Headers, peer: str | None) -> None:
 
 
 def _refuse_web_pages(headers: Headers, instead: str) -> None:
-    # A page's own name in Host: DNS rebinding. In Origin: it posts here, which needs no answer to do harm.
-    hosts = headers.getlist("host")
-    if not hosts or not all(is_loopback(_host_of(f"//{host}")) for host in hosts):
-        detail = f"this machine must be called by the name localhost or 127.0.0.1; to be called by others set {instead}"
-        raise Problem(403, "foreign_host", detail)
-    if not all(is_loopback(_host_of(origin)) for origin in headers.getlist("origin")):
-        detail = f"a web page of another machine sent this; to allow it set {instead}"
-        raise Problem(403, "foreign_origin", detail)
-
-
-def _host_of(url: str) -> str:
-    try:
-        return urlsplit(url).hostname or ""
-    except ValueError:
-        return ""
+    if fault := fault_of(headers):
+        code, detail = fault
+        raise Problem(403, code, f"{detail}; to allow it set {instead}")

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from service.errors import ConfigurationError
-from service.ingress.keys import is_loopback
 from service.local.broker import choose_broker
 from service.local.ports import listener, reachable
+from service.loopback import is_loopback
 from service.settings import Settings
 
 CONSUMERS = ("session-consumer", "conversation-consumer", "outbound-consumer")

@@ -1,6 +1,7 @@
 """What every connection to RabbitMQ has in common: heartbeats, the errors of a lost one, and how it is closed."""
 
 import asyncio
+import logging
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from contextvars import Context
@@ -15,7 +16,7 @@ from aiormq.exceptions import ChannelAccessRefused, InvalidFrameError
 from faststream.rabbit import RabbitBroker
 
 from service.errors import BrokerUnavailable
-from service.tasks import is_cancelled, let_end
+from service.tasks import let_end, raise_if_cancelled
 
 log = structlog.get_logger()
 T = TypeVar("T")
@@ -56,9 +57,7 @@ async def reach(operation: Callable[[], Awaitable[T]], seconds: float = 20.0) ->
         async with asyncio.timeout(seconds):
             return await operation()
     except (*BROKER_TROUBLE, asyncio.CancelledError) as error:
-        # The client library cancels what waits for a connection that is stuck.
-        if isinstance(error, asyncio.CancelledError) and is_cancelled():
-            raise
+        raise_if_cancelled(error)
         raise unavailable(error) from error
 
 
@@ -88,7 +87,20 @@ async def connect(url: str, seconds: float = 5.0) -> AbstractConnection:
         aio_pika.exceptions.AMQPException, OSError, TimeoutError: the broker is away, or does not let us in.
     """
     with _opening():
-        return await aio_pika.connect(url, timeout=seconds)
+        return await aio_pika.connect(with_heartbeat(url), timeout=seconds)
+
+
+def new_broker(url: str, *, timeout: float = 3.0, **more: Any) -> RabbitBroker:
+    """Return a broker that nothing has connected yet; its connection is made again when it is lost."""
+    return RabbitBroker(
+        with_heartbeat(url),
+        timeout=timeout,
+        reconnect_interval=0.5,
+        graceful_timeout=None,  # whoever stops it has waited before for what has begun
+        apply_types=False,
+        logger=logging.getLogger("service.faststream"),
+        **more,
+    )
 
 
 async def open_broker(broker: RabbitBroker) -> None:
@@ -116,8 +128,7 @@ async def close_all(*closes: Callable[[], Awaitable[Any]]) -> None:
             async with asyncio.timeout(_CLOSE_SECONDS):
                 await close()
         except (*BROKER_TROUBLE, asyncio.CancelledError) as error:
-            if isinstance(error, asyncio.CancelledError) and is_cancelled():
-                raise
+            raise_if_cancelled(error)
             log.info("connection_lost_while_closing", error=repr(error))
 
 

@@ -8,7 +8,7 @@ import structlog
 
 from service.domain.dead_letters import DeadLetter
 from service.messaging import topology
-from service.messaging.connections import reach, with_heartbeat
+from service.messaging.connections import reach
 from service.messaging.dead_letters import read_dead_letter
 from service.messaging.holding import Hold, Stopping
 from service.messaging.inbox import Inbox
@@ -30,7 +30,7 @@ class DeadLetterQueue:
     """The queue `whatsapp-qr.dead-letters`."""
 
     def __init__(self, url: str, partitions: int, *, declares: bool = True) -> None:
-        self._url = with_heartbeat(url)
+        self._url = url
         self._count = partitions
         self._declares = declares
 

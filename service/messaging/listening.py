@@ -1,7 +1,6 @@
 """Hears the events that callers of one ingress process wait for or follow."""
 
 import asyncio
-import logging
 from collections.abc import Callable
 from functools import partial
 
@@ -13,7 +12,7 @@ from uuid_utils.compat import uuid7
 from service.domain.sending import backoff
 from service.errors import BrokerUnavailable
 from service.messaging import topology
-from service.messaging.connections import close_broker, open_broker, reach, with_heartbeat
+from service.messaging.connections import close_broker, new_broker, open_broker, reach
 from service.messaging.partitions import undecoded
 from service.tasks import end, let_end
 from whatsapp_qr_contracts.message import EVENTS
@@ -33,7 +32,7 @@ class Listener:
     """
 
     def __init__(self, url: str, partitions: int, hear: Hear, *, declares: bool = True) -> None:
-        self._url = with_heartbeat(url)
+        self._url = url
         self._partitions = partitions
         self._hear = hear
         self._declares = declares
@@ -59,14 +58,7 @@ class Listener:
         if self._declares:
             await topology.declare(self._url, self._partitions)
         queue = topology.ingress_queue(uuid7().hex)
-        broker = RabbitBroker(
-            self._url,
-            timeout=3,
-            reconnect_interval=0.5,
-            apply_types=False,
-            decoder=undecoded,
-            logger=logging.getLogger("service.faststream"),
-        )
+        broker = new_broker(self._url, decoder=undecoded)
         channel = Channel(prefetch_count=1000)
         broker.subscriber(queue, channel=channel, ack_policy=AckPolicy.ACK_FIRST, no_reply=True)(
             partial(_tell, self._hear)

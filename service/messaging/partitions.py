@@ -11,7 +11,6 @@ FastStream's defaults would lose or disorder messages here; this module is where
 """
 
 import asyncio
-import logging
 import time
 from collections.abc import Awaitable, Callable
 from functools import partial
@@ -21,7 +20,7 @@ import structlog
 from faststream import AckPolicy, BaseMiddleware
 from faststream.rabbit import Channel, RabbitBroker, RabbitMessage, RabbitQueue
 
-from service.messaging.connections import close_all, close_broker, open_broker, with_heartbeat
+from service.messaging.connections import close_all, close_broker, new_broker, open_broker
 from service.messaging.inbox import Delivery, Gate
 from service.messaging.tolerance import tolerate_foreign_properties
 from service.tasks import let_end
@@ -70,7 +69,7 @@ class Partition:
         self.name = queue.name
         self.active_since = self.heard_at = 0.0
         """When it became active, and when something was delivered last."""
-        self._url = with_heartbeat(url)
+        self._url = url
         self._queue = queue
         self._receive, self._changed, self._settle = receive, changed, settle
         self._number = number
@@ -90,16 +89,8 @@ class Partition:
         tolerate_foreign_properties()
         self._gate = Gate()
         self._heard_on = None
-        broker = RabbitBroker(
-            self._url,
-            timeout=3,
-            reconnect_interval=0.5,
-            graceful_timeout=None,  # give_up waits by itself, before the broker is stopped
-            middlewares=[partial(_Taking, partial(self._take, self._gate))],
-            decoder=undecoded,
-            apply_types=False,
-            logger=logging.getLogger("service.faststream"),
-        )
+        taking = partial(_Taking, partial(self._take, self._gate))
+        broker = new_broker(self._url, middlewares=[taking], decoder=undecoded)
         self._subscriber = broker.subscriber(
             self._queue,
             channel=Channel(prefetch_count=self._prefetch),  # a Channel object of its own is a channel of its own

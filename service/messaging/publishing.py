@@ -20,11 +20,17 @@ from opentelemetry.trace import SpanKind
 from service import tracing
 from service.errors import BrokerUnavailable, PublishRefused
 from service.messaging import topology
-from service.messaging.connections import BROKER_TROUBLE, close_broker, open_broker, unavailable, with_heartbeat
+from service.messaging.connections import (
+    BROKER_TROUBLE,
+    close_broker,
+    new_broker,
+    open_broker,
+    unavailable,
+)
 from service.messaging.envelope import NO_ID, Properties
 from service.messaging.topology import DEAD_LETTERS, PROBE
 from service.metrics import PUBLISHED
-from service.tasks import is_cancelled
+from service.tasks import raise_if_cancelled
 from whatsapp_qr_contracts.catalogue import BY_NAME
 from whatsapp_qr_contracts.message import EVENTS, MAX_BODY_BYTES, Message
 from whatsapp_qr_contracts.partitions import partition_of
@@ -63,8 +69,7 @@ class _Link:
         except (TimeoutError, asyncio.CancelledError) as error:
             # What is unconfirmed now must not mix with a later publish under the same id.
             self._replace(broker)
-            if isinstance(error, asyncio.CancelledError) and is_cancelled():
-                raise
+            raise_if_cancelled(error)
             raise BrokerUnavailable(f"RabbitMQ did not confirm within {seconds:.1f} s") from error
         except BROKER_TROUBLE as error:
             raise unavailable(error) from error
@@ -83,14 +88,8 @@ class _Link:
         return self._broker
 
     async def _connect(self) -> None:
-        broker = RabbitBroker(
-            self._url,
-            timeout=_CONNECT_SECONDS,
-            reconnect_interval=0.5,
-            default_channel=Channel(on_return_raises=True),
-            app_id=APP_ID,
-            apply_types=False,
-        )
+        channel = Channel(on_return_raises=True)
+        broker = new_broker(self._url, timeout=_CONNECT_SECONDS, default_channel=channel, app_id=APP_ID)
         try:
             await open_broker(broker)
             self._broker = broker
@@ -117,7 +116,7 @@ class Publisher:
 
     def __init__(self, url: str, partitions: int) -> None:
         self.partitions = partitions
-        self._url = with_heartbeat(url)
+        self._url = url
         self._links: dict[str, _Link] = {}
 
     async def publish(

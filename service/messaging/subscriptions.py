@@ -18,12 +18,12 @@ from uuid_utils.compat import uuid7
 
 from service.errors import BrokerUnavailable
 from service.messaging import topology
-from service.messaging.connections import reach, with_heartbeat
+from service.messaging.connections import reach
 from service.messaging.envelope import Properties
 from service.messaging.holding import Hold, Stopping
 from service.messaging.partitions import Partition
 from service.messaging.publishing import Publisher
-from service.tasks import end, is_cancelled
+from service.tasks import end, raise_if_cancelled
 from whatsapp_qr_contracts.message import JOBS
 
 log = structlog.get_logger()
@@ -39,7 +39,8 @@ _QUIET_SECONDS = 0.1
 _STAND_BY_SECONDS = 1.0
 _FIRST_LONGEST_PAUSE = 0.8
 _LONGEST_PAUSE = 10.0
-_LONGEST_PATIENCE = 900.0  # the broker closes a channel whose messages are unacknowledged for 30 min
+# The broker closes a channel whose messages are unacknowledged for 30 min: `contradictions` counts with this.
+LONGEST_PATIENCE = 480.0
 _END_SECONDS = 10.0
 
 
@@ -54,7 +55,7 @@ class Subscriptions:
         self, url: str, partitions: Sequence[Partition], publisher: Publisher, hold: Hold, changed: asyncio.Event
     ) -> None:
         self.partitions, self.changed = partitions, changed
-        self._url = with_heartbeat(url)
+        self._url = url
         self._publisher = publisher
         self._hold = hold
         self._patience = hold.patience
@@ -79,9 +80,8 @@ class Subscriptions:
                 await order()
             except Stopping:
                 continue
-            except (Exception, asyncio.CancelledError):  # the client library cancels what waits for a stuck connection
-                if is_cancelled():
-                    raise
+            except (Exception, asyncio.CancelledError) as error:
+                raise_if_cancelled(error)
                 log.exception("subscribing_failed", queue=self.partitions[0].name)
                 self._orders.put_nowait(self._subscribe_later)
 
@@ -92,7 +92,7 @@ class Subscriptions:
     async def _subscribe(self, *, longest: float) -> None:
         """Subscribe to every partition that is not subscribed to."""
         await self._hold(partial(reach, self._prepare), longest=longest)
-        own = await self._share()
+        own = await self._hold(self._share, longest=longest)
         await self._subscribe_to(own, longest)
         if others := [number for number in range(len(self.partitions)) if number not in own]:
             await self._hold.pause(_OTHERS_FIRST_SECONDS)
@@ -215,7 +215,8 @@ class Subscriptions:
         """Hold longer after a give-up that changed nothing: each counts as a delivery of all that was prefetched."""
         lasted = asyncio.get_running_loop().time() - self._subscribed_at
         fruitless = lasted < 2 * self._hold.patience
-        self._hold.patience = min(self._hold.patience * 2, _LONGEST_PATIENCE) if fruitless else self._patience
+        longest = max(LONGEST_PATIENCE, self._patience)
+        self._hold.patience = min(self._hold.patience * 2, longest) if fruitless else self._patience
 
     async def _give_up(self, seconds: float) -> None:
         given_up = (partition.give_up(seconds) for partition in self.partitions)

@@ -4,6 +4,7 @@ import json
 import string
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 from uuid import UUID
 
@@ -12,7 +13,7 @@ from pydantic import TypeAdapter, ValidationError
 from service.errors import Rejected, Undeliverable
 from service.messaging.publishing import Publisher
 from service.operating.replaying import Replayer
-from service.persistence import dead_letters
+from service.persistence import dead_letters, deployment
 from service.persistence.database import Database
 from service.persistence.tables import DeadLetterRow, now
 from whatsapp_qr_contracts.codes import DeadLetterReason
@@ -74,7 +75,11 @@ class DeadLetters:
         """Put messages back where they came from, in the order of their deaths; then note that on their rows.
 
         A crash in between replays one twice, under the same id. Chosen by reason or all: those not replayed yet.
+
+        Raises:
+            ConfigurationError: the database has another PARTITIONS.
         """
+        await self.database.read(partial(deployment.check, partitions=self.publisher.partitions))
         async for row_id, trouble in self._chosen(selection, waiting=True):
             yield trouble or (Result(str(row_id), "would be replayed") if dry_run else await self._replay(row_id))
 
@@ -86,10 +91,15 @@ class DeadLetters:
     async def _chosen(self, selection: Selection, *, waiting: bool) -> AsyncIterator[tuple[UUID, Result | None]]:
         if not selection.ids:
             reason = selection.reason
-            for row_id in await self.database.read(
-                lambda tx: dead_letters.ids_with(tx, reason=reason, waiting=waiting)
-            ):
-                yield row_id, None
+            newest = await self.database.read(partial(dead_letters.newest, reason=reason, limit=1))
+            # What dies again meanwhile does not come up again: its death is later than all that there were.
+            until = newest[0].died_at if newest else now()
+            those = partial(dead_letters.ids_with, reason=reason, waiting=waiting, until=until)
+            page = await self.database.read(those)
+            while page:
+                for _, row_id in page:
+                    yield row_id, None
+                page = await self.database.read(partial(those, after=page[-1]))
         for prefix in dict.fromkeys(selection.ids):
             try:
                 yield await find(self.database, DeadLetterRow, prefix), None

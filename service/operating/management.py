@@ -1,4 +1,7 @@
-"""What RabbitMQ's management API says is on the broker, beside what should be: bindings and left-overs too."""
+"""What only RabbitMQ's management API tells: bindings, policies and queues that are left over.
+
+Whether exchanges and queues are there, and as they should be, `comparing` asks by AMQP.
+"""
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -38,7 +41,6 @@ Row = Mapping[str, Any]
 class Found:
     """What one virtual host holds, as the API lists it."""
 
-    exchanges: Sequence[Row] = field(default=())
     queues: Sequence[Row] = field(default=())
     bindings: Sequence[Row] = field(default=())
 
@@ -52,7 +54,7 @@ async def look(management_url: str, amqp_url: str) -> Found:
     vhost = quote(unquote(urlsplit(amqp_url).path)[1:] or "/", safe="")
     try:
         async with httpx.AsyncClient(base_url=management_url, timeout=_SECONDS) as http:
-            answers = [await http.get(f"/api/{kind}/{vhost}") for kind in ("exchanges", "queues", "bindings")]
+            answers = [await http.get(f"/api/{kind}/{vhost}") for kind in ("queues", "bindings")]
             rows = [answer.raise_for_status().json() for answer in answers]
     except httpx.HTTPStatusError as error:
         reason = f"it answers {error.response.status_code}; its user needs the tag monitoring"
@@ -63,48 +65,19 @@ async def look(management_url: str, amqp_url: str) -> Found:
 
 
 def differences(found: Found, partitions: int) -> list[Difference]:
-    """Return all that is not as it should be."""
+    """Return what is not as it should be, beside what `comparing` finds by AMQP."""
     wanted = list(topology.queues(partitions))
-    return [
-        *_in_exchanges(found),
-        *_in_queues(found, wanted),
-        *_in_bindings(found, wanted),
-        *_left_over(found, wanted),
-    ]
+    return [*_in_policies(found, wanted), *_in_bindings(found, wanted), *_left_over(found, wanted)]
 
 
-def _in_exchanges(found: Found) -> Iterator[Difference]:
-    present = {row["name"]: row for row in found.exchanges}
-    for exchange in topology.EXCHANGES:
-        if exchange.name not in present:
-            yield Difference(f"exchange {exchange.name} is missing", APPLY)
-            continue
-        wanted = {"type": exchange.type.value, "durable": True, "auto_delete": False, "arguments": exchange.arguments}
-        for name, value in _other(present[exchange.name], wanted):
-            remedy = f"stop what publishes, delete it, {APPLY}, start again"
-            yield Difference(f"exchange {exchange.name} has {name} {value!r}, not {wanted[name]!r}", remedy)
-
-
-def _in_queues(found: Found, wanted: Sequence[topology.Queue]) -> Iterator[Difference]:
-    present = {row["name"]: row for row in found.queues}
-    for queue in wanted:
-        if queue.name not in present:
-            yield Difference(f"queue {queue.name} is missing", APPLY)
-            continue
-        row = present[queue.name]
-        properties = {"durable": True, "auto_delete": False, "exclusive": False, "arguments": queue.arguments}
-        for name, value in _other(row, properties):
-            remedy = f"stop what publishes to it, wait until it is empty, delete it, {APPLY}, start again"
-            yield Difference(f"queue {queue.name} has {name} {value!r}, not {properties[name]!r}", remedy)
+def _in_policies(found: Found, wanted: Sequence[topology.Queue]) -> Iterator[Difference]:
+    ours = {queue.name for queue in wanted}
+    for row in found.queues:
         policy = row.get("effective_policy_definition") or {}
-        if meddling := sorted(_OURS_TO_DECIDE & dict(policy).keys()):
+        if row["name"] in ours and (meddling := sorted(_OURS_TO_DECIDE & dict(policy).keys())):
             names = " and ".join(filter(None, (row.get("policy"), row.get("operator_policy"))))
             remedy = f"narrow the pattern of {names}, so that it leaves our queues out"
-            yield Difference(f"queue {queue.name} has a policy that sets {', '.join(meddling)}", remedy)
-
-
-def _other(row: Row, wanted: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
-    return ((name, row.get(name)) for name, value in wanted.items() if row.get(name, value) != value)
+            yield Difference(f"queue {row['name']} has a policy that sets {', '.join(meddling)}", remedy)
 
 
 def _in_bindings(found: Found, wanted: Sequence[topology.Queue]) -> Iterator[Difference]:
@@ -113,9 +86,11 @@ def _in_bindings(found: Found, wanted: Sequence[topology.Queue]) -> Iterator[Dif
         for row in found.bindings
         if row["source"]  # every queue is bound to the default exchange
     }
+    present = {row["name"] for row in found.queues}
     ours = {
         (exchange, key, queue.name, "queue")
         for queue in wanted
+        if queue.name in present
         for exchange, keys in queue.bindings.items()
         for key in keys
     }

@@ -1,8 +1,7 @@
 """Single messages by hand: cancel one that waits, try a failed one again. Both are commands of the public interface."""
 
-import asyncio
-import time
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 from uuid import UUID
 
@@ -10,13 +9,13 @@ from uuid_utils.compat import uuid7
 
 from service.errors import Rejected
 from service.messaging.publishing import Publisher
+from service.persistence import deployment
 from service.persistence.database import Database
-from service.persistence.sessions import command_outcome
 from service.persistence.tables import MessageRow
+from service.waiting import Waiters
 from whatsapp_qr_contracts.commands import MessageCommand
 from whatsapp_qr_contracts.events import CommandRejected
 
-_WAIT_SECONDS = 10.0
 _LOOK_EVERY_SECONDS = 0.1
 
 
@@ -32,21 +31,20 @@ class Messages:
 
         Raises:
             Rejected: the message is not known, or its state does not allow it.
+            ConfigurationError: the database has another PARTITIONS.
             Unavailable: the database or the broker is away.
         """
+        await self.database.read(partial(deployment.check, partitions=self.publisher.partitions))
         message = await self.database.read(lambda tx: tx.get_one(MessageRow, message_id))
         chatbot_id, command_id = message.chatbot_id, str(uuid7())
+        waiters = Waiters(self.database, look_every=_LOOK_EVERY_SECONDS)
+        waiters.register(command_id)
         await self.publisher.publish(
             kind(chatbot_id=chatbot_id, message_id=message_id),
             message_id=command_id,
             correlation_id=command_id,
         )
-        until = time.monotonic() + _WAIT_SECONDS
-        while time.monotonic() < until:
-            outcome = await self.database.read(lambda tx: command_outcome(tx, chatbot_id, command_id))
-            if outcome is not None:
-                if outcome["name"] == CommandRejected.name:
-                    raise Rejected(outcome["body"]["detail"], code=outcome["body"]["code"])
-                return outcome
-            await asyncio.sleep(_LOOK_EVERY_SECONDS)
-        return None
+        outcome = await waiters.outcome(chatbot_id, command_id)
+        if outcome is not None and outcome["name"] == CommandRejected.name:
+            raise Rejected(outcome["body"]["detail"], code=outcome["body"]["code"])
+        return outcome

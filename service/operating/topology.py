@@ -80,16 +80,13 @@ async def _looked_at(settings: "Settings") -> "tuple[list[Difference], str]":
     from service.operating.comparing import compare, compare_size
     from service.operating.management import differences, look
 
-    if settings.management_url is not None:
-        listed = await look(settings.management_url, settings.amqp_url)
-        found = [*differences(listed, settings.partitions), *await compare_size(settings.amqp_url)]
-        return found, "as they should be, with all their bindings"
     compared = await compare(settings.amqp_url, settings.partitions)
-    if compared.complete:
-        well = "as they should be; bindings and left-overs were not compared: set MANAGEMENT_URL"
-    else:
-        well = "there; how they are made was not compared: this user may not declare them"
-    return [*compared.differences, *await compare_size(settings.amqp_url)], well
+    found = [*compared.differences, *await compare_size(settings.amqp_url)]
+    well = "as they should be" if compared.complete else "there; how they are made needs a user who may declare them"
+    if settings.management_url is None:
+        return found, f"{well}; bindings and left-overs were not compared: set MANAGEMENT_URL"
+    listed = await look(settings.management_url, settings.amqp_url)
+    return [*found, *differences(listed, settings.partitions)], f"{well}, with all their bindings"
 
 
 def _read(folder: Path | None) -> Mapping[str, str]:

@@ -2,6 +2,7 @@
 
 from datetime import datetime, timedelta
 from typing import Any
+from uuid import UUID
 
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlmodel import col, delete, select
@@ -41,15 +42,45 @@ def enter(conversation: ConversationRow) -> datetime:
     return at
 
 
+def incoming_ids(session: SessionRow, report: GatewayMessage) -> tuple[UUID, UUID]:
+    """Return the id of a reported message: the usual one, and the one that it has where that is another message's."""
+    first = identities.incoming_message_id(session.id, report.message_id)
+    contact = identities.customer_address(report.sender), _participant(report) or ""
+    content = *contact, report.type or "", report.message
+    return first, identities.other_incoming_message_id(session.id, report.message_id, *content)
+
+
+def same_incoming(known: MessageRow, report: GatewayMessage) -> bool:
+    """Say whether a report repeats a stored message that has the same WhatsApp id."""
+    return (
+        known.content == report.message
+        and (known.type == report.type or None in {known.type, report.type})
+        and identities.may_be_one_contact(known.external_user_id, identities.customer_address(report.sender))
+        and (
+            None in {known.participant, participant := _participant(report)}
+            or identities.may_be_one_contact(str(known.participant), str(participant))
+        )
+    )
+
+
+def _participant(report: GatewayMessage) -> str | None:
+    return identities.customer_address(report.participant) if report.participant else None
+
+
 def new_incoming(
-    session: SessionRow, conversation: ConversationRow, report: GatewayMessage, *, correlation_id: str
+    session: SessionRow,
+    conversation: ConversationRow,
+    report: GatewayMessage,
+    *,
+    correlation_id: str,
+    message_id: UUID,
 ) -> MessageRow:
     """Return a customer's message that was not known; its conversation is locked, or new."""
     conversation.sequence_end += 1
     return _new(
         session,
         conversation,
-        id=identities.incoming_message_id(session.id, report.message_id),
+        id=message_id,
         role=Role.USER,
         content=report.message,
         delivery_status=_S.DELIVERED,
@@ -59,6 +90,7 @@ def new_incoming(
         sent_at_customer=report.timestamp,
         push_name=report.push_name,
         type=report.type,
+        participant=_participant(report),
     )
 
 

@@ -7,7 +7,7 @@ from typing import Any
 from uuid import UUID
 
 import structlog
-from sqlalchemy import ColumnElement, delete, update
+from sqlalchemy import ColumnElement, delete, tuple_, update
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlmodel import col, select
@@ -22,6 +22,9 @@ log = structlog.get_logger()
 _KEPT_PROPERTIES = ("messageId", "correlationId", "type")
 _CHARACTERS = 255
 _ID_DIGITS = 32
+PAGE = 500
+Place = tuple[datetime, UUID]
+"""When a dead letter died, and its id."""
 
 
 @dataclass(frozen=True)
@@ -113,12 +116,20 @@ async def newest(tx: AsyncSession, *, reason: str | None, limit: int) -> list[De
     return list(await tx.scalars(query.order_by(col(DeadLetterRow.died_at).desc(), col(DeadLetterRow.id)).limit(limit)))
 
 
-async def ids_with(tx: AsyncSession, *, reason: str | None, waiting: bool) -> list[UUID]:
-    """Return ids in the order of the deaths; `waiting`: of those alone that were not replayed."""
-    query = select(col(DeadLetterRow.id)).where(*_with(reason))
+async def ids_with(
+    tx: AsyncSession, *, reason: str | None, waiting: bool, until: datetime, after: Place | None = None
+) -> list[Place]:
+    """Return a page of those that died until a moment, in the order of their deaths: when each died, and its id.
+
+    `waiting`: of those alone that were not replayed.
+    """
+    died_at, row_id = col(DeadLetterRow.died_at), col(DeadLetterRow.id)
+    query = select(died_at, row_id).where(*_with(reason), died_at <= until)
     if waiting:
         query = query.where(col(DeadLetterRow.replayed_at).is_(None))
-    return list(await tx.scalars(query.order_by(col(DeadLetterRow.died_at), col(DeadLetterRow.id))))
+    if after is not None:
+        query = query.where(tuple_(died_at, row_id) > tuple_(*after))
+    return [(at, found) for at, found in await tx.execute(query.order_by(died_at, row_id).limit(PAGE))]
 
 
 def _with(reason: str | None) -> list[ColumnElement[bool]]:

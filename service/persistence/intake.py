@@ -10,7 +10,8 @@ from datetime import datetime
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import tuple_
+from sqlalchemy import func, tuple_
+from sqlalchemy import select as select_columns
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlmodel import col, or_, select
 
@@ -130,6 +131,10 @@ async def begin(tx: AsyncSession, session_ids: Collection[str], chatbot_ids: Col
 async def _ids_sent_as(tx: AsyncSession, sent_as: Collection[WhatsappId]) -> list[UUID]:
     if not sent_as:
         return []
-    key = tuple_(col(MessageRow.session_id), col(MessageRow.whatsapp_message_id))
-    query = select(col(MessageRow.id)).where(key.in_(list(sent_as)), col(MessageRow.role) == Role.ASSISTANT)
+    session_id, whatsapp_id = col(MessageRow.session_id), col(MessageRow.whatsapp_message_id)
+    number, is_ours = col(MessageRow.lane_number), col(MessageRow.role) == Role.ASSISTANT
+    under = tuple_(session_id, whatsapp_id).in_(list(sent_as)), is_ours
+    # The newest of each id: a gateway may give it to very many.
+    newest = select_columns(session_id, whatsapp_id, func.max(number)).where(*under).group_by(session_id, whatsapp_id)
+    query = select(col(MessageRow.id)).where(*under, tuple_(session_id, whatsapp_id, number).in_(newest))
     return list(await tx.scalars(query))

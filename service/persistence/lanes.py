@@ -29,6 +29,7 @@ from whatsapp_qr_contracts.message import DeliveryStatus, SessionStatus
 _PENDING = DeliveryStatus.PENDING
 BATCH = 200
 _SOON = timedelta(milliseconds=1)
+_ANOTHER_NUMBER = "the session was linked to another number while the message waited"
 _MAY_HAVE_GONE = "; an earlier attempt, whose outcome is unknown, may have gone out"
 
 
@@ -55,6 +56,12 @@ async def wake(tx: AsyncSession, session_ids: Collection[str]) -> None:
     these = col(LaneRow.session_id).in_(session_ids)
     await tx.execute(select(col(LaneRow.session_id)).where(these).order_by(col(LaneRow.session_id)).with_for_update())
     await tx.execute(update(LaneRow).where(these).values(wake_at=clock(tx)))
+
+
+async def make_void(tx: AsyncSession, session: SessionRow) -> None:
+    """Let everything that waits in a lane fail; the session is locked by the caller."""
+    lane = update(LaneRow).where(col(LaneRow.session_id) == session.session_id)
+    await tx.execute(lane.values(void_to=session.lane_end, wake_at=clock(tx)))
 
 
 async def due(tx: AsyncSession, part: Part, besides: Collection[str] = ()) -> list[str]:
@@ -119,13 +126,15 @@ async def send_round(tx: AsyncSession, *, answers: Sequence[Answer], due: Collec
         await tx.execute(query.order_by(col(SessionRow.id)).with_for_update())
     answered = {answer.claimed.message.session_id for answer in answers}
     lanes, at = await _locked_lanes(tx, answered | set(due))
-    expired = await _expired(tx, lanes, at)
-    ids = {answer.claimed.message.id for answer in answers} | expired
+    expired, void = await _expired(tx, lanes, at), await _void(tx, lanes, at)
+    ids = {answer.claimed.message.id for answer in answers} | expired | void
     messages = {message.id: message for message in await locked(tx, MessageRow, MessageRow.id, ids)}
     changed = [row for answer in answers if (row := await _record(tx, answer, lanes, messages, at))]
     changed += [messages[row_id] for row_id in expired if _expire(messages[row_id], lanes, at)]
+    changed += [messages[row_id] for row_id in void if _fail_void(messages[row_id], lanes, at)]
     await tx.flush()
-    claimed = await _claim(tx, {name: lane for name, lane in lanes.items() if name in due}, at, policy)
+    some_failed = {messages[row_id].session_id for row_id in expired | void}
+    claimed = await _claim(tx, {name: lane for name, lane in lanes.items() if name in due}, at, policy, some_failed)
     for session_id in answered - set(due):
         lanes[session_id].wake_at = at
     waiting = [lane.wake_at for lane in lanes.values() if lane.wake_at is not None]
@@ -143,8 +152,24 @@ async def _expired(tx: AsyncSession, lanes: Mapping[str, LaneRow], at: datetime)
     """Return messages that waited too long, wherever they stand, but for those that may be on their way."""
     too_old = (text(EXPIRING), col(MessageRow.expires_at) <= at)
     query = select(col(MessageRow.id)).where(col(MessageRow.session_id).in_(lanes), *too_old)
-    claimed = {lane.claimed_message for lane in lanes.values() if _is_claimed(lane, at)}
-    return set(await tx.scalars(query.limit(BATCH))) - claimed
+    return set(await tx.scalars(query.limit(BATCH))) - _claimed_messages(lanes, at)
+
+
+async def _void(tx: AsyncSession, lanes: Mapping[str, LaneRow], at: datetime) -> set[UUID]:
+    """Return messages that a change of number made void, but for those that may be on their way."""
+    some = [name for name, lane in lanes.items() if lane.void_to]
+    if not some:
+        return set()
+    query = (
+        select(col(MessageRow.id))
+        .join(LaneRow, col(LaneRow.session_id) == col(MessageRow.session_id))
+        .where(col(MessageRow.session_id).in_(some), text(PENDING), col(MessageRow.lane_number) <= col(LaneRow.void_to))
+    )
+    return set(await tx.scalars(query.limit(BATCH))) - _claimed_messages(lanes, at)
+
+
+def _claimed_messages(lanes: Mapping[str, LaneRow], at: datetime) -> set[UUID | None]:
+    return {lane.claimed_message for lane in lanes.values() if _is_claimed(lane, at)}
 
 
 def _is_claimed(lane: LaneRow, at: datetime) -> bool:
@@ -202,17 +227,32 @@ def _expire(message: MessageRow, lanes: Mapping[str, LaneRow], at: datetime) -> 
     return fail_waiting(message, lanes.get(message.session_id), at, FailureCode.EXPIRED, "it waited too long")
 
 
-async def _claim(tx: AsyncSession, lanes: Mapping[str, LaneRow], at: datetime, policy: SendPolicy) -> list[Claimed]:
-    """Claim the first message of each lane that may send now; say of the others when they are to be looked at."""
+def _fail_void(message: MessageRow, lanes: Mapping[str, LaneRow], at: datetime) -> bool:
+    lane = lanes[message.session_id]
+    if not _is_void(message, lane):  # tried again meanwhile: it stands further behind
+        return False
+    return fail_waiting(message, lane, at, FailureCode.NUMBER_CHANGED, _ANOTHER_NUMBER)
+
+
+def _is_void(message: MessageRow, lane: LaneRow) -> bool:
+    return message.lane_number is not None and message.lane_number <= lane.void_to
+
+
+async def _claim(
+    tx: AsyncSession, lanes: Mapping[str, LaneRow], at: datetime, policy: SendPolicy, some_failed: Collection[str]
+) -> list[Claimed]:
+    """Claim the first message of each lane that may send now; say of the others when they are to be looked at.
+
+    `some_failed` are lanes in which messages have just failed: more of them may have to, also where none can be sent.
+    """
     first = {message.session_id: message for message in await tx.scalars(_first_of_connected(lanes))}
     claimed = []
     for lane in lanes.values():
         message = first.get(lane.session_id)
         if message is None:
-            lane.wake_at = None
+            lane.wake_at = at + _SOON if lane.session_id in some_failed else None
             continue
-        is_expired = message.expires_at is not None and message.expires_at <= at  # one of very many
-        ready_at = at + _SOON if is_expired else _ready_at(lane, at, policy)
+        ready_at = _ready_at(message, lane, at, policy)
         if ready_at > at:
             lane.wake_at = ready_at
             continue
@@ -247,9 +287,11 @@ def _since(lane: LaneRow, at: datetime) -> float:
     return 0.0 if lane.tokens_at is None else max(0.0, (at - lane.tokens_at).total_seconds())
 
 
-def _ready_at(lane: LaneRow, at: datetime, policy: SendPolicy) -> datetime:
+def _ready_at(message: MessageRow, lane: LaneRow, at: datetime, policy: SendPolicy) -> datetime:
     if _is_claimed(lane, at) and lane.claimed_until is not None:
         return lane.claimed_until
+    if _is_void(message, lane) or (message.expires_at is not None and message.expires_at <= at):
+        return at + _SOON  # it is one of very many, and fails in the next round
     paced = at + timedelta(seconds=wait_for_token(lane.tokens, _since(lane, at), policy))
     return max(paced, lane.not_before or at)
 
@@ -259,14 +301,6 @@ def fail_waiting(message: MessageRow, lane: LaneRow | None, at: datetime, code: 
     begun = lane is not None and lane.claimed_message == message.id  # it is left by a process that was killed
     detail += _MAY_HAVE_GONE if message.attempts or begun else ""
     return raise_status(message, DeliveryStatus.FAILED, at, code=code, detail=detail)
-
-
-async def fail_pending(tx: AsyncSession, session_id: str, *, code: str, detail: str) -> list[MessageRow]:
-    """Fail every message of a lane that waits; the session is locked by the caller."""
-    lanes, _ = await _locked_lanes(tx, [session_id])
-    pending = select(MessageRow).where(col(MessageRow.session_id) == session_id, text(PENDING))
-    messages = list(await tx.scalars(pending.order_by(col(MessageRow.id)).with_for_update()))
-    return [message for message in messages if fail_waiting(message, lanes.get(session_id), now(), code, detail)]
 
 
 def cancel(message: MessageRow, lane: LaneRow | None, at: datetime) -> None:

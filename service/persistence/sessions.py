@@ -1,21 +1,18 @@
 """Chatbots, their sessions and the commands about them."""
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 from uuid import UUID
 
 from sqlalchemy import event
-from sqlalchemy import select as select_columns
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import object_session
 from sqlmodel import col, select
 
 from service import metrics
 from service.domain.identities import key_hash
-from service.domain.reconciling import Known
 from service.errors import DatabaseUnavailable
 from service.persistence.columns import DatabaseClock
-from service.persistence.database import clock, insert_new
+from service.persistence.database import insert_new
 from service.persistence.tables import ChatbotRow, CommandRow, LaneRow, SessionRow, now
 from whatsapp_qr_contracts.message import SessionStatus
 from whatsapp_qr_contracts.partitions import chatbot_key
@@ -87,37 +84,6 @@ def _count_once_committed(session: SessionRow) -> None:
     counter = metrics.TRANSITIONS.labels(session.status, metrics.transition_reason(session.status_reason))
     if transaction := object_session(session):
         event.listen(transaction, "after_commit", lambda _: counter.inc(), once=True)
-
-
-@dataclass(frozen=True, slots=True)
-class Surveyed:
-    """A session as it is compared with what the gateway says."""
-
-    session_id: str
-    chatbot_id: UUID
-    version: int
-    known: Known
-
-
-async def survey(tx: AsyncSession) -> list[Surveyed]:
-    """Return all sessions, in the order of their ids."""
-    row = SessionRow
-    query = select_columns(
-        col(row.session_id),
-        col(row.chatbot_id),
-        col(row.version),
-        col(row.status),
-        col(row.wanted),
-        col(row.moved_at),
-        col(row.status_reason),
-        col(row.phone_number),
-        col(row.qr_code),
-        clock(tx),
-    ).order_by(col(row.session_id))
-    return [
-        Surveyed(session_id, chatbot_id, version, Known(status, wanted, (at - moved_at).total_seconds(), *more))
-        for session_id, chatbot_id, version, status, wanted, moved_at, *more, at in await tx.execute(query)
-    ]
 
 
 async def chatbot_is_known(tx: AsyncSession, chatbot_id: UUID) -> bool:

@@ -3,6 +3,7 @@
 The conditions of the partial indexes are written out, not bound: only so are they used.
 """
 
+from collections.abc import Collection
 from datetime import timedelta
 from typing import Any
 from uuid import UUID
@@ -13,7 +14,7 @@ from sqlmodel import col
 
 from service.persistence import lanes
 from service.persistence.database import clock
-from service.persistence.tables import AWAKE, EXPIRING, CommandRow, LaneRow, MessageRow, ReceiptRow, SessionRow
+from service.persistence.tables import AWAKE, EXPIRING, LIVE, CommandRow, LaneRow, MessageRow, ReceiptRow, SessionRow
 from whatsapp_qr_contracts.message import SessionStatus
 
 BATCH = 200
@@ -40,6 +41,7 @@ async def wake_forgotten(tx: AsyncSession, age: timedelta) -> list[str]:
         .join(MessageRow, col(MessageRow.id) == lanes.first_pending())
         .join(LaneRow, col(LaneRow.session_id) == col(SessionRow.session_id))
         .where(
+            text(f"({LIVE})"),
             col(SessionRow.status) == SessionStatus.CONNECTED,
             col(LaneRow.wake_at).is_(None),
             col(MessageRow.changed_at) <= _moment(tx, -age),
@@ -50,14 +52,15 @@ async def wake_forgotten(tx: AsyncSession, age: timedelta) -> list[str]:
     return found
 
 
-async def tried_in_vain(tx: AsyncSession) -> dict[str, UUID]:
-    """Return, by session, the first message of each lane whose sending was tried and has not succeeded."""
+async def tried_in_vain(tx: AsyncSession, session_ids: Collection[str]) -> dict[str, UUID]:
+    """Return, by session, the first message of each of these lanes whose sending was tried and has not succeeded."""
     begun = col(LaneRow.claimed_message) == col(MessageRow.id)
     query = (
         select(col(SessionRow.session_id), col(MessageRow.id))
         .join(MessageRow, col(MessageRow.id) == lanes.first_pending())
         .join(LaneRow, col(LaneRow.session_id) == col(SessionRow.session_id))
         .where(
+            col(SessionRow.session_id).in_(session_ids),
             col(SessionRow.status) == SessionStatus.CONNECTED,
             text(AWAKE),
             or_(col(LaneRow.deferrals) > 0, col(MessageRow.attempts) > 0, begun),

@@ -38,6 +38,8 @@ PENDING = "delivery_status = 'PENDING'"
 # Without "IS NOT NULL" PostgreSQL may take it for a claim, and sort each lane.
 EXPIRING = f"{PENDING} AND expires_at IS NOT NULL"
 AWAKE = "wake_at IS NOT NULL"
+LIVE = "wanted OR status <> 'DISCONNECTED'"
+ENDED = "NOT wanted AND status = 'DISCONNECTED'"
 
 
 def _partial(name: str, *columns: str, where: str, unique: bool = False) -> Index:
@@ -63,7 +65,11 @@ class SessionRow(SQLModel, table=True):
     """The link of one chatbot; there is at most one, and it keeps its session id for life."""
 
     __tablename__ = "sessions"
-    __table_args__ = (_partial("sessions_untold", "session_id", where=UNTOLD),)
+    __table_args__ = (
+        _partial("sessions_untold", "session_id", where=UNTOLD),
+        _partial("sessions_live", "session_id", where=LIVE),
+        _partial("sessions_ended", "moved_at", where=ENDED),
+    )
     __mapper_args__: ClassVar[dict[str, Any]] = _UNREAD
 
     id: UUID = Field(default_factory=uuid7, primary_key=True)
@@ -192,6 +198,8 @@ class MessageRow(SQLModel, table=True):
     """A customer's message: Unix time as the gateway gave it."""
     push_name: str | None = None
     type: str | None = None
+    participant: str | None = None
+    """In a group: the address of the member who wrote it."""
 
     lane_number: int | None = None
     """A message to send: its place in the session's lane."""
@@ -212,7 +220,10 @@ class MessageRow(SQLModel, table=True):
 
 
 class LaneRow(SQLModel, table=True):
-    """How far the sending of a session's messages is. Written by the outbound consumer; others only set `wake_at`."""
+    """How far the sending of a session's messages is. Written by the outbound consumer.
+
+    Others only set `wake_at` and `void_to`.
+    """
 
     __tablename__ = "lanes"
     __table_args__ = (_partial("lanes_awake", "wake_at", where=AWAKE),)
@@ -234,6 +245,8 @@ class LaneRow(SQLModel, table=True):
     tokens: float | None = None
     """Messages that may go out at once, as of `tokens_at`; None: as many as SEND_BURST allows."""
     tokens_at: datetime | None = _when(default=None)
+    void_to: int = Field(default=0, sa_column_kwargs={"server_default": "0"})
+    """Messages up to this lane number are void: the session was linked to another number after them."""
 
 
 class ReceiptRow(SQLModel, table=True):
@@ -273,6 +286,16 @@ class ProcessRow(SQLModel, table=True):
     """Those that it is active on."""
     seen_at: datetime = _when(index=True)
     """By the database's clock."""
+
+
+class DeploymentRow(SQLModel, table=True):
+    """What all processes must agree on: one row."""
+
+    __tablename__ = "deployment"
+
+    id: int = Field(default=1, primary_key=True)
+    partitions: int
+    """The value of PARTITIONS."""
 
 
 class DeadLetterRow(SQLModel, table=True):

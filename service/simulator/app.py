@@ -12,8 +12,9 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from service import tracing
 from service.errors import ServiceError
+from service.loopback import fault_of, is_forwarded
 from service.simulator import contract, control
-from service.simulator.answers import explain
+from service.simulator.answers import explain, failure
 from service.simulator.phones import PairingPace
 from service.simulator.signing import Credentials
 from service.simulator.simulator import SimulatorOptions, running_simulator
@@ -32,6 +33,26 @@ class Traced:
             await self._app(scope, receive, send)
 
 
+class OnlyHere:
+    """ASGI middleware: refuses what may come from a web page that is open on this machine, or through a proxy."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass the request on, or answer it."""
+        if scope["type"] == "http":
+            headers = Headers(scope=scope)
+            fault = fault_of(headers)
+            if is_forwarded(headers, scope["http_version"]):
+                fault = "forwarded", "this was passed on by a proxy"
+            if fault:
+                code, detail = fault
+                await failure(403, f"{detail}; to let others in set SIMULATOR_HOST", code)(scope, receive, send)
+                return
+        await self._app(scope, receive, send)
+
+
 def simulator_app(  # noqa: PLR0913  # all by name: one for each thing that a test turns
     *,
     callback_url: str,
@@ -43,6 +64,7 @@ def simulator_app(  # noqa: PLR0913  # all by name: one for each thing that a te
     receipt_delay: float = 0.2,
     hold_seconds: float = 60,
     credentials: Credentials | None = None,
+    only_here: bool = False,
 ) -> FastAPI:
     """Return a WhatsApp gateway with simulated phones; it works while its lifespan runs.
 
@@ -56,6 +78,7 @@ def simulator_app(  # noqa: PLR0913  # all by name: one for each thing that a te
         receipt_delay: Seconds from a send to `delivered`, and from there to `read`.
         hold_seconds: How long the fault `timeout_after_accept` holds an answer back.
         credentials: What every callback brings to be let in; None where nothing is asked for.
+        only_here: Refuse what may come from a web page or through a proxy: it listens for this machine alone.
     """
     options = SimulatorOptions(
         callback_url=callback_url,
@@ -83,6 +106,8 @@ def simulator_app(  # noqa: PLR0913  # all by name: one for each thing that a te
     for error in (ServiceError, RequestValidationError, HTTPException):
         app.add_exception_handler(error, explain)
     app.add_middleware(Traced)
+    if only_here:
+        app.add_middleware(OnlyHere)
     app.include_router(contract.routes)
     app.include_router(control.routes)
     return app

@@ -13,6 +13,7 @@ from pydantic import Field
 from service.simulator.answers import LateAnswer, NoAnswer, failure
 from service.simulator.chats import whatsapp_id
 from service.simulator.faults import FailureKind
+from service.simulator.phones import unknown_session
 from service.simulator.simulator import Running
 from service.simulator.store import SentMessage, Session
 from whatsapp_qr_contracts.addresses import Address
@@ -46,6 +47,8 @@ class Disconnect(WireModel):
 @routes.post("/init")
 async def init(body: Init, simulator: Running) -> dict[str, Any]:
     """Start a session; one that runs already stays as it is."""
+    if body.session_id in simulator.faults.loading:
+        simulator.phones.replace(body.session_id)
     started = simulator.phones.start(body.session_id, str(body.chatbot_id), hangs=simulator.faults.no_qr_code)
     await asyncio.sleep(simulator.faults.init_latency)
     message = "Session is starting" if started else "Session is running already"
@@ -64,6 +67,8 @@ async def qr_code(session_id: str, simulator: Running) -> dict[str, Any] | JSONR
 @routes.get("/status/{session_id}")
 async def status(session_id: str, simulator: Running) -> dict[str, Any]:
     """Return where a session stands; 404 where it is unknown."""
+    if session_id in simulator.faults.loading:
+        raise unknown_session(session_id)
     session = simulator.phones.get(session_id)
     return {"success": True, "session": described(session) | _where_known(qrCode=session.qr_code)}
 
@@ -71,7 +76,8 @@ async def status(session_id: str, simulator: Running) -> dict[str, Any]:
 @routes.get("/sessions")
 async def sessions(simulator: Running) -> dict[str, Any]:
     """Return all sessions, oldest first, without their QR codes."""
-    return {"success": True, "sessions": [described(session) for session in simulator.phones.all()]}
+    loaded = [one for one in simulator.phones.all() if one.session_id not in simulator.faults.loading]
+    return {"success": True, "sessions": [described(session) for session in loaded]}
 
 
 @routes.post("/send")

@@ -49,6 +49,11 @@ class Faults(WireModel):
     receipts: bool = Field(default=True, description="Whether `delivered` and `read` are reported")
     not_on_whatsapp: frozenset[Address] = Field(default=frozenset(), description="Numbers that are not on WhatsApp")
 
+    loading: frozenset[str] = Field(
+        default=frozenset(),
+        description="Sessions that are not known yet, as after a restart; /init of one is a second login, which ends "
+        "the first: `replaced`",
+    )
     no_qr_code: bool = Field(default=False, description="Sessions that are started stay CONNECTING for ever")
     lose_callbacks: bool = Field(default=False, description="What happens is not reported to anybody")
 

@@ -28,6 +28,11 @@ class PairingPace:
     """QR codes shown before the pairing is given up."""
 
 
+def unknown_session(session_id: str) -> Rejected:
+    """Return the error for a session that is not known."""
+    return Rejected(f"There is no session {session_id!r}. Start it with POST /init.", code="unknown_session")
+
+
 class Phones:
     """All sessions with their phones. `changed` is set whenever the time of the next `advance` may have changed."""
 
@@ -52,8 +57,7 @@ class Phones:
         """
         session = self._store.session(session_id)
         if session is None:
-            message = f"There is no session {session_id!r}. Start it with POST /init."
-            raise Rejected(message, code="unknown_session")
+            raise unknown_session(session_id)
         return session
 
     def all(self) -> list[Session]:
@@ -117,6 +121,16 @@ class Phones:
         session = self._linked(session_id)
         with self._store.transaction():
             return self._disconnected(session, "logged_out")
+
+    def replace(self, session_id: str) -> Session:
+        """End the connection by a second login.
+
+        Raises:
+            Rejected: the session is unknown, or no phone is linked (`not_linked`).
+        """
+        session = self._linked(session_id)
+        with self._store.transaction():
+            return self._disconnected(session, "replaced")
 
     def drop(self, session_id: str) -> Session:
         """Lose the connection; the phone stays linked.

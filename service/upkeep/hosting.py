@@ -16,7 +16,7 @@ from service.errors import DatabaseUnavailable, GatewayError, ServiceError
 from service.persistence import leases
 from service.persistence.database import Database
 from service.privacy import shown_code
-from service.tasks import end, is_cancelled
+from service.tasks import end, raise_if_cancelled
 
 log = structlog.get_logger()
 
@@ -145,8 +145,7 @@ async def _do(duty: Duty, told: str) -> str:
     try:
         await duty.run()
     except (Exception, asyncio.CancelledError) as error:  # whatever it is, the duty is done again
-        if isinstance(error, asyncio.CancelledError) and is_cancelled():
-            raise
+        raise_if_cancelled(error)
         metrics.DUTY_RUNS.labels(duty.name, "failed").inc()
         foreseen = isinstance(error, ServiceError)
         trouble = ": ".join(filter(None, (type(error).__name__, _told(error))))

@@ -7,7 +7,7 @@ and the session consumer settles it with the gateway.
 import asyncio
 import random
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 
 import structlog
@@ -19,9 +19,8 @@ from service.domain.saying import Connected, NoAnswer, OtherState, Said, Unknown
 from service.errors import GatewayError
 from service.gateway import Gateway
 from service.messaging.publishing import Publisher
-from service.persistence import sessions, sweeping
 from service.persistence.database import Database
-from service.persistence.sessions import Surveyed
+from service.persistence.surveying import Surveyed, survey
 from service.privacy import shown, shown_code
 from service.upkeep.watching import Watch
 from whatsapp_qr_contracts.commands import InitializeSession
@@ -39,7 +38,6 @@ log = structlog.get_logger()
 
 _AT_ONCE = 8
 _STEPS = 500
-_DAY = 86_400.0
 
 
 class Reconciler:
@@ -68,43 +66,47 @@ class Reconciler:
         self._patience = patience
         self._pause = pause
         self._in_vain = Watch()
-        self._logs_in = Watch()
+        self._says = Watch()
         self._taken: dict[tuple[str, int, Step], float] = {}
 
     async def run(self) -> None:
-        """Compare all sessions once; what is wrong at both looks is mended.
+        """Compare the sessions once; what is wrong at both looks is mended.
 
         Raises:
             GatewayError: the gateway does not answer, so nothing is decided.
             Unavailable: the database or the broker is away.
         """
-        listed = await self._gateway.sessions()
-        seen = await self._survey()
+        try:
+            listed = await self._gateway.sessions()
+        except GatewayError:
+            self._says.look({})  # while nothing is seen nothing lasts
+            raise
+        seen = await self._survey(listed)
         said = await self._first_look(seen, listed)
         suspects = {one.session_id: one.version for one in self._timed(seen, said) if self._step(one, said)}
         if suspects:
             await asyncio.sleep(self._pause)
-            seen = await self._survey()
+            seen = await self._survey(suspects)
             again = {one.session_id for one in seen if suspects.get(one.session_id) == one.version}
             said |= await self._ask([one for one in seen if one.session_id in again])
             await self._mend([one for one in self._timed(seen, said) if one.session_id in again], said)
 
     async def _first_look(self, seen: Sequence[Surveyed], listed: Mapping[str, Said] | None) -> dict[str, Said]:
         if listed is None:
-            return await self._ask([one for one in seen if one.known.wanted or one.known.age < _DAY])
+            return await self._ask(seen)
         said = {one.session_id: listed.get(one.session_id, UnknownSession()) for one in seen}
         return said | await self._ask([one for one in seen if isinstance(said[one.session_id], UnknownWord)])
 
     def _timed(self, seen: Sequence[Surveyed], said: Mapping[str, Said]) -> list[Surveyed]:
-        """Return the sessions with how long the gateway has been seen to log them in, at their present version."""
-        versions = {one.session_id: one.version for one in seen if _is_logging_in(said.get(one.session_id))}
-        since = self._logs_in.look(versions)
-        return [replace(one, known=replace(one.known, logging_in=since.get(one.session_id, 0.0))) for one in seen]
+        """Return the sessions with how long the gateway has been seen to say the same of their present version."""
+        lasting = {one.session_id: (one.version, said.get(one.session_id)) for one in seen}
+        since = self._says.look({name: looks for name, looks in lasting.items() if _may_pass(looks[1])})
+        return [replace(one, known=replace(one.known, said_for=since.get(one.session_id, 0.0))) for one in seen]
 
-    async def _survey(self) -> list[Surveyed]:
-        seen = await self._database.read(sessions.survey)
-        in_vain = self._in_vain.look(await self._database.read(sweeping.tried_in_vain))
-        return [replace(one, known=replace(one.known, stuck=in_vain.get(one.session_id))) for one in seen]
+    async def _survey(self, names: Collection[str] | None) -> list[Surveyed]:
+        found = await survey(self._database, names)
+        stuck = self._in_vain.look(found.in_vain)
+        return [replace(one, known=replace(one.known, stuck=stuck.get(one.session_id))) for one in found.sessions]
 
     def _step(self, one: Surveyed, said: Mapping[str, Said]) -> Step | None:
         answer = said.get(one.session_id)
@@ -164,8 +166,8 @@ class Reconciler:
         return True
 
 
-def _is_logging_in(said: Said | None) -> bool:
-    return isinstance(said, OtherState) and said.status is SessionStatus.CONNECTING
+def _may_pass(said: Said | None) -> bool:
+    return isinstance(said, UnknownSession) or said == OtherState(SessionStatus.CONNECTING)
 
 
 def _message(mends: Step, one: Surveyed, said: Said) -> Message:

@@ -11,9 +11,9 @@ from service.errors import BrokerUnavailable
 from service.ingress.app import build_ingress
 from service.ingress.keys import Keys
 from service.ingress.streams import Streams
-from service.ingress.waiting import Waiters
 from service.persistence.database import Database
 from service.persistence.tables import SessionRow
+from service.waiting import Waiters
 from whatsapp_qr_contracts.message import Message
 
 CONNECTED = {"type": "connected", "sessionId": "a-session-nobody-knows", "data": {}}
@@ -28,6 +28,8 @@ INCOMING = {
 
 class Recorder:
     """Stands for the publisher: keeps what it is given, as bytes, or is away."""
+
+    partitions = 4
 
     def __init__(self) -> None:
         self.published: list[tuple[Message, dict[str, Any]]] = []

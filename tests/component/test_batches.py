@@ -23,6 +23,7 @@ from service.persistence.marks import Marks
 from service.persistence.tables import CommandRow, ConversationRow, MessageRow, ReceiptRow, SessionRow
 from tests.component.conversing import World, a_receipt
 from tests.component.rows import (
+    POLICY,
     Told,
     a_command,
     a_report,
@@ -340,8 +341,7 @@ async def patiently(work: Any) -> None:
 
 async def touch(tx: AsyncSession, session_id: str) -> None:
     """Change a lane and its messages as the outbound consumer does."""
-    await lanes.wake(tx, [session_id])
-    await lanes.fail_pending(tx, session_id, code="refused", detail="no")
+    await lanes.send_round(tx, answers=[], due=[session_id], policy=POLICY)
 
 
 async def test_marks_lock_as_batches_do(database: Database, other_process: Database) -> None:

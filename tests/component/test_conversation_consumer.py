@@ -27,6 +27,7 @@ from tests.component.rows import (
     reread,
     sent,
 )
+from tests.component.test_query_plans import heard
 from whatsapp_qr_contracts.message import DeliveryStatus as D
 from whatsapp_qr_contracts.message import SessionStatus
 
@@ -104,6 +105,99 @@ async def test_a_second_message_starts_nothing(database: Database, world: World)
     outputs = [output for message in messages for output in await world.handle(message)]
     assert [output.message.name for output in outputs].count("conversation.started") == 1
     assert [output.headers["conversation-sequence"] for output in outputs if output.headers] == [1, 2]
+
+
+# The same WhatsApp id again: it is unique within a chat only
+
+LID, GROUP = "98765432109876@lid", "120363040508060708@g.us"
+ANA, LUIS = "5491112345678", "5491187654321"
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"from": LUIS},
+        {"message": "bye"},
+        {"from": GROUP},
+        {"from": LID, "message": "bye"},
+        {"type": "image"},
+        {"from": GROUP, "participant": ANA},
+    ],
+)
+@pytest.mark.parametrize("together", [True, False])
+async def test_another_message_under_a_known_id_is_one_of_its_own(
+    database: Database, world: World, other: dict[str, Any], *, together: bool
+) -> None:
+    """From another chat or with other content: row, job and event of its own; the first one keeps its id."""
+    session = await a_session(database)
+    first, second = a_report(session, "A1", type="text"), a_report(session, "A1", **({"type": "text"} | other))
+    batches = [(first, second)] if together else [(first,), (second,)]
+    outputs = [output for batch in batches for output in await world.handle(*batch)]
+    assert [output.message.name for output in outputs].count("incoming-messages") == 2
+    assert [output.message.name for output in outputs].count("message.received") == 2
+    rows = sorted(await all_of(database, MessageRow), key=lambda row: row.created_at)
+    assert [row.whatsapp_message_id for row in rows] == ["A1", "A1"]
+    assert rows[0].id == incoming_message_id(session.id, "A1") != rows[1].id
+    assert (rows[1].content, rows[1].type) == (second.message, second.type)
+    await world.confirm(outputs)
+    assert await world.handle(second, first, message_id="again") == []
+    assert len(await all_of(database, MessageRow)) == 2
+
+
+async def test_each_member_of_a_group_has_messages_of_their_own(database: Database, world: World) -> None:
+    """Equal text under one id: two members wrote two messages; a number, a LID and no name may be one member."""
+    session = await a_session(database)
+    for participant in (f"{ANA}@s.whatsapp.net", f"{LUIS}:3@s.whatsapp.net", LID, ANA, None):
+        await world.handle(a_report(session, "SAMEID01", participant=participant, **{"from": GROUP}))
+    rows = await all_of(database, MessageRow)
+    assert {row.participant for row in rows} == {ANA, LUIS}
+    assert {row.external_user_id for row in rows} == {GROUP}
+
+
+@pytest.mark.parametrize(
+    "again", [{"from": LID}, {"from": f"+{ANA}"}, {"from": f"{ANA}:7@s.whatsapp.net"}, {"type": None}]
+)
+async def test_a_repetition_stays_one_message(database: Database, world: World, again: dict[str, Any]) -> None:
+    """However the gateway writes the contact the second time, and whatever it leaves out."""
+    session = await a_session(database)
+    await world.confirm(await world.handle(a_report(session, "A1", type="text")))
+    assert await world.handle(a_report(session, "A1", **({"type": "text"} | again)), message_id="again") == []
+    assert len(await all_of(database, MessageRow)) == 1
+
+
+async def test_a_gateway_with_one_id_for_everything_costs_no_more_with_time(database: Database, world: World) -> None:
+    """Only the first message under an id, and the one that would be this one, are looked at; each is its own."""
+    session = await a_session(database)
+    for number in range(5):
+        await world.handle(a_report(session, "1", message=f"text {number}"))
+    with heard(database) as statements:
+        await world.handle(a_report(session, "1", message="text 5"))
+    locked = [parameters for statement, parameters in statements if "FROM messages" in statement]
+    assert [len(parameters) for parameters in locked] == [2]
+    assert len(await all_of(database, MessageRow)) == 6
+
+
+async def test_the_newest_message_under_an_id_gets_its_receipts(database: Database, world: World) -> None:
+    """A gateway that gives the same id to all that it sends: no other is looked at."""
+    session, messages = await a_session(database), []
+    for _ in range(3):
+        await enqueue(database, session)
+        messages.append(await sent(database, session, "1"))
+    await world.handle(a_receipt(session, "1"))
+    statuses = [(await reread(database, message)).delivery_status for message in messages]
+    assert statuses == [D.SENT, D.SENT, D.DELIVERED]
+
+
+async def test_what_we_sent_is_no_message_of_a_customer(database: Database, world: World) -> None:
+    """A customer's message under the WhatsApp id of one that was sent, and its receipt, are kept apart."""
+    session = await a_session(database)
+    await enqueue(database, session)
+    whatsapp_id = (await sent(database, session)).whatsapp_message_id
+    await world.handle(a_report(session, whatsapp_id), a_receipt(session, whatsapp_id, "read"))
+    assert {(row.role, row.delivery_status) for row in await all_of(database, MessageRow)} == {
+        ("USER", D.DELIVERED),
+        ("ASSISTANT", D.READ),
+    }
 
 
 # A message to send

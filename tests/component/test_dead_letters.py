@@ -3,6 +3,7 @@
 import asyncio
 from dataclasses import replace
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any
 
 import pytest
@@ -164,6 +165,9 @@ async def test_lists_are_in_order(database: Database, store: DeadLetters) -> Non
     odd = await database.read(lambda tx: dead_letters.newest(tx, reason="odd", limit=9))
     assert [row.message_id for row in odd] == ["m3", "m1"]
     await change(database, newest[1], replayed_at=AT)
-    waiting = await database.read(lambda tx: dead_letters.ids_with(tx, reason=None, waiting=True))
-    assert waiting == [odd[1].id, odd[0].id]
-    assert len(await database.read(lambda tx: dead_letters.ids_with(tx, reason=None, waiting=False))) == 3
+    until = partial(dead_letters.ids_with, reason=None, until=AT.replace(day=3))
+    waiting = await database.read(partial(until, waiting=True))
+    assert waiting == [(row.died_at, row.id) for row in odd[::-1]]
+    assert await database.read(partial(until, waiting=True, after=waiting[0])) == waiting[1:]
+    assert len(await database.read(partial(until, waiting=False))) == 3
+    assert len(await database.read(partial(until, waiting=False, until=AT.replace(day=2)))) == 2

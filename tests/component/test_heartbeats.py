@@ -31,8 +31,11 @@ async def aged(database: Database, process_id: str, seconds: float) -> None:
 
 async def test_processes_of_a_kind_see_each_other(database: Database, other_process: Database) -> None:
     """A beat tells what a process is active on now, and returns the others of its kind alone."""
-    first, second = Heartbeats(database, "a", "q", 15), Heartbeats(other_process, "b", "q", 15)
-    stranger = Heartbeats(database, "c", "other queue", 15)
+    first, second = (
+        Heartbeats(database, "a", "q", 15, partitions=4),
+        Heartbeats(other_process, "b", "q", 15, partitions=4),
+    )
+    stranger = Heartbeats(database, "c", "other queue", 15, partitions=4)
     assert await first.beat([]) == []
     assert await stranger.beat([0]) == []
     assert await second.beat([3, 1]) == [Peer("a", frozenset())]
@@ -44,7 +47,7 @@ async def test_processes_of_a_kind_see_each_other(database: Database, other_proc
 
 async def test_who_says_nothing_is_dead_and_then_forgotten(database: Database) -> None:
     """A row counts for a period and a half; after ten periods whoever comes by deletes it, whatever its kind."""
-    mine, silent = Heartbeats(database, "a", "q", 10), Heartbeats(database, "b", "q", 10)
+    mine, silent = Heartbeats(database, "a", "q", 10, partitions=4), Heartbeats(database, "b", "q", 10, partitions=4)
     await silent.beat([1])
     await aged(database, "b", 13)
     assert await mine.beat([]) == [Peer("b", frozenset({1}))]
@@ -54,7 +57,7 @@ async def test_who_says_nothing_is_dead_and_then_forgotten(database: Database) -
     await mine.beat([])
     assert len(await all_of(database, ProcessRow)) == 2
     await aged(database, "b", 103)
-    await Heartbeats(database, "c", "other queue", 10).beat([])
+    await Heartbeats(database, "c", "other queue", 10, partitions=4).beat([])
     assert {row.id for row in await all_of(database, ProcessRow)} == {"a", "c"}
     assert await silent.beat([2]) == [Peer("a", frozenset())]  # it was only slow
 
@@ -62,9 +65,13 @@ async def test_who_says_nothing_is_dead_and_then_forgotten(database: Database) -
 async def test_many_beats_at_once(database: Database, other_process: Database) -> None:
     """Processes that beat at the same moment, and delete the same dead, all succeed."""
     for number in range(5):
-        await Heartbeats(database, f"dead {number}", "q", 1).beat([])
+        await Heartbeats(database, f"dead {number}", "q", 1, partitions=4).beat([])
         await aged(database, f"dead {number}", 100)
-    beating = [Heartbeats(part, f"p{number}", "q", 1) for number in range(10) for part in (database, other_process)]
+    beating = [
+        Heartbeats(part, f"p{number}", "q", 1, partitions=4)
+        for number in range(10)
+        for part in (database, other_process)
+    ]
     await asyncio.gather(*(heartbeats.beat([1]) for heartbeats in beating))
     assert {row.id for row in await all_of(database, ProcessRow)} == {f"p{number}" for number in range(10)}
 
@@ -94,7 +101,7 @@ async def test_a_transaction_whose_process_hangs_is_ended(
         "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
     )
     await eventually(lambda: other.read(lambda tx: tx.scalar(query)))
-    beats = Heartbeats(other, "a", "q", 15)
+    beats = Heartbeats(other, "a", "q", 15, partitions=4)
 
     async def ended() -> bool:
         with capture_logs() as logs:

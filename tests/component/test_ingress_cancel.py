@@ -72,7 +72,7 @@ async def test_what_takes_long_is_still_under_way(
     ingress: Ingress, session: SessionRow, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """202 with the message as it is while no consumer answers: the command waits in its queue."""
-    monkeypatch.setattr("service.ingress.waiting._WAIT_SECONDS", 0.1)
+    monkeypatch.setattr("service.waiting._WAIT_SECONDS", 0.1)
     message = await enqueue(ingress.database, session)
     answer = await delete(ingress, message.id)
     assert (answer.status_code, answer.json()["data"]["deliveryStatus"]) == (202, "PENDING")

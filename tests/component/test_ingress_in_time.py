@@ -10,9 +10,9 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from service.ingress.app import build_ingress
 from service.ingress.keys import Keys
 from service.ingress.streams import Streams
-from service.ingress.waiting import Waiters
 from service.messaging.publishing import Publisher
 from service.persistence.database import Database
+from service.waiting import Waiters
 from tests.component.doors import Silence
 from tests.component.rows import a_session
 from tests.proxy import Proxy

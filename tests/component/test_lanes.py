@@ -41,16 +41,20 @@ PAST = datetime(2020, 1, 1, tzinfo=UTC)
 FUTURE = datetime(2100, 1, 1, tzinfo=UTC)
 EVERYTHING = Part(1, {0: 0.0})
 REFUSED = GiveUp("refused", "no")
+ANOTHER_NUMBER = "the session was linked to another number while the message waited"
 
 
 async def due(database: Database, part: Part = EVERYTHING) -> list[str]:
     return await database.read(lambda tx: lanes.due(tx, part))
 
 
-async def fail_pending(database: Database, session: SessionRow) -> list[MessageRow]:
-    return await database.transact(
-        lambda tx: lanes.fail_pending(tx, session.session_id, code="number_changed", detail="another number")
-    )
+async def make_void(database: Database, session: SessionRow) -> None:
+    """Do what a change of number does to a lane."""
+
+    async def work(tx: AsyncSession) -> None:
+        await lanes.make_void(tx, await tx.get_one(SessionRow, session.id, with_for_update=True))
+
+    await database.transact(work)
 
 
 async def answered(
@@ -120,8 +124,8 @@ async def test_a_session_that_is_not_connected_parks_its_messages(database: Data
     assert (await lane_of(database, session)).wake_at is None
 
 
-async def test_messages_have_a_pace(database: Database) -> None:
-    """A burst goes at once; then the row says when the next one may go, and nothing is claimed before."""
+async def test_messages_have_a_pace(database: Database, other_process: Database) -> None:
+    """A burst goes at once; then the row says when the next one may go, and no process claims anything before."""
     policy, session = SendPolicy(rate=0.01, burst=2, jitter=0.0), await a_session(database)
     for _ in range(3):
         await enqueue(database, session)
@@ -133,6 +137,10 @@ async def test_messages_have_a_pace(database: Database) -> None:
     assert done.next_at is not None
     assert done.next_at == (await lane_of(database, session)).wake_at
     assert 10 < (done.next_at - done.at).total_seconds() <= 100
+    elsewhere = await send_round(other_process, session, policy=policy)
+    assert elsewhere.claimed == []
+    assert elsewhere.next_at is not None
+    assert abs((elsewhere.next_at - done.next_at).total_seconds()) < 1
 
 
 async def test_an_answer_leaves_its_lane_awake(database: Database) -> None:
@@ -295,9 +303,11 @@ async def test_what_may_have_gone_out_says_so(database: Database, trace: str) ->
     await leave_trace(expired)
     await send_round(database, session)
     assert (await reread(database, expired)).error_message == f"it waited too long{MAY_HAVE_GONE_OUT}"
+    await change_lane(database, session, claimed_message=None, claimed_until=None)
     await leave_trace(waits)
-    await fail_pending(database, session)
-    assert (await reread(database, waits)).error_message == f"another number{MAY_HAVE_GONE_OUT}"
+    await make_void(database, session)
+    await send_round(database, session)
+    assert (await reread(database, waits)).error_message == f"{ANOTHER_NUMBER}{MAY_HAVE_GONE_OUT}"
 
 
 async def test_what_is_being_sent_neither_expires_nor_is_cancelled(database: Database) -> None:
@@ -313,20 +323,100 @@ async def test_what_is_being_sent_neither_expires_nor_is_cancelled(database: Dat
     assert (expired.id, expired.error_message) == (message.id, f"it waited too long{MAY_HAVE_GONE_OUT}")
 
 
-async def test_all_that_waits_can_be_failed(database: Database) -> None:
-    """A re-pairing with another number fails what waits, of that session alone, and nothing that was sent."""
+async def test_what_waits_for_another_number_fails(database: Database) -> None:
+    """All that waited when the number changed, of that session alone; nothing that was sent or comes later."""
     session, other = await a_session(database), await a_session(database)
     await enqueue(database, session)
     done = await sent(database, session)
     waiting = [await enqueue(database, session) for _ in range(3)]
     elsewhere = await enqueue(database, other)
-    assert {row.id for row in await fail_pending(database, session)} == {row.id for row in waiting}
+    await make_void(database, session)
+    later = await enqueue(database, session)
+    done_now = await send_round(database, session, other)
+    assert {row.id for row in done_now.changed} == {row.id for row in waiting}
+    assert {one.message.id for one in done_now.claimed} == {later.id, elsewhere.id}
     for message in waiting:
         failed = await reread(database, message)
         assert (failed.delivery_status, failed.error_code) == (D.FAILED, "number_changed")
-        assert failed.error_message == "another number"
+        assert failed.error_message == ANOTHER_NUMBER
     assert (await reread(database, done)).delivery_status is D.SENT
-    assert (await reread(database, elsewhere)).delivery_status is D.PENDING
+
+
+async def test_very_many_void_messages_fail_in_batches(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many there are, a round fails a batch of them, sends none, and is followed by the next at once."""
+    monkeypatch.setattr(lanes, "BATCH", 2)
+    session = await a_session(database)
+    void = [await enqueue(database, session) for _ in range(5)]
+    await make_void(database, session)
+    last = await enqueue(database, session)
+    failed: list[MessageRow] = []
+    for _ in range(3):
+        assert await due(database) == [session.session_id]
+        found = await send_round(database, session)
+        failed += found.changed
+        assert found.next_at is not None
+        assert (found.next_at - found.at < timedelta(seconds=1)) is (len(failed) < len(void))
+        assert len(found.changed) <= 2
+        await asyncio.sleep(0.002)  # so long a lane waits between two rounds
+    assert {row.id for row in failed} == {row.id for row in void}
+    assert [one.message.id for one in found.claimed] == [last.id]
+
+
+@pytest.mark.parametrize("why", ["void", "expired"])
+async def test_what_cannot_be_sent_fails_although_its_session_is_away(
+    database: Database, monkeypatch: pytest.MonkeyPatch, why: str
+) -> None:
+    """Round after round, until nothing of it waits; then the lane sleeps."""
+    monkeypatch.setattr(lanes, "BATCH", 2)
+    session = await a_session(database, status=SessionStatus.DISCONNECTED)
+    expiry = timedelta(seconds=-1) if why == "expired" else timedelta(hours=1)
+    messages = [await enqueue(database, session, expiry=expiry) for _ in range(5)]
+    if why == "void":
+        await make_void(database, session)
+    failed: list[MessageRow] = []
+    while await due(database):
+        failed += (await send_round(database, session)).changed
+        await asyncio.sleep(0.002)
+    assert {row.id for row in failed} == {row.id for row in messages}
+    assert (await lane_of(database, session)).wake_at is None
+
+
+async def test_a_void_message_that_may_be_under_way_fails_with_its_claim(database: Database) -> None:
+    """The gateway's answer counts where there is one; without any it fails once the claim has ended."""
+    session, answering = await a_session(database), await a_session(database)
+    silent, sent_anyway = await enqueue(database, session), await enqueue(database, answering)
+    await claimed(database, session)
+    one = await claimed(database, answering)
+    await make_void(database, session)
+    await make_void(database, answering)
+    assert (await send_round(database, session)).changed == []
+    assert [row.id for row in (await answered(database, answering, one, "W1")).changed] == [sent_anyway.id]
+    assert (await reread(database, sent_anyway)).delivery_status is D.SENT
+    await change_lane(database, session, claimed_until=PAST)
+    [failed] = (await send_round(database, session)).changed
+    assert (failed.id, failed.error_message) == (silent.id, f"{ANOTHER_NUMBER}{MAY_HAVE_GONE_OUT}")
+
+
+async def test_a_message_that_is_tried_again_is_void_no_more(database: Database) -> None:
+    """It stands at the end of the lane then, and goes out from the number that is linked now."""
+    session = await a_session(database)
+    message = await enqueue(database, session)
+    await make_void(database, session)
+    await send_round(database, session)
+    await handle(database, RetryMessage(chatbot_id=session.chatbot_id, message_id=message.id), message_id="retry")
+    assert (await claimed(database, session)).message.id == message.id
+
+
+@pytest.mark.parametrize("dead", ["expired", "void"])
+async def test_what_a_killed_process_had_claimed_is_waited_for(database: Database, dead: str) -> None:
+    """A lane whose first message cannot go out any more is not looked at again and again while its claim lives."""
+    session = await a_session(database)
+    message = await enqueue(database, session)
+    await claimed(database, session)
+    await (change(database, message, expires_at=PAST) if dead == "expired" else make_void(database, session))
+    found = await send_round(database, session)
+    assert found.next_at is not None
+    assert found.next_at - found.at > timedelta(seconds=1)
 
 
 # Waking
@@ -405,6 +495,23 @@ async def test_a_message_that_is_tried_again_at_this_moment_does_not_expire(
     assert (done.changed, [one.message.id for one in done.claimed]) == ([], [message.id])
 
 
+async def test_a_message_that_is_tried_again_at_this_moment_is_not_void(
+    here: Database, there: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was found to be void, and stands further behind since: it is looked at again under its lock."""
+    session = await a_session(here)
+    message = await enqueue(here, session)
+    await make_void(here, session)
+
+    async def try_again() -> None:
+        await handle(there, a_receipt(session, message.whatsapp_message_id, "failed"))
+        await handle(there, RetryMessage(chatbot_id=session.chatbot_id, message_id=message.id), message_id="retry")
+
+    after(monkeypatch, lanes, "_void", try_again)
+    done = await send_round(here, session)
+    assert (done.changed, [one.message.id for one in done.claimed]) == ([], [message.id])
+
+
 async def test_a_receipt_for_an_id_of_the_gateways_own_is_not_missed(
     here: Database, there: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -430,19 +537,6 @@ async def test_a_message_that_is_claimed_at_this_moment_is_not_cancelled(
     assert len((await send_round(here, session)).claimed) == 1
     assert await cancelling.result() == "command.rejected"
     assert (await reread(here, message)).delivery_status is D.PENDING
-
-
-async def test_a_message_that_is_claimed_at_this_moment_is_failed_as_one_that_may_have_gone(
-    here: Database, there: Database, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Failing what waits waits for the round, and sees what it has claimed."""
-    session = await a_session(here)
-    message = await enqueue(here, session)
-    failing = Beside(there, lambda: fail_pending(there, session))
-    after(monkeypatch, lanes, "_claim", failing.begin)
-    assert len((await send_round(here, session)).claimed) == 1
-    await failing.result()
-    assert (await reread(here, message)).error_message == f"another number{MAY_HAVE_GONE_OUT}"
 
 
 # Query plans
@@ -510,7 +604,7 @@ async def test_a_round_reads_the_first_message_of_its_lanes_alone(here: Database
         work = partial(lanes.send_round, answers=[], due=some, policy=SendPolicy())
         assert len((await here.transact(work)).claimed) == len(some)
     await here.transact(lambda tx: sweeping.wake_forgotten(tx, timedelta(minutes=1)))
-    assert len(await here.read(sweeping.tried_in_vain)) == len(found)
+    assert len(await here.read(partial(sweeping.tried_in_vain, session_ids=found))) == len(found)
     event.remove(here._writer.sync_engine, "before_cursor_execute", keep)
 
     plans = [await here.read(partial(explain, statement=one, parameters=given)) for one, given in statements]

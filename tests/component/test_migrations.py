@@ -43,7 +43,7 @@ GONE = {
     "claimed_until": UtcDateTime(),
     "not_before": UtcDateTime(),
 }
-NEW = {"key_hash", "version", "told_version", "handed_over", "correlation_id"}
+NEW = {"key_hash", "version", "told_version", "participant", "handed_over", "correlation_id"}
 EVERYTHING = Part(4, dict.fromkeys(range(4), 0.0))
 
 

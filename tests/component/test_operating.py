@@ -10,6 +10,7 @@ import pytest
 from service.domain.dead_letters import DeadLetter, Original
 from service.errors import BrokerUnavailable, Undeliverable
 from service.operating.dead_letters import DeadLetters, Result, Selection
+from service.persistence import dead_letters
 from service.persistence.database import Database
 from service.persistence.dead_letters import DeadLetters as Table
 from service.persistence.tables import DeadLetterRow
@@ -80,6 +81,19 @@ async def test_all_go_back_in_the_order_of_their_deaths(desk: Desk) -> None:
     assert await desk.replay() == []
     assert await desk.replay(middle, middle) == [Result(middle, "replayed")]
     assert await desk.replayed() == {"1", "2", "3"}
+
+
+async def test_very_many_go_back_page_by_page(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each once; what dies again meanwhile is left for the next time."""
+    monkeypatch.setattr(dead_letters, "PAGE", 2)
+    names = dict(zip("abcde", (1, 1, 1, 2, 3), strict=True))
+    ids = {await desk.store(name, day): name for name, day in names.items()}
+    replayed: list[str] = []
+    async for one in desk.dead_letters.replay(Selection(), dry_run=False):
+        replayed.append(ids[one.id])
+        await desk.store(ids[one.id], 9, burial="again")
+    assert (sorted(replayed[:3]), replayed[3:]) == (["a", "b", "c"], ["d", "e"])
+    assert len(await desk.replay()) == len(ids)
 
 
 async def test_a_reason_chooses(desk: Desk) -> None:

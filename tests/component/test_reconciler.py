@@ -141,13 +141,41 @@ async def test_a_missed_qr_code_is_fetched(world: World) -> None:
     assert (report["name"], report["data"]) == ("gateway.qr", {"qrCode": "data:image/png;base64,AAAA"})
 
 
-@pytest.mark.parametrize("status", [CONNECTED, QR_READY])
-async def test_a_session_that_the_gateway_lost_is_initialized(world: World, status: SessionStatus) -> None:
-    """A wanted session that the gateway does not know is asked for anew, by a command of its own."""
+@pytest.mark.parametrize(("status", "seconds"), [(CONNECTED, 61.0), (QR_READY, 0.0)])
+async def test_a_session_that_the_gateway_lost_is_initialized(
+    world: World, status: SessionStatus, seconds: float
+) -> None:
+    """A wanted session that the gateway does not know is asked for anew, a connected one after a minute of that."""
+    at = 0.0
+    world.reconciler._says = Watch(lambda: at)
     session = await settled(world.database, status=status)
+    if seconds:
+        assert await world.outcome() == []
+    at = seconds
     [command] = await world.outcome()
     assert (command["name"], command["chatbotId"]) == ("session.initialize", str(session.chatbot_id))
     assert command["repairOf"] == session.version
+
+
+async def test_an_outage_of_the_gateway_is_no_absence_of_a_session(world: World) -> None:
+    """It lists nothing, is away, and comes back listing nothing yet: the minute begins anew."""
+    at = 0.0
+    world.reconciler._says = Watch(lambda: at)
+    await settled(world.database, status=CONNECTED)
+    assert await world.outcome() == []
+    listing = world.gateway.sessions
+
+    async def away() -> None:
+        detail = "no gateway"
+        raise GatewayUnreachable(detail)
+
+    at, world.gateway.sessions = 60.0, away  # type: ignore[assignment,method-assign]
+    with pytest.raises(GatewayUnreachable):
+        await world.reconciler.run()
+    at, world.gateway.sessions = 240.0, listing  # type: ignore[method-assign]
+    assert await world.outcome() == []
+    at = 301.0
+    assert [message["name"] for message in await world.outcome()] == ["session.initialize"]
 
 
 async def test_a_passing_state_is_left_alone_while_it_is_young(world: World) -> None:
@@ -162,7 +190,7 @@ async def test_a_passing_state_is_left_alone_while_it_is_young(world: World) -> 
 async def test_a_login_after_a_scan_is_left_alone_while_it_is_young(world: World) -> None:
     """However old the scanned code is: the gateway must have been seen to connect for a minute, with the same row."""
     at = 0.0
-    world.reconciler._logs_in = Watch(lambda: at)
+    world.reconciler._says = Watch(lambda: at)
     session = await settled(world.database, status=QR_READY, moved_at=LONG_AGO)
     world.says(session, CONNECTING)
     assert await world.outcome() == []
@@ -178,7 +206,7 @@ async def test_a_login_after_a_scan_is_left_alone_while_it_is_young(world: World
 async def test_the_second_look_must_last_as_well(world: World) -> None:
     """A code that hung for long and is scanned between the two looks is a login that has just begun."""
     at = 0.0
-    world.reconciler._logs_in = Watch(lambda: at)
+    world.reconciler._says = Watch(lambda: at)
     session = await settled(world.database, status=QR_READY, qr_code="data:x", moved_at=LONG_AGO)
     world.gateway.list_of = {session.session_id: OtherState(QR_READY, "data:x")}
     world.says(session, CONNECTING)
@@ -191,7 +219,7 @@ async def test_the_second_look_must_last_as_well(world: World) -> None:
 async def test_everybody_gets_a_turn(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     """Sessions that are refused at every attempt do not keep the others from being mended, however many they are."""
     monkeypatch.setattr(reconciler, "_STEPS", 1)
-    lost = {str((await settled(world.database, status=CONNECTED)).chatbot_id) for _ in range(3)}
+    lost = {str((await settled(world.database, status=QR_READY)).chatbot_id) for _ in range(3)}
     for _ in range(100):
         world.reconciler._taken.clear()  # time has passed, and nothing has come of it
         [command] = await world.outcome()
@@ -215,15 +243,15 @@ async def test_what_has_just_changed_is_left_alone(world: World) -> None:
     world.says(agreed, QR_READY)
     world.says(moved, CONNECTED)
 
-    async def survey() -> Any:
-        found = await looked()
+    async def survey(names: Any) -> Any:
+        found = await looked(names)
         return [replace(one, version=one.version + 1) if one.session_id == moved.session_id else one for one in found]
 
     looked = world.reconciler._survey
     looks = [looked, survey]
 
-    async def look() -> Any:
-        return await looks.pop(0)()
+    async def look(names: Any) -> Any:
+        return await looks.pop(0)(names)
 
     world.reconciler._survey = look  # type: ignore[method-assign]
     assert await world.outcome() == []
@@ -232,7 +260,7 @@ async def test_what_has_just_changed_is_left_alone(world: World) -> None:
 
 async def test_without_a_list_every_session_is_asked_for(world: World) -> None:
     """A gateway that has no /sessions is asked about each session that may live there."""
-    lost, well = await settled(world.database, status=CONNECTED), await settled(world.database, status=CONNECTED)
+    lost, well = await settled(world.database, status=QR_READY), await settled(world.database, status=CONNECTED)
     gone = await settled(world.database, status=DISCONNECTED, wanted=False, moved_at=LONG_AGO)
     world.gateway.has_list = False
     world.says(well, CONNECTED)

@@ -8,6 +8,7 @@ import pytest
 
 from service import tasks
 from service.consumers.sharing import Sharing
+from service.ending import Ending
 from tests.system import SECONDS
 
 
@@ -19,8 +20,8 @@ async def test_stop_is_heard_while_something_changes(monkeypatch: pytest.MonkeyP
     """A cancellation that comes together with a change is not lost in it."""
     monkeypatch.setattr(tasks, "AGAIN_SECONDS", 600)  # or the next one would end it
     subscriptions: Any = SimpleNamespace(changed=asyncio.Event(), consuming=False, active=[], owned={}, partitions=[])
-    heartbeats: Any = SimpleNamespace(remove=nothing)
-    sharing = Sharing(subscriptions, heartbeats, process_id="a", queue="q", period=60)
+    heartbeats: Any = SimpleNamespace(remove=nothing, stand_by=nothing)
+    sharing = Sharing(subscriptions, heartbeats, Ending(), process_id="a", queue="q", period=60)
     sharing.start()
     await asyncio.sleep(0)
     await asyncio.sleep(0)  # now it waits for a change

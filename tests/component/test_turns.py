@@ -115,7 +115,9 @@ async def test_beats_leases_and_marks_are_urgent(narrow: Database, *, one_writer
     upkeep = Upkeep(narrow, [Duty("sweeper", 60.0, run)])
     async with Backlog(narrow) as backlog:
         upkeep.start()
-        beats = asyncio.gather(Heartbeats(narrow, "one", "queue", 5.0).beat([]), marks.flush(), ran.wait())
+        beats = asyncio.gather(
+            Heartbeats(narrow, "one", "queue", 5.0, partitions=4).beat([]), marks.flush(), ran.wait()
+        )
         if one_writer:  # it has begun
             backlog.go_on.set()
             await beats  # without looking up: the backlog works on meanwhile

@@ -27,10 +27,14 @@ ENVIRONMENTS = ("local", "staging", "production", "example")
 SERVICES = tuple(f"overlays/{name}" for name in ENVIRONMENTS)
 JOBS = tuple(f"overlays/{name}/migrate" for name in ENVIRONMENTS)
 CHECKS = tuple(f"overlays/{name}/check" for name in ENVIRONMENTS)
+REPARTITIONS = tuple(f"overlays/{name}/repartition" for name in ENVIRONMENTS)
 COMPONENTS = ("rabbitmq-operator", "cnpg", "keda", "monitoring", "public-ingress")
 # Each component by itself; with all of them there is production.
 ALONE = tuple(f"base+{component}" for component in COMPONENTS)
-ROOTS = ("base", "jobs/migrate", "jobs/check", *SERVICES, *JOBS, *CHECKS, *ALONE)
+ROOTS = (
+    *("base", "jobs/migrate", "jobs/check", "jobs/repartition"),
+    *(*SERVICES, *JOBS, *CHECKS, *REPARTITIONS, *ALONE),
+)
 NAME = "app.kubernetes.io/name"
 COMPONENT = "app.kubernetes.io/component"
 OURS = "whatsapp-qr"

@@ -22,7 +22,7 @@ from tests.system import CONSUMERS, Process, System, eventually, running
 
 CUSTOMER = "5491155556666"
 # What the gateway is slow at lasts for longer than a machine may stand still, and its time is not up before.
-LATENCY, PATIENT = 8, {"GATEWAY_TIMEOUT": "30"}
+LATENCY, PATIENT = 8, {"GATEWAY_TIMEOUT": "30", "PREFETCH": "16"}
 PARTITIONS = 4
 
 

@@ -1,5 +1,7 @@
 """Every pod is as the house wants it, every reference leads somewhere, and each rule notices what it is there for."""
 
+import copy
+
 import pytest
 
 from tests.deploy import (
@@ -16,6 +18,7 @@ from tests.deploy.manifests import (
     CHECKS,
     COMPONENTS,
     JOBS,
+    REPARTITIONS,
     ROLES,
     SERVICES,
     Objects,
@@ -46,7 +49,7 @@ def complaints(found: Objects) -> dict[Rule, list[str]]:
     return {rule: broken for rule in RULES if (broken := list(rule(found)))}
 
 
-@pytest.mark.parametrize("root", [*SERVICES, *JOBS, *CHECKS])
+@pytest.mark.parametrize("root", [*SERVICES, *JOBS, *CHECKS, *REPARTITIONS])
 @pytest.mark.parametrize("rule", RULES)
 def test_the_rules_hold(rule: Rule, root: str) -> None:
     """In every environment, for the services and for the jobs."""
@@ -62,6 +65,15 @@ def test_the_check_is_the_topology_job_with_another_command(jobs: str, checks: s
     check.spec["containers"][0]["args"] = topology.spec["containers"][0]["args"]
     assert (check.spec, check.labels) == (topology.spec, topology.labels)
     assert [pod.name for pod in workloads(objects(checks))] == [check.name]
+
+
+@pytest.mark.parametrize(("jobs", "repartition"), [*zip(JOBS, REPARTITIONS, strict=True)])
+def test_a_change_of_partitions_is_a_release_with_another_command(jobs: str, repartition: str) -> None:
+    """Everything else is as in a release."""
+    changed = copy.deepcopy(objects(repartition))
+    assert container(changed, "whatsapp-qr-migrate")["args"] == ["migrate", "--repartition"]
+    container(changed, "whatsapp-qr-migrate")["args"] = container(objects(jobs), "whatsapp-qr-migrate")["args"]
+    assert changed == objects(jobs)
 
 
 @pytest.mark.parametrize(("root", "rule", "broken"), BREAKS)

@@ -5,12 +5,14 @@ import json
 import time
 from itertools import count
 from pathlib import Path
+from typing import Any
 from uuid import UUID
 
+from service.errors import DatabaseUnavailable
+from service.persistence.database import Database
 from tests.amqp import Amqp
 from tests.integration.test_outages import dead_letters
-from tests.servers import free_ports
-from tests.system import Process, System, eventually, running
+from tests.system import Process, System, be_a_process, eventually, running
 from whatsapp_qr_contracts.commands import SendMessage
 
 CUSTOMER = "5491144445555"
@@ -37,7 +39,7 @@ class Traffic:
         for number in (next(self._numbers) for _ in range(MORE_THAN_PREFETCH)):
             text = str(number)
             command = SendMessage(chatbot_id=self.chatbot_id, to=CUSTOMER, message=text)
-            await self.amqp.publish(command.wire(), "message.send", message_id=f"M{number}", delivery_mode=2)
+            await self.amqp.publish(command.wire(), "message.send.0", message_id=f"M{number}", delivery_mode=2)
             report = {"sessionId": self.session_id, "from": CUSTOMER, "timestamp": int(time.time())}
             answer = await self.system.post("/incoming", **report, message=text, messageId=f"WA{number}")
             assert answer.status_code == 200
@@ -50,14 +52,28 @@ class Traffic:
         return [json.loads(job.body)["content"] for job in (await self.system.jobs()).messages]
 
 
+def be_cut_off(name: str, environment: dict[str, str], log: Path) -> None:
+    """Be a process that may consume, and for which the database is away as soon as it has work to do."""
+    transact = Database.transact
+
+    async def away(self: Database, work: Any, *, urgent: bool = False) -> Any:
+        if urgent:  # heartbeats
+            return await transact(self, work, urgent=True)
+        detail = "away"
+        raise DatabaseUnavailable(detail)
+
+    Database.transact = away  # type: ignore[method-assign]
+    be_a_process(name, environment, log)
+
+
 async def kill_in_a_row(system: System, amqp: Amqp, victim: str) -> None:
-    """Kill consumers that hold what they get, without a database, as soon as each has all that its prefetch allows."""
+    """Kill consumers that hold what they get, because the database is away, as soon as each has its whole prefetch."""
     queue = QUEUES[victim]
-    nowhere = f"postgresql+asyncpg://nobody@127.0.0.1:{free_ports(1)[0]}/none"
     total = await amqp.waiting(queue)
     assert total > PREFETCH
     for _ in range(KILLS):
-        process: Process = system._process(victim, DATABASE_URL=nowhere)
+        process: Process = system._process(victim)
+        process._entry = be_cut_off
         await process.start()
         try:
             await amqp.until_waiting(queue, range(total - PREFETCH + 2), seconds=60)  # a probe may have come in

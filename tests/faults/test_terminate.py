@@ -23,7 +23,7 @@ from whatsapp_qr_contracts.partitions import partition_of
 
 CUSTOMER = "5491144445555"
 # Whoever leaves a send unfinished keeps the lane waiting for GATEWAY_TIMEOUT and more.
-SETTINGS = {"SEND_RATE": "1000", "SEND_BURST": "1000", "GATEWAY_TIMEOUT": "300"}
+SETTINGS = {"SEND_RATE": "1000", "SEND_BURST": "1000", "GATEWAY_TIMEOUT": "100", "PREFETCH": "4"}
 
 
 class Load:

@@ -9,12 +9,15 @@ from pathlib import Path
 from typing import Any
 from uuid import UUID
 
+import httpx
 import pytest
+from sqlalchemy import text
 
 from service.messaging import topology
+from tests.integration.upkeep import rows_by_hand
 from tests.operator import listed, operate
 from tests.servers import Broker
-from tests.system import CONSUMERS, System, eventually, running
+from tests.system import CONSUMERS, System, eventually, free_ports, running
 
 CHATBOTS = 8
 # Lanes that take seconds: some are being sent from whenever something is stopped.
@@ -50,10 +53,63 @@ async def talk(system: System, linked: Linked, numbers: Iterable[int]) -> None:
     await asyncio.gather(*(one(*link) for link in linked))
 
 
+class Talk:
+    """Conversations that go on, one message after another, while something is done to the service."""
+
+    def __init__(self, system: System, linked: Linked) -> None:
+        self.said = 0
+        self._goes_on = True
+        self._task = asyncio.create_task(self._talk(system, linked))
+
+    async def _talk(self, system: System, linked: Linked) -> None:
+        while self._goes_on:
+            await talk(system, linked, [self.said])
+            self.said += 1
+
+    async def grow(self, messages: int) -> None:
+        """Wait until each chatbot and each customer has said so many more."""
+        before = self.said
+
+        async def more() -> int:
+            assert not self._task.done(), self._task.exception()
+            return self.said - before
+
+        await eventually(more, lambda count: count >= messages)
+
+    async def end(self) -> int:
+        """Let them end; return how many messages each has said."""
+        self._goes_on = False
+        await self._task
+        return self.said
+
+
+@asynccontextmanager
+async def talking(system: System, linked: Linked) -> AsyncIterator[Talk]:
+    """Conversations that have ended by the end of the block."""
+    conversations = Talk(system, linked)
+    try:
+        yield conversations
+    finally:
+        await conversations.end()
+
+
 async def taken(system: System, path: str, status: int, **body: Any) -> None:
-    """Post under a key of its own."""
+    """Post under a key of its own, again and again while no ingress is there."""
     key = {"Idempotency-Key": str(body["message"])}
-    assert (await system.http.post(system.api + path, json=body, headers=key)).status_code == status
+
+    async def post() -> int:
+        try:
+            return (await system.http.post(system.api + path, json=body, headers=key)).status_code
+        except httpx.TransportError:
+            return 0
+
+    assert await eventually(post, bool) == status
+
+
+async def done(system: System, *command: str, **changed: str) -> None:
+    """Run an operator's command that has to succeed."""
+    answer = await operate(system, *command, **changed)
+    assert answer.status == 0, answer.error
 
 
 async def stop(system: System, *names: str) -> None:
@@ -102,8 +158,8 @@ async def test_drained_and_changed(shared_broker: Broker, tmp_path: Path, partit
         await emptied(shared_broker, bases=(topology.SESSIONS.name, topology.CONVERSATIONS.name))
         await stop(system, *CONSUMERS)
         changed = {"PARTITIONS": str(partitions)}
-        applied = await operate(system, "topology", "apply", **changed)
-        assert applied.status == 0, applied.error
+        await done(system, "topology", "apply", **changed)
+        await done(system, "migrate", "--repartition", **changed)
         channel = await system.channel()
         for left_over in {one.name for one in topology.queues(4)} - {one.name for one in topology.queues(partitions)}:
             await channel.queue_delete(left_over)
@@ -117,20 +173,50 @@ async def test_drained_and_changed(shared_broker: Broker, tmp_path: Path, partit
 
 @pytest.mark.long
 async def test_grown_while_the_door_is_open(shared_broker: Broker, tmp_path: Path) -> None:
-    """More: the ingress takes everything meanwhile; what waits under the old number is passed on in order."""
-    async with a_service(shared_broker, tmp_path) as (system, linked):
+    """More, while everybody goes on talking: what waits under the old number is passed on in order."""
+    async with a_service(shared_broker, tmp_path) as (system, linked), talking(system, linked) as conversations:
         await system.jobs()
-        await talk(system, linked, range(10))
-        applied = await operate(system, "topology", "apply", PARTITIONS="6")
-        assert applied.status == 0, applied.error
+        await conversations.grow(10)
+        await done(system, "topology", "apply", PARTITIONS="6")
         await stop(system, *CONSUMERS)
-        await talk(system, linked, range(10, 30))
+        await done(system, "migrate", "--repartition", PARTITIONS="6")
+        await conversations.grow(20)
         consumers = await system.start(*CONSUMERS, PARTITIONS="6")
-        await talk(system, linked, range(30, 40))
-        await stop(system, "ingress")
+        await conversations.grow(10)
+        await stop(system, "ingress")  # calls are repeated until another one is there
         await emptied(shared_broker, bases=(topology.SESSIONS.name, topology.CONVERSATIONS.name))
         await system.start("ingress", PARTITIONS="6")
-        await talk(system, linked, range(40, 50))
-        await everything_came_in_order(system, linked, 50)
+        await conversations.grow(10)
+        await everything_came_in_order(system, linked, await conversations.end())
         conversation = next(one for one in consumers if one.name == "conversation-consumer")
         assert await conversation.metric(system.http, "whatsapp_qr_handled_total", outcome="rerouted") > 0
+
+
+async def test_who_disagrees_does_not_start(shared_broker: Broker, tmp_path: Path) -> None:
+    """Every process with another number ends with a sentence; the number does not change while a consumer lives."""
+    async with a_service(shared_broker, tmp_path) as (system, linked):
+        for name in ("ingress", *CONSUMERS):
+            process = system._process(name, PARTITIONS="6", HTTP_PORT=str(free_ports(1)[0]))
+            await process.start()
+            assert await process.ended() == 2
+            assert "PARTITIONS is 6 here, and 4 in the database" in process.log()
+        for command in (("dead-letters", "replay", "--all"), ("migrate",)):
+            refused = await operate(system, *command, PARTITIONS="6")
+            assert refused.status == 2
+            assert "Set PARTITIONS=4" in refused.error
+        refused = await operate(system, "migrate", "--repartition", PARTITIONS="6")
+        assert refused.status == 2
+        assert all(name in refused.error for name in ("whatsapp-qr.sessions", "whatsapp-qr-send"))
+        await talk(system, linked, range(3))
+        await everything_came_in_order(system, linked, 3)
+
+
+async def test_a_consumer_that_was_cut_off_ends_when_the_number_has_changed(
+    shared_broker: Broker, tmp_path: Path
+) -> None:
+    """A backup with another number is restored under a living service: whoever beats next finishes and ends."""
+    async with a_service(shared_broker, tmp_path) as (system, _):
+        async with rows_by_hand(system) as database:
+            await database.transact(lambda tx: tx.execute(text("UPDATE deployment SET partitions = 6")))
+        consumers = [one for name in CONSUMERS for one in system.named(name)]
+        assert set(await asyncio.gather(*(one.ended() for one in consumers))) == {2}

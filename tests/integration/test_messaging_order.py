@@ -324,8 +324,9 @@ async def test_an_error_beside_the_handler_fails_liveness(
 ) -> None:
     """What it holds is never acknowledged: only another process gets it again."""
 
-    def fail(*_: object) -> None:
-        raise LookupError("a bug")
+    def fail(batch: Any, _seconds: float) -> None:
+        if batch.readable:  # it is no probe
+            raise LookupError("a bug")
 
     handler = Handler(side_by_side=side_by_side)
     async with publishing(clean_broker) as publisher, consuming(clean_broker, handler, publisher) as consumer:

@@ -20,12 +20,13 @@ from whatsapp_qr_contracts.commands import Command, SendMessage
 
 CUSTOMER = "5491112345678"
 RATE, BURST = 4, 3
+PATIENT = {"GATEWAY_TIMEOUT": "30", "PREFETCH": "16"}
 
 
 @pytest.fixture(scope="module", params=["sqlite", "postgres"])
 async def system(request: pytest.FixtureRequest, new_system: NewSystem) -> AsyncIterator[System]:
     """The whole service with a pace that can be seen and an attentive sweeper."""
-    settings = {"SEND_RATE": str(RATE), "SEND_BURST": str(BURST), "SWEEP_PERIOD": "0.5", "GATEWAY_TIMEOUT": "30"}
+    settings = {"SEND_RATE": str(RATE), "SEND_BURST": str(BURST), "SWEEP_PERIOD": "0.5", **PATIENT}
     async with new_system(request.param, **settings) as system:
         yield system
 
@@ -220,7 +221,8 @@ async def test_receipts_may_come_before_the_answer(system: System, *, own_ids: b
 
 async def test_a_gateway_that_is_away_uses_up_the_time(clean_broker: str, sqlite_database: str, tmp_path: Path) -> None:
     """SEND_EXPIRY fails what no gateway took, without an attempt; what may wait longer goes out once it is back."""
-    async with running(clean_broker, sqlite_database, tmp_path, SEND_EXPIRY="4", SWEEP_PERIOD="0.5") as system:
+    brief = {"SEND_EXPIRY": "4", "GATEWAY_TIMEOUT": "3", "SWEEP_PERIOD": "0.5"}
+    async with running(clean_broker, sqlite_database, tmp_path, **brief) as system:
         chatbot_id, session_id = await system.connect()
         [simulator] = system.named("simulator")
         await simulator.kill()
@@ -236,3 +238,21 @@ async def test_a_gateway_that_is_away_uses_up_the_time(clean_broker: str, sqlite
         assert await texts_sent(system, session_id, 1) == ["new"]
         [outbound] = system.named("outbound-consumer")
         assert await outbound.metric(system.http, "whatsapp_qr_sends_total", outcome="retry") >= 1
+
+
+async def test_a_restart_does_not_forget_the_pace(clean_broker: str, sqlite_database: str, tmp_path: Path) -> None:
+    """Killed again and again, the outbound consumer sends no more than the burst and what the rate allows since."""
+    burst, slow = 4, {"SEND_RATE": "0.5", "SEND_BURST": "4", "SEND_JITTER": "0"}
+    async with running(clean_broker, sqlite_database, tmp_path, **slow) as system:
+        chatbot_id, session_id = await system.connect()
+        began = time.monotonic()
+        await send(system, chatbot_id, *map(str, range(30)))
+        for _ in range(4):
+            before = len(await system.sent(session_id))
+            await eventually(lambda: system.sent(session_id), lambda sent, before=before: len(sent) > before)
+            [outbound] = [one for one in system.named("outbound-consumer") if one.alive]
+            await outbound.kill()
+            await system.start("outbound-consumer")
+        sent = await system.sent(session_id)
+        assert len(sent) <= burst + 0.5 * (time.monotonic() - began)
+        assert [one["message"] for one in sent] == [str(number) for number in range(len(sent))]

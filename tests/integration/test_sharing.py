@@ -15,6 +15,7 @@ import pytest
 from service.consumers.sharing import Sharing
 from service.domain.dead_letters import DeadLetter
 from service.domain.sharing import Peer
+from service.ending import Ending
 from service.errors import DatabaseUnavailable
 from service.messaging.consuming import Consumer
 from service.messaging.holding import Hold
@@ -65,6 +66,8 @@ class Row:
             raise DatabaseUnavailable("away")
         self.rows.of.pop(self.id, None)
 
+    stand_by = remove
+
 
 @asynccontextmanager
 async def sharer(  # a test's builder
@@ -76,8 +79,12 @@ async def sharer(  # a test's builder
     *,
     queue: PartitionedQueue = CONVERSATIONS,
     dead: list[DeadLetter] | None = None,
+    waits: bool = True,
 ) -> AsyncIterator[Consumer]:
-    """Consume and share a queue in one process; without a list for them there may be no dead letters."""
+    """Consume and share a queue in one process; without a list for them there may be no dead letters.
+
+    With `waits` it is ready from the beginning.
+    """
 
     async def bury(letter: DeadLetter) -> None:
         assert dead is not None, letter
@@ -85,11 +92,11 @@ async def sharer(  # a test's builder
 
     handler = handler or Handler()
     consumer = Consumer(url, queue, handler, bury=bury, publisher=publisher, hold=Hold(), prefetch=64)
-    sharing = Sharing(consumer.subscriptions, rows.process(name), process_id=name, queue=QUEUE, period=0.3)  # type: ignore[arg-type]
+    sharing = Sharing(consumer.subscriptions, rows.process(name), Ending(), process_id=name, queue=QUEUE, period=0.3)  # type: ignore[arg-type]
     consumer.start(sharing.first_share, sharing.check)
     sharing.start()
     try:
-        await until(lambda: consumer.ready)
+        await until(lambda: consumer.ready or not waits)
         yield consumer
     finally:
         await asyncio.gather(sharing.stop(), consumer.stop(SECONDS))
@@ -201,7 +208,7 @@ async def test_order_while_processes_come_and_go(clean_broker: str) -> None:
 
 
 async def test_trouble_with_the_rows_stops_no_consuming(clean_broker: str) -> None:
-    """While the rows are away everyone keeps what he has and consumes; who starts then subscribes to everything."""
+    """While the rows are away everyone keeps what he has and consumes; who starts then waits for them."""
     rows = Rows()
     first_handler, second_handler = Handler(), Handler()
     async with (
@@ -210,12 +217,13 @@ async def test_trouble_with_the_rows_stops_no_consuming(clean_broker: str) -> No
     ):
         await until(lambda: len(first.subscriptions.active) == 5)
         rows.away = True
-        async with sharer(clean_broker, rows, "b", publisher, second_handler) as second:
+        async with sharer(clean_broker, rows, "b", publisher, second_handler, waits=False) as second:
             beats = rows.beats
             await until(lambda: rows.beats > beats + 4)
             await asyncio.gather(*(send(publisher, a_chatbot(number, 4), str(number)) for number in range(4)))
             await until(lambda: sorted(first_handler.done) == ["0", "1", "2", "3"])
             assert owned(first, second) == [ALL, []]
+            assert not second.subscriptions.consuming
             rows.away = False
             await until(even(first, second))
 

@@ -163,6 +163,27 @@ async def test_a_connection_that_does_not_send_is_shown(system: System) -> None:
     await mended(system, "session_action_required", before)
 
 
+async def test_a_gateway_that_still_loads_its_sessions_is_given_time(new_system: NewSystem) -> None:
+    """After a restart it lists a session late: it is not opened anew, as a second login would end the first."""
+    async with new_system("sqlite", **FAST | {"RECONCILE_AGE": "60"}) as system:
+        _, session_id = await system.connect()
+        [consumer] = system.named("session-consumer")
+
+        async def runs() -> float:
+            return await sample(consumer, "duty_runs_total", duty="reconciler", outcome="done")
+
+        await system.faults(loading=[session_id])
+        ran = await runs()
+        await eventually(runs, lambda now: now > ran + 2)  # each looks twice
+        assert await at_gateway(system, session_id) is None
+        await system.faults()
+        ran = await runs()
+        await eventually(runs, lambda now: now > ran + 1)
+        assert await at_gateway(system, session_id) == "CONNECTED"
+        assert (await session(system, session_id))["status"] == "CONNECTED"
+        assert await redriven(system, "session_initialize") == 0
+
+
 async def test_a_service_that_works_mends_nothing(system: System) -> None:
     """Linking, losing and finding a connection, ending it: with their callbacks these move no counter."""
     [consumer] = system.named("session-consumer")

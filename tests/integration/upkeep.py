@@ -19,9 +19,9 @@ FAST = {
     "RECONCILE_PERIOD": "0.3",
     "RECONCILE_AGE": "1.5",
     "RECONCILE_PAUSE": "0.5",
-    "STUCK_AFTER": "2",
+    "STUCK_AFTER": "4",
     "LEASE": "2",
-    "GATEWAY_TIMEOUT": "4",
+    "GATEWAY_TIMEOUT": "3",
     "SEND_RATE": "1000",
     "SEND_BURST": "1000",
 }

@@ -15,6 +15,7 @@ from service.errors import GatewayRefused, ServiceError
 from whatsapp_qr_contracts.partitions import partition_of, session_key
 
 uuids = st.uuids(version=4)
+without_nul = st.text(st.characters(exclude_characters="\0", codec="utf-8"))
 
 
 @given(uuids)
@@ -47,6 +48,36 @@ def test_ids_are_pinned() -> None:
 def test_the_partition_of_a_row_follows_from_its_hash(key: str, partitions: int) -> None:
     """However many partitions there are: SQL computes the remainder alone."""
     assert ids.key_hash(key) % partitions == partition_of(key, partitions)
+
+
+@given(uuids, without_nul, st.lists(without_nul))
+def test_a_second_message_under_an_id_has_another_one(session: UUID, whatsapp_id: str, content: list[str]) -> None:
+    """The same for the same content, and never that of the first message under it, or of another content."""
+    made = ids.other_incoming_message_id(session, whatsapp_id, *content)
+    assert made == ids.other_incoming_message_id(session, whatsapp_id, *content)
+    assert made != ids.other_incoming_message_id(session, whatsapp_id, *content, "more")
+    if content:
+        assert made != ids.incoming_message_id(session, whatsapp_id)
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "may_be"),
+    [
+        ("5491112345678", "5491112345678", True),
+        ("5491112345678", "98765432109876@lid", True),
+        ("98765432109876@lid", "5491112345678", True),
+        ("5491112345678", "5491187654321", False),
+        ("98765432109876@lid", "11111111111111@lid", False),
+        ("120363040508060708@g.us", "5491112345678", False),
+        ("120363040508060708@g.us", "98765432109876@lid", False),
+        ("", "5491112345678", False),
+        ("", "", True),
+        ("status@broadcast", "5491112345678", False),
+    ],
+)
+def test_a_number_and_a_lid_may_be_one_contact(one: str, other: str, *, may_be: bool) -> None:
+    """Nothing else that is written differently may."""
+    assert ids.may_be_one_contact(one, other) is may_be
 
 
 def test_a_message_to_a_number_never_has_the_id_of_a_conversation() -> None:

@@ -9,8 +9,9 @@ import pytest
 from standardwebhooks import Webhook
 from starlette.datastructures import Headers
 
-from service.ingress.keys import Keys, is_loopback
+from service.ingress.keys import Keys
 from service.ingress.problems import Problem
+from service.loopback import is_loopback
 from service.simulator.signing import Credentials
 from service.simulator.store import Callback
 
@@ -115,6 +116,33 @@ def test_without_keys_web_pages_of_others_are_refused(headers: Any, code: str | 
     expected = (403, code) if code else None
     assert refusal(Keys().admit_call, headers) == expected
     assert refusal(Keys(api=(KEY,)).admit_callback, headers, "127.0.0.1", BODY) == expected
+
+
+@pytest.mark.parametrize(
+    ("headers", "version"),
+    [
+        ({}, "1.0"),
+        *(
+            ({name: "x"}, "1.1")
+            for name in (
+                *("forwarded", "via", "x-forwarded-for", "x-forwarded-proto", "x-real-ip", "x-client-ip"),
+                *("x-cluster-client-ip", "true-client-ip", "cf-connecting-ip", "x-envoy-external-address"),
+                *("x-original-forwarded-for", "x-amzn-trace-id", "fly-client-ip"),
+            )
+        ),
+    ],
+)
+def test_without_keys_what_a_proxy_passed_on_is_refused(headers: dict[str, str], version: str) -> None:
+    """By calls and by callbacks: by what proxies add, or by HTTP/1.0, which nginx speaks by itself and adds nothing."""
+    given = Headers(HERE | headers)
+    for admit, code in (
+        (lambda: Keys().admit_call(given, version), "forwarded"),
+        (lambda: Keys().admit_callback(given, "127.0.0.1", BODY, version), "callback_from_elsewhere"),
+    ):
+        with pytest.raises(Problem) as refused:
+            admit()
+        assert (refused.value.status, refused.value.code) == (403, code)
+    Keys(api=(KEY,)).admit_call(Headers(HERE | headers | {"x-api-key": KEY}), version)
 
 
 @pytest.mark.parametrize(

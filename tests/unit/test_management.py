@@ -18,10 +18,6 @@ PARTITIONS = 2
 def as_it_should_be() -> Found:
     """What the API lists on a broker after `topology apply`, with a foreign queue that follows events."""
     rows = {"durable": True, "auto_delete": False}
-    exchanges = [
-        {"name": one.name, "type": one.type.value, "arguments": dict(one.arguments), **rows}
-        for one in topology.EXCHANGES
-    ]
     queues: list[dict[str, Any]] = [
         {"name": one.name, "arguments": dict(one.arguments), "exclusive": False, **rows}
         for one in topology.queues(PARTITIONS)
@@ -34,7 +30,7 @@ def as_it_should_be() -> Found:
     ]
     bindings += [a_binding("", queue["name"], queue["name"]) for queue in queues]
     bindings += [a_binding(EVENTS, "message.#", "billing.events"), a_binding("amq.topic", "x", "billing.events")]
-    return Found([*exchanges, {"name": "amq.topic", "type": "topic"}], [*queues, {"name": "billing.events"}], bindings)
+    return Found([*queues, {"name": "billing.events"}], bindings)
 
 
 def a_binding(source: str, key: str, destination: str, kind: str = "queue") -> dict[str, Any]:
@@ -66,18 +62,11 @@ def test_nothing_differs_where_all_is_as_it_should_be() -> None:
 
 
 SENDS = "whatsapp-qr-send"
-QUORUM = {"x-queue-type": "quorum"}
 
 
 @pytest.mark.parametrize(
     ("found", "said", "remedy"),
     [
-        (without("exchanges", name=COMMANDS), f"exchange {COMMANDS} is missing", "topology apply"),
-        (without("queues", name=f"{SENDS}.1"), f"queue {SENDS}.1 is missing", "topology apply"),
-        (changed("exchanges", EVENTS, type="fanout"), f"exchange {EVENTS} has type 'fanout'", "delete it"),
-        (changed("exchanges", COMMANDS, arguments={}), f"exchange {COMMANDS} has arguments {{}}", "delete it"),
-        (changed("queues", SENDS, arguments=QUORUM), f"queue {SENDS} has arguments", "until it is empty"),
-        (changed("queues", SENDS, durable=False), f"queue {SENDS} has durable False", "until it is empty"),
         (
             changed("queues", SENDS, policy="ttl", effective_policy_definition={"message-ttl": 1, "x": 2}),
             f"queue {SENDS} has a policy that sets message-ttl",
@@ -113,6 +102,13 @@ def test_each_difference_is_said_with_its_remedy(found: Found, said: str, remedy
     assert remedy in one.remedy
 
 
+def test_what_is_missing_is_said_once() -> None:
+    """By AMQP, which tells every user: the bindings of a queue that is missing are missing too."""
+    missing = without("queues", name=f"{SENDS}.1")
+    found = Found(missing.queues, [one for one in missing.bindings if one["destination"] != f"{SENDS}.1"])
+    assert differences(found, PARTITIONS) == []
+
+
 def test_a_harmless_policy_is_left_alone() -> None:
     """Where a queue's leader sits is the operators' business."""
     harmless = changed("queues", SENDS, policy="x", effective_policy_definition={"queue-leader-locator": "balanced"})
@@ -145,8 +141,8 @@ async def test_the_virtual_host_of_the_amqp_url_is_looked_at(
 ) -> None:
     """With the user and the password that MANAGEMENT_URL names."""
     asked = answering(monkeypatch, {"status_code": 200, "json": []})
-    assert await management.look("http://user:word@host:15672", amqp_url) == Found([], [], [])
-    kinds = ("exchanges", "queues", "bindings")
+    assert await management.look("http://user:word@host:15672", amqp_url) == Found([], [])
+    kinds = ("queues", "bindings")
     assert [request.url.raw_path.decode() for request in asked] == [f"/api/{kind}/{path}" for kind in kinds]
     assert {request.headers["Authorization"] for request in asked} == {"Basic dXNlcjp3b3Jk"}
 

@@ -49,7 +49,7 @@ def decided(
         (Q, C, None, None),
         (Q, Q, None, None),
         (Q, L, Step.CONNECTED, Step.CONNECTED),
-        (L, UNKNOWN, Step.INITIALIZE, Step.INITIALIZE),
+        (L, UNKNOWN, None, None),
         (L, D, Step.DISCONNECTED, Step.DISCONNECTED),
         (L, C, Step.DISCONNECTED, Step.DISCONNECTED),
         (L, Q, Step.QR, Step.QR),
@@ -95,7 +95,13 @@ def test_what_waits_for_the_user_is_not_tried_again(reason: str, said: SessionSt
 @pytest.mark.parametrize(("lasting", "expected"), [(0.0, None), (59.9, None), (60.0, Step.INITIALIZE)])
 def test_a_login_after_a_scan_has_time_of_its_own(lasting: float, expected: Step | None) -> None:
     """A code scanned in its last second: what counts is how long the gateway has been seen to connect."""
-    assert decided(Q, C, OLD, logging_in=lasting) is expected
+    assert decided(Q, C, OLD, said_for=lasting) is expected
+
+
+@pytest.mark.parametrize(("lasting", "expected"), [(0.0, None), (59.9, None), (60.0, Step.INITIALIZE)])
+def test_a_gateway_that_is_restarted_has_time_to_list_its_sessions(lasting: float, expected: Step | None) -> None:
+    """A connection that it does not know is opened anew once it has been unknown there for a minute."""
+    assert decided(L, UNKNOWN, OLD, said_for=lasting) is expected
 
 
 def test_a_qr_code_that_was_renewed_unheard_is_reported() -> None:

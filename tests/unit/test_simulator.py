@@ -3,10 +3,12 @@
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
+import httpx
 import pytest
 from pydantic import ValidationError
 
 from service.errors import Rejected
+from service.simulator.app import simulator_app
 from service.simulator.callbacks import pause_after
 from service.simulator.control import Scan
 from service.simulator.faults import FailureKind, Faults
@@ -142,3 +144,39 @@ def test_the_failure_rate_is_the_share_of_sends_that_fail(rate: float, least: in
 def test_impossible_faults_are_refused(fields: dict[str, object]) -> None:
     with pytest.raises(ValidationError):
         Faults.model_validate(fields)
+
+
+def test_a_second_login_ends_the_first(world: World) -> None:
+    """As WhatsApp does where a session is opened that is open already: the reason is `replaced`, the phone unlinked."""
+    world.phones.start(SESSION, CHATBOT)
+    world.after(1)
+    world.phones.scan(SESSION, PHONE)
+    replaced = world.phones.replace(SESSION)
+    assert (replaced.status, replaced.phone_number) == (SessionStatus.DISCONNECTED, None)
+    with pytest.raises(Rejected):
+        world.phones.replace(SESSION)
+
+
+@pytest.mark.parametrize(
+    ("headers", "code"),
+    [
+        ({}, None),
+        ({"origin": "http://localhost:3000"}, None),
+        ({"host": "evil.example"}, "foreign_host"),
+        ({"origin": "https://evil.example"}, "foreign_origin"),
+        ({"x-forwarded-for": "192.0.2.1"}, "forwarded"),
+        ({"via": "1.1 proxy"}, "forwarded"),
+    ],
+)
+@pytest.mark.parametrize("path", ["/sessions", "/simulator/faults", "/health", "/nowhere"])
+async def test_web_pages_play_no_phone(headers: dict[str, str], code: str | None, path: str) -> None:
+    """On loopback the simulator checks Host and Origin as the ingress does; where others may reach it, it does not."""
+    for only_here in (True, False):
+        app = simulator_app(callback_url="http://127.0.0.1:9", only_here=only_here)
+        transport = httpx.ASGITransport(app)
+        async with app.router.lifespan_context(app), httpx.AsyncClient(transport=transport) as http:
+            answer = await http.get(f"http://127.0.0.1:3001{path}", headers=headers)
+        if only_here and code:
+            assert (answer.status_code, answer.json()["code"]) == (403, code)
+        else:
+            assert answer.status_code == (404 if path == "/nowhere" else 200)

@@ -5,7 +5,7 @@ import asyncio
 import pytest
 
 from service import tasks
-from service.tasks import end, is_cancelled, let_end, within
+from service.tasks import end, let_end, raise_if_cancelled, within
 
 
 async def test_a_task_that_loses_a_cancellation_is_cancelled_again(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -47,22 +47,24 @@ async def test_what_a_task_raises_at_its_end_is_not_told() -> None:
 
 async def test_a_cancellation_that_is_not_ours_is_none() -> None:
     """The client library raises CancelledError also where nobody has cancelled the task."""
-    assert not is_cancelled()
-    with pytest.raises(asyncio.CancelledError):
-        raise asyncio.CancelledError
-    assert not is_cancelled()
-    seen: list[bool] = []
+    raise_if_cancelled(asyncio.CancelledError())
+    raise_if_cancelled(OSError())
+    ours: list[bool] = []
 
     async def look() -> None:
         try:
             await asyncio.Event().wait()
-        finally:
-            seen.append(is_cancelled())
+        except asyncio.CancelledError as error:
+            raise_if_cancelled(OSError())
+            with pytest.raises(asyncio.CancelledError):
+                raise_if_cancelled(error)
+            ours.append(True)
+            raise
 
     task = asyncio.create_task(look())
     await asyncio.sleep(0)
     await end([task])
-    assert seen == [True]
+    assert ours == [True]
 
 
 async def test_what_must_not_be_cut_off_ends_first() -> None:

@@ -1,4 +1,4 @@
-"""Lets a REST call wait for its command's outcome. The event is only a doorbell: the command's row is the truth."""
+"""Lets somebody who published a command wait for its outcome. Its event only wakes: the command's row is the truth."""
 
 import asyncio
 import time
@@ -15,10 +15,15 @@ _LOOK_EVERY_SECONDS = 1.0
 
 
 class Waiters:
-    """Who waits for which command in this process."""
+    """Who waits for which command in this process.
 
-    def __init__(self, database: Database) -> None:
-        self._database = database
+    Args:
+        database: has the outcomes.
+        look_every: seconds between two looks while no event is heard.
+    """
+
+    def __init__(self, database: Database, *, look_every: float = _LOOK_EVERY_SECONDS) -> None:
+        self._database, self._look_every = database, look_every
         self._rung: dict[str, asyncio.Event] = {}
 
     def register(self, command_id: str) -> None:
@@ -40,7 +45,7 @@ class Waiters:
         until = time.monotonic() + _WAIT_SECONDS
         while (left := until - time.monotonic()) > 0:
             with suppress(TimeoutError):  # the event may be lost: look all the same
-                async with asyncio.timeout(min(left, _LOOK_EVERY_SECONDS)):
+                async with asyncio.timeout(min(left, self._look_every)):
                     await rung.wait()
             rung.clear()
             try:

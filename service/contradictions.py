@@ -1,0 +1,53 @@
+"""Settings that are allowed one by one and do not go together: a sentence for each, with what to change."""
+
+from collections.abc import Iterator
+
+from service.messaging.subscriptions import GRACE_SECONDS, LONGEST_PATIENCE
+from service.settings import Settings
+
+BROKER_CONSUMER_TIMEOUT = 1800.0
+"""RabbitMQ closes a channel on which a message is unacknowledged for longer: its default, in seconds."""
+
+
+def contradictions(settings: Settings) -> Iterator[str]:
+    """Yield what is wrong with settings together; nothing where all is well."""
+    yield from _unacknowledged_too_long(settings)
+    if settings.stuck_after <= settings.gateway_timeout:
+        yield (
+            f"STUCK_AFTER={settings.stuck_after:g} and GATEWAY_TIMEOUT={settings.gateway_timeout:g}: one slow send"
+            " would count as sends in vain. STUCK_AFTER must be longer"
+        )
+    if settings.send_expiry <= settings.gateway_timeout:
+        yield (
+            f"SEND_EXPIRY={settings.send_expiry:g} and GATEWAY_TIMEOUT={settings.gateway_timeout:g}: a message would"
+            " expire before its first attempt has ended. SEND_EXPIRY must be longer"
+        )
+    pause = (1 + settings.send_jitter) / settings.send_rate
+    if settings.send_expiry <= pause:
+        yield (
+            f"SEND_EXPIRY={settings.send_expiry:g} and SEND_RATE={settings.send_rate:g}: between two messages of a"
+            f" session are up to {pause:g} s, and the second would expire meanwhile. Raise one of them"
+        )
+    if settings.internal_port == settings.http_port:
+        yield f"HTTP_PORT and INTERNAL_PORT are both {settings.http_port}: they must differ"
+    if settings.webhook_token is not None and settings.webhook_token in settings.api_keys:
+        yield (
+            "WEBHOOK_TOKEN is one of API_KEYS: any caller could report messages as if it were the gateway. Make another"
+            " with: openssl rand -hex 24"
+        )
+
+
+def _unacknowledged_too_long(settings: Settings) -> Iterator[str]:
+    seconds = settings.gateway_timeout
+    # Of one session's commands and reports each waits for the one before. The longest ask the gateway (half of
+    # GATEWAY_TIMEOUT), end a pairing (as much) and open a session (0.8), or ask three times with pauses of 4 s in all.
+    each = max(1.8 * seconds, 1.5 * seconds + 4)
+    held = max(settings.give_up_after, LONGEST_PATIENCE)  # GIVE_UP_AFTER is doubled while giving up changes nothing
+    most = int((BROKER_CONSUMER_TIMEOUT - held - GRACE_SECONDS) / each)
+    if settings.prefetch > most:
+        remedy = f"Set PREFETCH to at most {most}" if most > 0 else "Lower GATEWAY_TIMEOUT or GIVE_UP_AFTER"
+        yield (
+            f"PREFETCH={settings.prefetch}, GATEWAY_TIMEOUT={seconds:g} and GIVE_UP_AFTER={settings.give_up_after:g}:"
+            f" so many reports of one session may take longer than {BROKER_CONSUMER_TIMEOUT:.0f} s, after which"
+            f" RabbitMQ closes the channel of a consumer that has not acknowledged them. {remedy}"
+        )

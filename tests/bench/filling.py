@@ -1,0 +1,80 @@
+"""Fills a migrated database with very many rows, in a few statements that both databases understand."""
+
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+
+from sqlalchemy import Integer, bindparam, text
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from service.persistence.columns import UtcDateTime
+from service.persistence.database import on_sqlite
+
+
+@dataclass(frozen=True)
+class Rows:
+    """How many.
+
+    Args:
+        messages: all of them; what is neither parked nor waiting has been read.
+        sessions: all of them, with a lane and a conversation each.
+        live: the first of them are CONNECTED, and two messages wait in the lane of each.
+        parked: messages that wait in the lane of the first session besides.
+    """
+
+    messages: int
+    sessions: int
+    live: int
+    parked: int
+
+
+_NUMBERS = "WITH RECURSIVE numbers(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM numbers WHERE i < :last)"
+_CHATBOTS = "INSERT INTO chatbots (id, registered_at) {numbers} SELECT {chatbot}, :at FROM numbers"
+_SESSIONS = """
+INSERT INTO sessions (id, chatbot_id, session_id, status, wanted, version, told_version, correlation_id, key_hash,
+ lane_end, moved_at, created_at, updated_at)
+{numbers} SELECT {session}, {chatbot}, 'session_' || i,
+ CASE WHEN i <= :live THEN 'CONNECTED' ELSE 'DISCONNECTED' END, i <= :live, 1, 1, '', i, :messages,
+ CASE WHEN i % 100 = 0 THEN :at ELSE :old END, :at, :at FROM numbers
+"""
+_LANES = """
+INSERT INTO lanes (session_id, key_hash, wake_at, deferrals)
+{numbers} SELECT 'session_' || i, i, CASE WHEN i <= :live THEN :at END, CASE WHEN i % 100 = 0 THEN 1 ELSE 0 END
+FROM numbers
+"""
+_CONVERSATIONS = """
+INSERT INTO conversations (id, chatbot_id, channel, external_user_id, status, last_message_at, sequence_end, version,
+ told_version, correlation_id, key_hash, changed_at, created_at)
+{numbers} SELECT {conversation}, {chatbot}, 'WHATSAPP_QR', '549', 'ACTIVE', :at, 0, 1, 1, '', i, :at, :at
+FROM numbers
+"""
+_MESSAGES = """
+INSERT INTO messages (id, conversation_id, chatbot_id, session_id, role, content, delivery_status, whatsapp_message_id,
+ key_hash, correlation_id, caller_metadata, external_user_id, lane_number, attempts, version, told_version, handed_over,
+ expires_at, changed_at, created_at)
+{numbers}, placed(n, i) AS (SELECT i, CASE WHEN i <= :parked THEN 1 ELSE 1 + i % :live END FROM numbers)
+SELECT {message}, {conversation}, {chatbot}, 'session_' || i, 'ASSISTANT', 'hello',
+ CASE WHEN n <= :parked + 2 * :live THEN 'PENDING' ELSE 'READ' END, 'W' || n, i, 'c', '{{}}', '549', n, 0, 1, 1,
+ true, CASE WHEN n <= :parked + 2 * :live THEN :soon END, :old, :old FROM placed
+"""
+_FIRST_IDS = {"chatbot": 0, "session": 10_000_000, "conversation": 20_000_000, "message": 100_000_000}
+
+
+async def fill(tx: AsyncSession, rows: Rows) -> None:
+    """Store the rows, with statistics where the database keeps some by itself."""
+    sqlite = on_sqlite(tx)
+    number = "printf('%032x', {} + {})" if sqlite else "CAST(lpad(to_hex({} + {}), 32, '0') AS uuid)"
+    parts = {name: number.format("n" if name == "message" else "i", first) for name, first in _FIRST_IDS.items()}
+    at = datetime.now(UTC)
+    moments = {"at": at, "old": at - timedelta(days=2), "soon": at + timedelta(hours=1)}
+    numbers = {"live": rows.live, "messages": rows.messages, "parked": rows.parked}
+    for pattern in (_CHATBOTS, _SESSIONS, _LANES, _CONVERSATIONS, _MESSAGES):
+        statement = pattern.format(numbers=_NUMBERS, **parts)
+        given = moments | numbers | {"last": rows.messages if pattern is _MESSAGES else rows.sessions}
+        used = [
+            bindparam(name, value, UtcDateTime() if name in moments else Integer())
+            for name, value in given.items()
+            if f":{name}" in statement
+        ]
+        await tx.execute(text(statement).bindparams(*used))
+    if not sqlite:
+        await tx.execute(text("ANALYZE"))
