@@ -99,8 +99,9 @@ class Reconciler:
 
     def _timed(self, seen: Sequence[Surveyed], said: Mapping[str, Said]) -> list[Surveyed]:
         """Return the sessions with how long the gateway has been seen to say the same of their present version."""
-        lasting = {one.session_id: (one.version, said.get(one.session_id)) for one in seen}
-        since = self._says.look({name: looks for name, looks in lasting.items() if _may_pass(looks[1])})
+        answers = ((one, said.get(one.session_id)) for one in seen)
+        looks = {one.session_id: (one.version, type(answer)) for one, answer in answers if _may_pass(answer)}
+        since = self._says.look(looks)
         return [replace(one, known=replace(one.known, said_for=since.get(one.session_id, 0.0))) for one in seen]
 
     async def _survey(self, names: Collection[str] | None) -> list[Surveyed]:
@@ -167,7 +168,8 @@ class Reconciler:
 
 
 def _may_pass(said: Said | None) -> bool:
-    return isinstance(said, UnknownSession) or said == OtherState(SessionStatus.CONNECTING)
+    logs_in = isinstance(said, OtherState) and said.status is SessionStatus.CONNECTING
+    return logs_in or isinstance(said, UnknownSession)
 
 
 def _message(mends: Step, one: Surveyed, said: Said) -> Message:

@@ -187,6 +187,18 @@ async def test_a_passing_state_is_left_alone_while_it_is_young(world: World) -> 
     assert [message["name"] for message in await world.outcome()] == ["session.initialize"]
 
 
+async def test_a_login_may_still_show_the_code_that_was_scanned(world: World) -> None:
+    """A gateway that says CONNECTING with a QR code, and with another one later, logs in all the same."""
+    at = 0.0
+    world.reconciler._says = Watch(lambda: at)
+    session = await settled(world.database, status=QR_READY, moved_at=LONG_AGO)
+    world.gateway.says[session.session_id] = OtherState(CONNECTING, "data:x")
+    assert await world.outcome() == []
+    at = 61.0
+    world.gateway.says[session.session_id] = OtherState(CONNECTING, "data:y")
+    assert [message["name"] for message in await world.outcome()] == ["session.initialize"]
+
+
 async def test_a_login_after_a_scan_is_left_alone_while_it_is_young(world: World) -> None:
     """However old the scanned code is: the gateway must have been seen to connect for a minute, with the same row."""
     at = 0.0
