@@ -24,7 +24,7 @@ class Keys:
     webhook_token: str | None = field(default=None, repr=False)
     webhook_secret: str | None = field(default=None, repr=False)
 
-    def admit_call(self, headers: Headers, version: str = "1.1") -> None:
+    def admit_call(self, headers: Headers, version: str) -> None:
         """Let a call of an HTTP version in, or raise the Problem that answers it."""
         if not self.api:
             if is_forwarded(headers, version):
@@ -35,7 +35,7 @@ class Keys:
             detail = "send a key, one of API_KEYS, as `Authorization: Bearer <key>` or as `X-API-Key: <key>`"
             raise Problem(401, "unauthorized", detail, _CHALLENGE)
 
-    def admit_callback(self, headers: Headers, peer: str | None, body: bytes, version: str = "1.1") -> None:
+    def admit_callback(self, headers: Headers, peer: str | None, body: bytes, version: str) -> None:
         """Let a callback of the gateway in, or raise the Problem that answers it."""
         tokens = [self.webhook_token] if self.webhook_token else []
         if not tokens and not self.webhook_secret:

@@ -85,7 +85,7 @@ def test_only_names_and_addresses_of_this_machine_are_loopback(host: str, *, her
 def test_a_call_needs_one_of_the_keys(headers: Any, *, refused: bool) -> None:
     """Any of them, by either header; whatever else is said is 401 and never an exception."""
     keys = Keys(api=(KEY, OTHER_KEY))
-    assert refusal(keys.admit_call, headers) == ((401, "unauthorized") if refused else None)
+    assert refusal(keys.admit_call, headers, "1.1") == ((401, "unauthorized") if refused else None)
 
 
 @pytest.mark.parametrize(
@@ -114,8 +114,8 @@ def test_a_call_needs_one_of_the_keys(headers: Any, *, refused: bool) -> None:
 def test_without_keys_web_pages_of_others_are_refused(headers: Any, code: str | None) -> None:
     """By calls and by callbacks alike: neither a name that was rebound to this machine, nor a page that posts here."""
     expected = (403, code) if code else None
-    assert refusal(Keys().admit_call, headers) == expected
-    assert refusal(Keys(api=(KEY,)).admit_callback, headers, "127.0.0.1", BODY) == expected
+    assert refusal(Keys().admit_call, headers, "1.1") == expected
+    assert refusal(Keys(api=(KEY,)).admit_callback, headers, "127.0.0.1", BODY, "1.1") == expected
 
 
 @pytest.mark.parametrize(
@@ -163,7 +163,7 @@ def test_a_callback_without_proof_comes_from_this_machine(
     peer: str | None, headers: dict[str, str], *, refused: bool
 ) -> None:
     """By its socket, and not through a proxy, which would let the world in; a key of the callers is no proof."""
-    decision = refusal(Keys(api=(KEY,)).admit_callback, HERE | headers, peer, BODY)
+    decision = refusal(Keys(api=(KEY,)).admit_callback, HERE | headers, peer, BODY, "1.1")
     assert decision == ((403, "callback_from_elsewhere") if refused else None)
 
 
@@ -210,12 +210,13 @@ def test_a_callback_proves_where_it_comes_from(peer: str, proof: str) -> None:
         (Keys(webhook_token=TOKEN, webhook_secret=SECRET), by_token or by_secret),
     ):
         expected = None if admitted else (401, "unauthorized")
-        assert refusal(keys.admit_callback, HERE | made(), peer, BODY) == expected
+        assert refusal(keys.admit_callback, HERE | made(), peer, BODY, "1.1") == expected
 
 
 def test_a_signed_body_that_is_no_text_is_refused() -> None:
     """It cannot have been signed, and raises nothing."""
-    assert refusal(Keys(webhook_secret=SECRET).admit_callback, signed(), "127.0.0.1", b"\xff") == (401, "unauthorized")
+    decision = refusal(Keys(webhook_secret=SECRET).admit_callback, signed(), "127.0.0.1", b"\xff", "1.1")
+    assert decision == (401, "unauthorized")
 
 
 @pytest.mark.parametrize(
@@ -229,7 +230,7 @@ def test_a_signed_body_that_is_no_text_is_refused() -> None:
 def test_a_refused_callback_is_told_what_is_asked_for(keys: Keys, said: set[str]) -> None:
     """Only what is set."""
     with pytest.raises(Problem) as refused:
-        keys.admit_callback(Headers(HERE), "127.0.0.1", BODY)
+        keys.admit_callback(Headers(HERE), "127.0.0.1", BODY, "1.1")
     assert {name for name in ("WEBHOOK_TOKEN", "WEBHOOK_SECRET") if name in refused.value.detail} == said
 
 
@@ -245,9 +246,9 @@ def test_the_simulator_brings_what_the_ingress_asks_for(given: tuple[str | None,
     callback = Callback(session_id="s", path="/whatsapp-qr/webhook", body=BODY, due=1_700_000_000.5, position=7)
     keys = Keys(webhook_token=given[0], webhook_secret=given[1])
     headers = HERE | Credentials(*given).headers(callback)
-    assert refusal(keys.admit_callback, headers, "127.0.0.1", BODY) is None
+    assert refusal(keys.admit_callback, headers, "127.0.0.1", BODY, "1.1") is None
     expected = None if any(given) else (403, "callback_from_elsewhere")
-    assert refusal(keys.admit_callback, headers, "192.0.2.1", BODY) == expected
+    assert refusal(keys.admit_callback, headers, "192.0.2.1", BODY, "1.1") == expected
 
 
 def test_callbacks_of_one_moment_have_ids_of_their_own() -> None:
