@@ -180,7 +180,7 @@ def outbound_consumer_app(settings: Settings) -> "Starlette":
     )
     announcer = Announcer(parts.database, parts.publisher, parts.hold, OF_SENDING, lambda: parts.part(consumer))
     sender = Sender(parts.database, parts.gateway, parts.hold, announcer, policy, lambda: parts.part(consumer))
-    consumer = parts.consumer(topology.SENDS, OutboundConsumer(parts.database, sender), announcer)
+    consumer = parts.consumer(topology.SENDS, OutboundConsumer(sender), announcer)
     return consumer_app(parts, consumer, announcer, topology.SENDS, sender)
 
 

@@ -1,13 +1,17 @@
 """The door out: the HTTP client of the WhatsApp gateway. Its errors are translated here, once."""
 
 import asyncio
+import json
 import time
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Literal, NoReturn
+from urllib.parse import quote
 
-import httpx
+import aiohttp
 from opentelemetry.trace import SpanKind
 from pydantic import TypeAdapter, ValidationError
+from yarl import URL
 
 from service import tracing
 from service.domain.saying import Connected, NoAnswer, OtherState, Said, UnknownSession, UnknownWord
@@ -16,13 +20,17 @@ from service.metrics import GATEWAY_SECONDS
 from whatsapp_qr_contracts.message import Identifier, SessionStatus, Text
 
 MAX_CONNECTIONS = 256
+_SUCCESS = range(200, 300)
 _REDIRECTS = range(300, 400)
 _NOT_FOUND = 404
 _TOO_MANY = 429
 _SERVER_ERROR = 500
 # The gateway, or a proxy before it, says that it did not take the call.
 _NOT_TAKEN = frozenset({_TOO_MANY, 502, 503, 504})
-_NOT_SENT = (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout)
+# No connection came about, or none was free: whatever else fails may have reached the gateway.
+_NOT_SENT = (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError)
+# Shorter than the 5 s after which Node.js closes an idle connection: a call that meets that has an unknown outcome.
+_KEEP_ALIVE_SECONDS = 4.0
 _OUTCOMES: dict[type[GatewayError], str] = {
     GatewayUnreachable: "unreachable",
     GatewayOutcomeUnknown: "unknown",
@@ -54,16 +62,20 @@ class Gateway:
 
     def __init__(self, base_url: str, timeouts: Timeouts | None = None) -> None:
         self._timeouts = timeouts or Timeouts()
-        limits = httpx.Limits(max_connections=MAX_CONNECTIONS, max_keepalive_connections=MAX_CONNECTIONS)
-        url = httpx.URL(base_url)
-        self._server: dict[str, str | int] = {"server.address": url.host}
-        if url.port is not None:
-            self._server["server.port"] = url.port
-        self._http = httpx.AsyncClient(base_url=base_url.rstrip("/"), limits=limits, trust_env=False)
+        url = URL(base_url)
+        self._server: dict[str, str | int] = {"server.address": url.host or ""}
+        if url.explicit_port is not None:
+            self._server["server.port"] = url.explicit_port
+        self._base_url = base_url.rstrip("/")
+
+    @cached_property
+    def _http(self) -> aiohttp.ClientSession:
+        connector = aiohttp.TCPConnector(limit=MAX_CONNECTIONS, keepalive_timeout=_KEEP_ALIVE_SECONDS)
+        return aiohttp.ClientSession(connector=connector, cookie_jar=aiohttp.DummyCookieJar())
 
     async def close(self) -> None:
         """Close the connections."""
-        await self._http.aclose()
+        await self._http.close()
 
     async def initialize(self, session_id: str, chatbot_id: str) -> None:
         """Open a session, or leave it as it is where it runs."""
@@ -82,7 +94,7 @@ class Gateway:
     async def status(self, session_id: str) -> Said:
         """Return what the gateway says about a session; that it says nothing is an answer too."""
         try:
-            answer = await self._call("status", "GET", f"/status/{session_id}", seconds=self._timeouts.other)
+            answer = await self._call("status", "GET", f"/status/{_quoted(session_id)}", seconds=self._timeouts.other)
         except GatewayError as error:
             return UnknownSession() if error.code == "unknown_session" else NoAnswer(error)
         session = answer.get("session")
@@ -103,7 +115,7 @@ class Gateway:
     async def qr_code(self, session_id: str) -> str | None:
         """Return the QR code that waits to be scanned, where there is one."""
         try:
-            answer = await self._call("status", "GET", f"/qr-code/{session_id}", seconds=self._timeouts.other)
+            answer = await self._call("status", "GET", f"/qr-code/{_quoted(session_id)}", seconds=self._timeouts.other)
         except GatewayRefused:
             return None
         return _valid(_TEXT, answer.get("qrCode"))
@@ -118,10 +130,13 @@ class Gateway:
         self, call: Call, method: str, path: str, body: dict[str, Any] | None = None, *, seconds: float
     ) -> dict[str, Any]:
         began, outcome = time.perf_counter(), "ok"
-        # The path may hold a session id that somebody else made, say of a number: the call's name stands for it.
-        attributes = {**self._server, "http.request.method": method, "whatsapp_qr.gateway.call": call}
+
+        def describe() -> tracing.Attributes:
+            # The path may hold a session id that somebody else made, say of a number: the call's name stands for it.
+            return {**self._server, "http.request.method": method, "whatsapp_qr.gateway.call": call}
+
         try:
-            with tracing.part(f"{method} {call}", SpanKind.CLIENT, attributes):
+            with tracing.part(f"{method} {call}", SpanKind.CLIENT, describe):
                 return await self._answer(method, path, body, seconds)
         except GatewayError as error:
             outcome = _OUTCOMES[type(error)]
@@ -135,24 +150,33 @@ class Gateway:
     async def _answer(self, method: str, path: str, body: dict[str, Any] | None, seconds: float) -> dict[str, Any]:
         headers: dict[str, str] = {}
         tracing.inject(headers)
-        # httpx limits each phase and each piece of an answer; a claim must outlive the whole call.
-        phases = httpx.Timeout(seconds, connect=seconds / 2, pool=seconds / 2)
+        # The client limits only the time until there is a connection; a claim must outlive the whole call.
+        connecting = aiohttp.ClientTimeout(total=None, connect=seconds / 2)
+        url = URL(f"{self._base_url}{path}", encoded=True)
         try:
-            async with asyncio.timeout(seconds):
-                response = await self._http.request(method, path, json=body, headers=headers, timeout=phases)
+            async with (
+                asyncio.timeout(seconds),
+                self._http.request(
+                    method, url, json=body, headers=headers, timeout=connecting, allow_redirects=False
+                ) as response,
+            ):
+                answer = _json(await response.read())
         except _NOT_SENT as error:
             detail = f"the gateway did not take the call: {type(error).__name__}"
             raise GatewayUnreachable(detail) from error
-        except (httpx.HTTPError, TimeoutError) as error:
+        except (aiohttp.ClientError, OSError, TimeoutError) as error:
             detail = f"the gateway did not answer the call: {type(error).__name__}"
             raise GatewayOutcomeUnknown(detail) from error
-        answer = _json(response)
-        if not response.is_success or (answer is not None and answer.get("success") is False):
-            _refuse(response.status_code, answer or {})
+        if response.status not in _SUCCESS or (answer is not None and answer.get("success") is False):
+            _refuse(response.status, answer or {})
         if answer is None:
             detail = "the gateway's answer is not a JSON object: does the URL lead to a gateway?"
             raise GatewayOutcomeUnknown(detail)
         return answer
+
+
+def _quoted(session_id: str) -> str:
+    return quote(session_id, safe="")
 
 
 def _refuse(status: int, answer: dict[str, Any]) -> NoReturn:
@@ -167,9 +191,9 @@ def _refuse(status: int, answer: dict[str, Any]) -> NoReturn:
     raise GatewayRefused(detail, code=code)
 
 
-def _json(response: httpx.Response) -> dict[str, Any] | None:
+def _json(body: bytes) -> dict[str, Any] | None:
     try:
-        answer = response.json()
+        answer = json.loads(body)
     except (ValueError, RecursionError):
         return None
     return answer if isinstance(answer, dict) else None

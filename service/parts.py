@@ -15,7 +15,8 @@ from service.ending import Ending
 from service.gateway import Gateway, Timeouts
 from service.health import Health
 from service.messaging import topology
-from service.messaging.consuming import Consumer, Handler
+from service.messaging.consuming import Consumer
+from service.messaging.handling import Handler
 from service.messaging.holding import Hold
 from service.messaging.publishing import Publisher
 from service.persistence.database import Database

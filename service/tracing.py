@@ -5,7 +5,7 @@ Only a request or a message begins a trace; everything else is part of one or is
 of an error they carry the code or the class, never its text.
 """
 
-from collections.abc import Iterator, Mapping, MutableMapping
+from collections.abc import Callable, Iterator, Mapping, MutableMapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -19,6 +19,8 @@ from service import privacy
 from service.errors import ServiceError
 
 Attributes = Mapping[str, str | int]
+Describe = Callable[[], Attributes]
+"""Makes a span's attributes; called only where somebody records them."""
 
 # What the framework would send by itself holds paths and errors as they came.
 NOT_BY_FASTAPI: Any = {"tracing": False, "metrics": False, "logs": False, "auto_configure": False}
@@ -52,31 +54,38 @@ def traceparent() -> str | None:
 
 
 @contextmanager
-def root(name: str, kind: SpanKind, attributes: Attributes, headers: Mapping[str, Any] | None) -> Iterator[Span]:
+def root(name: str, kind: SpanKind, describe: Describe, headers: Mapping[str, Any] | None) -> Iterator[Span]:
     """Trace what a request or a message asks for, as part of the trace that it came with."""
     context = extracted(headers)
-    span = _tracer.start_span(name, context, kind, attributes, record_exception=False, set_status_on_exception=False)
+    span = _begun(name, context, kind, describe)
     with _during(span, context):
         about()
         yield span
 
 
 @contextmanager
-def part(name: str, kind: SpanKind, attributes: Attributes, *, current: bool = True) -> Iterator[Span]:
+def part(name: str, kind: SpanKind, describe: Describe, *, current: bool = True) -> Iterator[Span]:
     """Trace a part of what is being done; outside of a trace nothing is traced.
 
     Args:
         name: what is done, in few different words.
         kind: its kind.
-        attributes: its attributes.
+        describe: makes its attributes.
         current: whether what it does in turn belongs to it.
     """
     if not trace.get_current_span().get_span_context().is_valid:
         yield INVALID_SPAN
         return
-    span = _tracer.start_span(name, None, kind, attributes, record_exception=False, set_status_on_exception=False)
+    span = _begun(name, None, kind, describe)
     with _during(span, None) if current else _ended(span):
         yield span
+
+
+def _begun(name: str, context: Context | None, kind: SpanKind, describe: Describe) -> Span:
+    span = _tracer.start_span(name, context, kind, record_exception=False, set_status_on_exception=False)
+    if span.is_recording():
+        span.set_attributes(describe())
+    return span
 
 
 @contextmanager
@@ -98,7 +107,10 @@ def resumed(parent: str | None, name: str, **ids: object) -> Iterator[None]:
 
 @contextmanager
 def continued(parent: str | None) -> Iterator[None]:
-    """Go on with the trace of a row, unless this is part of it anyway."""
+    """Go on with the trace of a row, unless it has none or this is part of it anyway."""
+    if parent is None:
+        yield
+        return
     context = extracted({"traceparent": parent})
     its = trace.get_current_span(context).get_span_context()
     if not its.is_valid or its.trace_id == trace.get_current_span().get_span_context().trace_id:

@@ -14,9 +14,10 @@ from aio_pika.abc import AbstractIncomingMessage
 
 from service.domain.dead_letters import DeadLetter
 from service.errors import Undeliverable
-from service.messaging import topology
-from service.messaging.consuming import Consumer, Failures
+from service.messaging import handling, topology
+from service.messaging.consuming import Consumer
 from service.messaging.envelope import Envelope, Properties
+from service.messaging.handling import NotDone
 from service.messaging.holding import Hold
 from service.messaging.partitions import Settle
 from service.messaging.publishing import Publisher
@@ -55,7 +56,7 @@ async def send(publisher: Publisher, chatbot_id: UUID, *texts: str) -> None:
         await publisher.publish(a_message(chatbot_id, text), message_id=text, correlation_id=text)
 
 
-class Handler:
+class Handler(handling.Handler):
     """Handles `message.send`: records its text once it is done; `work` may wait or fail first.
 
     Args:
@@ -67,15 +68,15 @@ class Handler:
 
     def __init__(self, work: Callable[[SendMessage], Any] | None = None, *, side_by_side: bool = True) -> None:
         self._work = work
-        self.side_by_side = side_by_side
+        self.alone = frozenset(self.models) if side_by_side else frozenset[str]()
         self.batches: list[int] = []
         self.begun: list[str] = []
         self.done: list[str] = []
         self.cancelled: list[str] = []
         self.envelopes: list[Envelope] = []
 
-    async def handle(self, batch: Sequence[Received]) -> Failures:
-        failures: Failures = []
+    async def handle(self, batch: Sequence[Received]) -> NotDone:
+        failures: NotDone = []
         self.batches.append(len(batch))
         for received in batch:
             try:
@@ -83,6 +84,10 @@ class Handler:
             except Undeliverable as error:
                 failures.append((received, error))
         return failures
+
+    async def handle_alone(self, received: Received) -> None:
+        self.batches.append(1)
+        await self._handle(cast("SendMessage", received.body), received.envelope)
 
     async def _handle(self, message: SendMessage, envelope: Envelope) -> None:
         self.begun.append(message.message)

@@ -83,12 +83,16 @@ class Announcer:
         for name, some in by_destination.items():
             self._relays[name].tell(some)
 
+    async def told(self, seconds: float) -> None:
+        """Wait, for at most so many seconds, until what was told is published."""
+        await asyncio.gather(*(relay.settle(seconds) for relay in self._relays.values()))
+
     async def settle(self) -> None:
         """Publish what waits and write down what is confirmed, as far as that is possible soon.
 
         Who takes a partition over looks at its rows at once, and tells again what is not written down.
         """
-        await asyncio.gather(*(relay.settle(_SETTLE_SECONDS) for relay in self._relays.values()))
+        await self.told(_SETTLE_SECONDS)
         await self.marks.settle(_SETTLE_SECONDS)
 
     async def stop(self) -> None:

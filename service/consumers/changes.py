@@ -8,7 +8,7 @@ from service.domain import session as machine
 from service.domain.identities import customer_address
 from service.domain.session import Trigger
 from service.persistence import lanes, sessions
-from service.persistence.tables import SessionRow
+from service.persistence.tables import SessionRecord, SessionRow
 from whatsapp_qr_contracts.message import SessionStatus
 
 
@@ -31,7 +31,7 @@ def phone(text: str | None) -> str | None:
     return (customer_address(text) or None) if text else None
 
 
-def is_old_news(session: SessionRow, change: Change) -> bool:
+def is_old_news(session: SessionRecord, change: Change) -> bool:
     """Say whether a change that the state machine allows would change nothing."""
     match change.trigger, session.status:
         case Trigger.QR, SessionStatus.QR_READY:
@@ -41,6 +41,20 @@ def is_old_news(session: SessionRow, change: Change) -> bool:
         case Trigger.DISCONNECTED, SessionStatus.DISCONNECTED:
             return change.wanted == session.wanted
     return False
+
+
+def move(tx: AsyncSession, session: SessionRecord, change: Change, *, caused_by: str) -> None:
+    """Change a session that is locked, by a change that the state machine allows."""
+    sessions.move(
+        tx,
+        session,
+        machine.TRANSITIONS[session.status, change.trigger],
+        wanted=change.wanted,
+        caused_by=caused_by,
+        reason=change.reason,
+        qr_code=change.qr_code,
+        phone_number=change.phone_number,
+    )
 
 
 async def apply(tx: AsyncSession, *, seen: SessionRow, change: Change, caused_by: str) -> SessionRow:
@@ -55,15 +69,7 @@ async def apply(tx: AsyncSession, *, seen: SessionRow, change: Change, caused_by
     number = change.phone_number
     if number and session.phone_number and number != session.phone_number:
         await lanes.make_void(tx, session)
-    sessions.move(
-        session,
-        machine.TRANSITIONS[session.status, change.trigger],
-        wanted=change.wanted,
-        caused_by=caused_by,
-        reason=change.reason,
-        qr_code=change.qr_code,
-        phone_number=number,
-    )
+    move(tx, session, change, caused_by=caused_by)
     if session.status is SessionStatus.CONNECTED:
         await lanes.wake(tx, [session.session_id])
     return session

@@ -22,14 +22,14 @@ from service.consumers.outcomes import end
 from service.consumers.telling import Output
 from service.domain import identities
 from service.errors import Rejected, Undeliverable
-from service.messaging.consuming import Failures
 from service.messaging.envelope import Envelope
+from service.messaging.handling import Handler, NotDone
 from service.messaging.receiving import Received
 from service.messaging.topology import CONVERSATIONS
-from service.persistence import conversations, intake
+from service.persistence import conversations
 from service.persistence.database import Database
 from service.persistence.intake import Intake, Needs
-from service.persistence.tables import ConversationRow, ReceiptRow, SessionRow, now
+from service.persistence.tables import ConversationRecord, ReceiptRow, SessionRecord, now
 from service.privacy import shown
 from whatsapp_qr_contracts.codes import DeadLetterReason, FailureCode, RejectionCode
 from whatsapp_qr_contracts.commands import CancelMessage, Command, RetryMessage, SendMessage
@@ -40,7 +40,7 @@ log = structlog.get_logger()
 
 
 @dataclass(frozen=True)
-class ConversationConsumer:
+class ConversationConsumer(Handler):
     """The handler of `whatsapp-qr.conversations`."""
 
     database: Database
@@ -48,25 +48,24 @@ class ConversationConsumer:
     expiry: timedelta
     """How long a message may wait to be sent where its caller does not say."""
     models: ClassVar[Mapping[str, Any]] = {model.name: model for model in CONVERSATIONS.carries}
-    side_by_side: ClassVar[bool] = False
 
-    async def handle(self, batch: Sequence[Received]) -> Failures:
+    async def handle(self, batch: Sequence[Received]) -> NotDone:
         """Do what a batch asks for, in one transaction, and tell what follows."""
         outputs, failures = await self.database.transact(partial(self._do_all, batch=batch))
         self.announcer.tell(list({output.message_id: output for output in outputs}.values()))
         return failures
 
-    async def _do_all(self, tx: AsyncSession, *, batch: Sequence[Received]) -> tuple[list[Output], Failures]:
+    async def _do_all(self, tx: AsyncSession, *, batch: Sequence[Received]) -> tuple[list[Output], NotDone]:
         rows = await _rows_for(tx, batch)
         outputs: list[Output] = []
-        failures: Failures = []
+        failures: NotDone = []
         for received in batch:
             with received.traced(CONVERSATIONS.name):
                 try:
                     outputs += self._do(rows, received.body, received.envelope)
                 except Undeliverable as error:
                     failures.append((received, error))
-        await rows.finish()
+        await rows.write()
         return outputs, failures
 
     def _do(self, rows: Intake, body: Any, envelope: Envelope) -> list[Output]:
@@ -163,8 +162,8 @@ class ConversationConsumer:
 
 
 def _conversation(
-    rows: Intake, session: SessionRow, external_user_id: str, cause: str
-) -> tuple[ConversationRow, list[Output]]:
+    rows: Intake, session: SessionRecord, external_user_id: str, cause: str
+) -> tuple[ConversationRecord, list[Output]]:
     """Return the conversation with a customer, and what is told of it where it has just begun."""
     known = rows.conversations.get(identities.conversation_id(session.chatbot_id, external_user_id))
     if known is not None:
@@ -174,7 +173,7 @@ def _conversation(
     return new, telling.of_conversation(new)
 
 
-def _known(rows: Intake, report: GatewayReport) -> SessionRow:
+def _known(rows: Intake, report: GatewayReport) -> SessionRecord:
     session = rows.sessions.get(report.session_id)
     if session is None:
         message = f"no session has the sessionId {report.session_id!r}"
@@ -199,7 +198,8 @@ async def _rows_for(tx: AsyncSession, batch: Sequence[Received]) -> Intake:
     bodies = [received.body for received in batch]
     session_ids = {body.session_id for body in bodies if isinstance(body, GatewayReport)}
     chatbot_ids = {body.chatbot_id for body in bodies if isinstance(body, Command)}
-    rows, needs = await intake.begin(tx, session_ids, chatbot_ids), Needs()
+    rows, needs = Intake(tx), Needs()
+    await rows.lock_sessions(session_ids, chatbot_ids)
     for received in batch:
         body = received.body
         if isinstance(body, Command):

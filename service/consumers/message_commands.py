@@ -13,7 +13,7 @@ from service.errors import Rejected
 from service.messaging.envelope import Envelope
 from service.persistence import lanes
 from service.persistence.intake import Intake
-from service.persistence.tables import CommandRow, MessageRow, SessionRow, now
+from service.persistence.tables import CommandRow, MessageRecord, SessionRecord, now
 from whatsapp_qr_contracts.codes import RejectionCode
 from whatsapp_qr_contracts.commands import CancelMessage, Command, MessageCommand, RetryMessage
 from whatsapp_qr_contracts.events import MessageCancelled, MessageQueued
@@ -60,7 +60,7 @@ def row_of(rows: Intake, command: Command, command_id: str) -> CommandRow:
     return row
 
 
-def _usable(rows: Intake, command: MessageCommand) -> SessionRow:
+def _usable(rows: Intake, command: MessageCommand) -> SessionRecord:
     session = rows.chatbots.get(command.chatbot_id)
     if session is None or command.chatbot_id in rows.removed:
         detail = "the chatbot has no session: initialize one first (session.initialize)"
@@ -68,7 +68,7 @@ def _usable(rows: Intake, command: MessageCommand) -> SessionRow:
     return session
 
 
-def _own(rows: Intake, command: MessageCommand) -> MessageRow:
+def _own(rows: Intake, command: MessageCommand) -> MessageRecord:
     message = rows.messages.get(command.message_id)
     tracing.about(session_id=message and message.session_id)
     if message is None or message.chatbot_id != command.chatbot_id:

@@ -1,18 +1,19 @@
 """The outbound consumer: sends each session's messages in order, one at a time; sessions side by side.
 
-The rows are the lanes. A job marks its lane as due, in the lane's row, and is acknowledged: a lane that has to wait,
-for its pace or for the gateway, holds no job. Rounds of one transaction each record what the gateway answered and claim
-the next message of every lane that may send; then the calls go out. Who takes a partition over finds the lanes that
-are due in their rows.
+The rows are the lanes. Rounds of one transaction each record what the gateway answered, wake the lanes of new jobs and
+claim the next message of every lane that may send; then the jobs are acknowledged and the calls go out. A lane that has
+to wait, for its pace or for the gateway, holds no job: its row says when it is to be looked at. Who takes a partition
+over finds the lanes that are due in their rows.
 """
 
 import asyncio
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
 from typing import Any, ClassVar
+from uuid import UUID
 
 import structlog
 
@@ -23,7 +24,7 @@ from service.domain.saying import Connected, NoAnswer
 from service.domain.sending import Retry, SendPolicy, after_failure
 from service.errors import GatewayError, GatewayOutcomeUnknown, GatewayRefused, GatewayUnreachable, Undeliverable
 from service.gateway import MAX_CONNECTIONS, Gateway
-from service.messaging.consuming import Failures
+from service.messaging.handling import Handler, NotDone
 from service.messaging.holding import Hold, Stopping
 from service.messaging.receiving import Received
 from service.messaging.subscriptions import GRACE_SECONDS
@@ -42,24 +43,26 @@ _LOOK_EVERY_SECONDS = 1.0
 _MOST_DUE = 1000
 _SHORTEST_PAUSE = 0.01
 _PAUSE_AFTER_TROUBLE = 1.0
+# What is answered meanwhile is recorded with the next round, so that rounds are few; but events may be slow.
+_LONGEST_TELLING = 0.05
 _TRIES = 5
 """How often a database that is away is tried before what was answered at the end is left unrecorded."""
 
 
+Jobs = dict[asyncio.Future[Collection[UUID]], set[UUID]]
+"""The messages of jobs, by what tells who waits that their lanes are woken."""
+
+
 @dataclass(frozen=True)
-class OutboundConsumer:
+class OutboundConsumer(Handler):
     """The handler of `whatsapp-qr-send`."""
 
-    database: Database
     sender: "Sender"
     models: ClassVar[Mapping[str, Any]] = {SendJob.name: SendJob}
-    side_by_side: ClassVar[bool] = False
 
-    async def handle(self, batch: Sequence[Received]) -> Failures:
-        """Mark the lanes of a batch of jobs as due."""
-        ids = {received.body.message_id for received in batch}  # type: ignore[attr-defined]
-        known, due = await self.database.transact(partial(lanes.wake_for, ids=ids))
-        self.sender.look_at(due)
+    async def handle(self, batch: Sequence[Received]) -> NotDone:
+        """Have the lanes of a batch of jobs woken by the sender's next round."""
+        known = await self.sender.wake({received.body.message_id for received in batch})  # type: ignore[attr-defined]
         unknown = Undeliverable("no message has the messageId of this job", code=DeadLetterReason.UNKNOWN_MESSAGE)
         return [(received, unknown) for received in batch if received.body.message_id not in known]  # type: ignore[attr-defined]
 
@@ -81,6 +84,8 @@ class Sender(Loop):
         self._due: dict[str, None] = {}
         """Lanes to look at, in their order: the longest waiting first."""
         self._answers: list[Answer] = []
+        self._jobs: Jobs = {}
+        """Messages whose lanes are to be woken, and who waits until that is committed."""
         self._calls: dict[str, asyncio.Task[None]] = {}
         """By session: at most one message of each is on its way."""
         self._wake = asyncio.Event()
@@ -93,30 +98,58 @@ class Sender(Loop):
         """Whether its task is there, or the process ends."""
         return self._stopping or super().alive
 
-    def look_at(self, session_ids: set[str]) -> None:
-        """Look at lanes soon."""
-        self._due |= dict.fromkeys(session_ids)
+    async def wake(self, message_ids: set[UUID]) -> Collection[UUID]:
+        """Wake the lanes of messages; return, once that is committed, those messages that exist.
+
+        Raises:
+            Stopping: nothing is sent here any more.
+        """
+        if not super().alive:
+            raise Stopping
+        woken: asyncio.Future[Collection[UUID]] = asyncio.get_running_loop().create_future()
+        self._jobs[woken] = message_ids
         self._wake.set()
+        return await woken
 
     async def _run(self) -> None:
         failures = 0
-        while not (self._stopping and not self._calls and not self._answers):
+        while not (self._stopping and not self._calls and not self._answers and not self._jobs):
             await self._pause()
             try:
+                if failures and self._jobs:
+                    await self._only_wake()
                 await self.hold(self._look_for_due)
                 await self.hold(self._round)
+                await self.announcer.told(_LONGEST_TELLING)
                 failures = 0
             except Exception as error:
-                if not isinstance(error, Stopping):  # else the partitions are given up, or the process ends
-                    log.exception("sending_failed")
                 failures += 1
-                if self._stopping and failures >= _TRIES:
+                ends = self._stopping and failures >= _TRIES
+                if not isinstance(error, Stopping):
+                    log.exception("sending_failed")
+                if ends or isinstance(error, Stopping):  # the process ends, or the partitions are given up
+                    self._fail(list(self._jobs), error)
+                if ends:
                     return
                 await asyncio.sleep(_PAUSE_AFTER_TROUBLE)
 
+    def _fail(self, jobs: Collection[asyncio.Future[Collection[UUID]]], error: Exception) -> None:
+        for woken in jobs:
+            if self._jobs.pop(woken, None) is not None and not woken.done():
+                woken.set_exception(error)
+
+    async def _only_wake(self) -> None:
+        """Do what jobs ask for without anything else, which has just failed."""
+        jobs = dict(self._jobs)
+        try:
+            await self.hold(partial(self._transact, jobs, answers=[], due=[], room=0))
+        except Exception as error:
+            self._fail(jobs, error)
+            raise
+
     async def _pause(self) -> None:
         seconds = max(_SHORTEST_PAUSE, self._next_look - time.monotonic())
-        if not self._next_lanes() and not self._answers:
+        if not self._next_lanes() and not self._answers and not self._jobs:
             self._wake.clear()
             await happens(self._wake, seconds)
 
@@ -134,20 +167,34 @@ class Sender(Loop):
                 self._next_look = time.monotonic()  # there are more
 
     async def _round(self) -> None:
-        answers = list(self._answers)
+        jobs, answers = dict(self._jobs), list(self._answers)
         self._due |= dict.fromkeys(answer.claimed.message.session_id for answer in answers)
         due = self._next_lanes()
-        if not answers and not due:
+        if not answers and not due and not jobs:
             return
         for session_id in due:
             del self._due[session_id]
         try:
-            work = partial(lanes.send_round, answers=answers, due=due, policy=self.policy)
-            done: Round = await self.database.transact(work)
+            await self._transact(jobs, answers=answers, due=due, room=self._room() - len(due))
         except BaseException:
             self._due |= dict.fromkeys(due)
             raise
         del self._answers[: len(answers)]
+
+    async def _transact(self, jobs: Jobs, *, answers: Sequence[Answer], due: Collection[str], room: int) -> None:
+        """Do a round, and what follows from it."""
+        ids = set[UUID]().union(*jobs.values())
+        work = partial(lanes.send_round, answers=answers, due=due, policy=self.policy, jobs=ids, room=room)
+        done: Round = await self.database.transact(work)
+        self._due |= dict.fromkeys(done.due)
+        for woken in jobs:
+            del self._jobs[woken]
+            if not woken.done():
+                woken.set_result(done.known)
+        self._act(done)
+
+    def _act(self, done: Round) -> None:
+        """Tell what a round has changed, and send what it has claimed."""
         for message in done.changed:
             if message.error_code == FailureCode.EXPIRED:
                 metrics.SENDS.labels(message.error_code).inc()
@@ -158,12 +205,13 @@ class Sender(Loop):
             seconds = (done.next_at - done.at).total_seconds()
             self._next_look = min(self._next_look, time.monotonic() + max(0.0, seconds))
 
+    def _room(self) -> int:
+        """Return how many calls more may be made; at the end none."""
+        return 0 if self._stopping else max(0, MAX_CONNECTIONS - len(self._calls))
+
     def _next_lanes(self) -> list[str]:
-        """Return the lanes whose turn it is, as many as connections to the gateway are free; at the end none."""
-        if self._stopping:
-            return []
-        free = max(0, MAX_CONNECTIONS - len(self._calls))
-        return list(islice((session_id for session_id in self._due if session_id not in self._calls), free))
+        """Return the lanes whose turn it is, as many as connections to the gateway are free."""
+        return list(islice((session_id for session_id in self._due if session_id not in self._calls), self._room()))
 
     def _call(self, claimed: Claimed) -> None:
         session_id = claimed.message.session_id

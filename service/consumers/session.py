@@ -1,7 +1,8 @@
 """The session consumer: carries out session and chatbot commands, and follows what the gateway reports.
 
-One session's commands and reports are handled one after another, in order of arrival; sessions side by side, because
-the gateway is called. Each handler commits its decision; what follows is told from the rows.
+One session's commands and reports are handled one after another, in order of arrival. Where the gateway is called,
+sessions are handled side by side; QR codes, which come in great numbers, are taken in batches of one transaction. Each
+handler commits its decision; what follows is told from the rows.
 """
 
 import asyncio
@@ -9,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import partial
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import structlog
 from sqlalchemy.ext.asyncio import AsyncSession
@@ -17,9 +18,9 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from service import tracing
 from service.consumers import telling
 from service.consumers.announcing import Announcer
-from service.consumers.changes import Change, apply, is_old_news, phone
+from service.consumers.changes import Change, apply, is_old_news, move, phone
 from service.consumers.outcomes import begin, end
-from service.consumers.telling import session_event, session_event_id
+from service.consumers.telling import Output, session_event, session_event_id
 from service.domain import session as machine
 from service.domain.identities import new_session_id
 from service.domain.reconciling import NO_QR_CODE
@@ -27,13 +28,14 @@ from service.domain.saying import Connected, NoAnswer, OtherState, UnknownSessio
 from service.domain.session import Trigger
 from service.errors import GatewayError, GatewayUnreachable, Rejected, Undeliverable
 from service.gateway import Gateway
-from service.messaging.consuming import Failures
 from service.messaging.envelope import Envelope
+from service.messaging.handling import Handler, NotDone
 from service.messaging.receiving import Received
 from service.messaging.topology import SESSIONS
 from service.persistence import sessions
 from service.persistence.database import Database
-from service.persistence.tables import CommandRow, SessionRow
+from service.persistence.records import Records
+from service.persistence.tables import CommandRow, SessionRecord, SessionRow
 from service.privacy import shown_code
 from whatsapp_qr_contracts.codes import DeadLetterReason, RejectionCode, StatusReason
 from whatsapp_qr_contracts.commands import Command, DisconnectSession, InitializeSession, RegisterChatbot, RemoveChatbot
@@ -43,12 +45,13 @@ from whatsapp_qr_contracts.message import SessionStatus
 
 log = structlog.get_logger()
 
+_UNKNOWN_SESSION = Undeliverable("no session has this sessionId", code=DeadLetterReason.UNKNOWN_SESSION)
 _ASK_AGAIN_AFTER = (1.0, 3.0)
 """Seconds after which the gateway is asked again when its answer contradicts its report."""
 
 
 @dataclass(frozen=True)
-class SessionConsumer:
+class SessionConsumer(Handler):
     """The handler of `whatsapp-qr.sessions`."""
 
     database: Database
@@ -57,18 +60,40 @@ class SessionConsumer:
     strict: bool = False
     """Whether a chatbot must be registered before its first initialize."""
     models: ClassVar[Mapping[str, Any]] = {model.name: model for model in SESSIONS.carries}
-    side_by_side: ClassVar[bool] = True
+    alone = frozenset(models) - {GatewayQr.name}
 
-    async def handle(self, batch: Sequence[Received]) -> Failures:
-        """Do what each message asks for, one after another."""
-        failures: Failures = []
+    async def handle(self, batch: Sequence[Received]) -> NotDone:
+        """Move sessions as their reports say, in one transaction; leave those that the gateway must confirm."""
+        outputs, not_done = await self.database.transact(partial(self._follow_all, batch=batch))
+        self.announcer.tell(outputs)
+        return not_done
+
+    async def _follow_all(self, tx: AsyncSession, *, batch: Sequence[Received]) -> tuple[list[Output], NotDone]:
+        rows, not_done, outputs = Records(SessionRecord, SessionRow), NotDone(), list[Output]()
+        ids = {received.body.session_id for received in batch}  # type: ignore[attr-defined]
+        found = {session.session_id: session for session in await rows.lock(tx, ids, by="session_id")}
+        left = set[str]()
         for received in batch:
-            with received.traced(SESSIONS.name):
-                try:
-                    await self._do(received.body, received.envelope)
-                except Undeliverable as error:
-                    failures.append((received, error))
-        return failures
+            report = cast("GatewayReport", received.body)
+            session = found.get(report.session_id)
+            if session is None:
+                not_done.append((received, _UNKNOWN_SESSION))
+                continue
+            change = _change_of(session, report)
+            if session.session_id in left or machine.must_be_confirmed(session.status, change.trigger):
+                left.add(session.session_id)
+                not_done.append((received, None))
+            elif _moves(session, change):
+                with received.traced(SESSIONS.name):
+                    move(tx, session, change, caused_by=received.envelope.message_id)
+                    outputs += telling.of_session(session)
+        await rows.write(tx)
+        return outputs, not_done
+
+    async def handle_alone(self, received: Received) -> None:
+        """Do what a message asks for."""
+        with received.traced(SESSIONS.name):
+            await self._do(received.body, received.envelope)
 
     async def _do(self, body: Any, envelope: Envelope) -> None:
         match body:
@@ -167,7 +192,9 @@ class SessionConsumer:
         session = await sessions.session_of(tx, command.chatbot_id, lock=True)
         if session and (session.wanted or session.status is not SessionStatus.DISCONNECTED):
             closed = machine.TRANSITIONS[session.status, Trigger.DISCONNECT]
-            sessions.move(session, closed, wanted=False, reason=StatusReason.REQUESTED, caused_by=envelope.message_id)
+            sessions.move(
+                tx, session, closed, wanted=False, reason=StatusReason.REQUESTED, caused_by=envelope.message_id
+            )
         return session
 
     async def _tell_gateway(self, session_id: str) -> None:
@@ -193,11 +220,9 @@ class SessionConsumer:
         """Move the session as the gateway reports; once it is connected, what waited to be sent goes out."""
         session = await self.database.read(lambda tx: sessions.session_by_id(tx, report.session_id))
         if session is None:
-            raise Undeliverable("no session has this sessionId", code=DeadLetterReason.UNKNOWN_SESSION)
-        reported = _reported(report)
-        change = replace(reported, wanted=session.wanted and reported.wanted)
-        moves = machine.target(session.status, change.trigger, wanted=session.wanted) is not None
-        if moves and not is_old_news(session, change):
+            raise _UNKNOWN_SESSION
+        change = _change_of(session, report)
+        if _moves(session, change):
             if confirmed := await self._confirmed(session, change):
                 changed = await self._change(session, confirmed, caused_by=envelope.message_id)
                 self.announcer.tell(telling.of_session(changed))
@@ -244,6 +269,16 @@ class SessionConsumer:
             return row
 
         return await self.database.transact(write)
+
+
+def _change_of(session: SessionRecord, report: GatewayReport) -> Change:
+    reported = _reported(report)
+    return replace(reported, wanted=session.wanted and reported.wanted)
+
+
+def _moves(session: SessionRecord, change: Change) -> bool:
+    target = machine.target(session.status, change.trigger, wanted=session.wanted)
+    return target is not None and not is_old_news(session, change)
 
 
 def _reported(report: GatewayReport) -> Change:

@@ -6,13 +6,22 @@ So an output that is published again, after a crash or by another process, is th
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
+from functools import cache
 from typing import Any, TypeVar
 
 from sqlmodel import SQLModel
 
 from service.domain.identities import output_id
 from service.persistence.marks import Told
-from service.persistence.tables import CommandRow, ConversationRow, MessageRow, SessionRow
+from service.persistence.tables import (
+    CommandRow,
+    ConversationRecord,
+    ConversationRow,
+    MessageRecord,
+    MessageRow,
+    SessionRecord,
+    SessionRow,
+)
 from whatsapp_qr_contracts.catalogue import BY_NAME
 from whatsapp_qr_contracts.events import (
     ConversationStarted,
@@ -67,7 +76,7 @@ class Output:
     traceparent: str | None = None
 
 
-def of_session(session: SessionRow) -> list[Output]:
+def of_session(session: SessionRecord) -> list[Output]:
     """Return the event of a session's present version, unless it is known to be confirmed."""
     if session.told_version >= session.version:
         return []
@@ -86,7 +95,7 @@ def of_command(command: CommandRow) -> list[Output]:
     return [Output(event, command.outcome["message_id"], asked, told, str(command.chatbot_id))]
 
 
-def of_conversation(conversation: ConversationRow) -> list[Output]:
+def of_conversation(conversation: ConversationRecord) -> list[Output]:
     """Return the event that a conversation has started, unless it is known to be confirmed."""
     if conversation.told_version >= conversation.version:
         return []
@@ -96,12 +105,12 @@ def of_conversation(conversation: ConversationRow) -> list[Output]:
     return [Output(event, output_id(conversation.id, "started"), conversation.correlation_id, told, str(event.name))]
 
 
-def of_message(message: MessageRow) -> list[Output]:
+def of_message(message: MessageRecord) -> list[Output]:
     """Return the job and the event of a message's present version, those that are not known to be confirmed."""
     return job_of(message) + event_of(message)
 
 
-def job_of(message: MessageRow) -> list[Output]:
+def job_of(message: MessageRecord) -> list[Output]:
     """Return the job of a message, unless it is known to be confirmed."""
     if message.handed_over:
         return []
@@ -116,7 +125,7 @@ def job_of(message: MessageRow) -> list[Output]:
     return [Output(job, job_id, message.correlation_id, told, order, headers, message.traceparent)]
 
 
-def event_of(message: MessageRow) -> list[Output]:
+def event_of(message: MessageRecord) -> list[Output]:
     """Return the event of a message's present version, unless it is known to be confirmed."""
     if message.told_version >= message.version:
         return []
@@ -130,58 +139,62 @@ def event_of(message: MessageRow) -> list[Output]:
     return [Output(event, event_id, message.correlation_id, told, str(message.id), traceparent=trace)]
 
 
-def _version_of(message: MessageRow) -> str:
+def _version_of(message: MessageRecord) -> str:
     if message.version > 1:
         return f"version {message.version}"
     # A row from before there were versions: its event may have been published under this id.
     return f"{message.delivery_status} {reached_at(message).isoformat()}"
 
 
-def session_event(session: SessionRow) -> SessionEvent:
+def session_event(session: SessionRecord) -> SessionEvent:
     """Return the event of a session's present state."""
     return _of(_SESSION_EVENTS[session.status], session, occurred_at=session.updated_at)
 
 
-def session_event_id(session: SessionRow) -> str:
+def session_event_id(session: SessionRecord) -> str:
     """Return the id of the event of a session's present version."""
     return output_id(session.id, f"version {session.version}")
 
 
-def incoming_job(message: MessageRow) -> IncomingJob:
+def incoming_job(message: MessageRecord) -> IncomingJob:
     """Return the job of a customer's message for the AI workers."""
     return _of(IncomingJob, message, message_id=message.id, metadata=_origin(message))
 
 
-def send_job(message: MessageRow) -> SendJob:
+def send_job(message: MessageRecord) -> SendJob:
     """Return the job that wakes the lane in which a message stands."""
     return _of(SendJob, message, message_id=message.id, to=message.external_user_id, message=message.content)
 
 
-def received_event(message: MessageRow) -> MessageReceived:
+def received_event(message: MessageRecord) -> MessageReceived:
     """Return the event of a customer's message."""
     number = {"conversation_sequence": message.sequence or 0}
     at, origin = message.created_at, _origin(message)
     return _of(MessageReceived, message, message_id=message.id, occurred_at=at, metadata=origin, **number)
 
 
-def status_event(message: MessageRow) -> MessageStatusEvent:
+def status_event(message: MessageRecord) -> MessageStatusEvent:
     """Return the event of a sent message's present delivery status."""
     error = {"error_code": message.error_code or "unknown"} if message.delivery_status is DeliveryStatus.FAILED else {}
     return told_as(_STATUS_EVENTS[message.delivery_status], message, reached_at(message), **error)
 
 
-def told_as(kind: type[MessageStatusEvent], message: MessageRow, at: datetime, **fields: Any) -> MessageStatusEvent:
+def told_as(kind: type[MessageStatusEvent], message: MessageRecord, at: datetime, **fields: Any) -> MessageStatusEvent:
     """Return an event of a kind about a message to send, as it is."""
     return _of(kind, message, message_id=message.id, occurred_at=at, metadata=message.caller_metadata, **fields)
 
 
 def _of(kind: type[M], row: SQLModel, **fields: Any) -> M:
     """Return a message with these fields; those that the row has under the same name are taken from there."""
-    of_row = {name: getattr(row, name) for name in kind.model_fields if hasattr(row, name)}
-    return kind(**of_row | fields)
+    return kind(**{name: getattr(row, name) for name in _shared(kind, type(row))} | fields)
 
 
-def reached_at(message: MessageRow) -> datetime:
+@cache
+def _shared(kind: type[Message], row: type[SQLModel]) -> list[str]:
+    return [name for name in kind.model_fields if name in row.model_fields]
+
+
+def reached_at(message: MessageRecord) -> datetime:
     """Return when a message came to its present delivery status."""
     times = {
         DeliveryStatus.SENT: message.sent_at,
@@ -192,5 +205,5 @@ def reached_at(message: MessageRow) -> datetime:
     return times[message.delivery_status] or message.created_at
 
 
-def _origin(message: MessageRow) -> IncomingMetadata:
+def _origin(message: MessageRecord) -> IncomingMetadata:
     return IncomingMetadata(whatsapp_message_id=message.whatsapp_message_id, timestamp=message.sent_at_customer or 0)

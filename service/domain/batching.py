@@ -1,9 +1,9 @@
 """How many messages a batch takes: as many as can be done before others, who wait for its end, notice it."""
 
 LARGEST = 200
-_SMALLEST = 5
+_SMALLEST = 20
 # What comes waits for the batch before its own, in several processes one after another. Smaller batches cost more.
-_SECONDS = 0.02
+_SECONDS = 0.05
 
 
 def next_size(most: int, taken: int, seconds: float) -> int:

@@ -1,12 +1,10 @@
 """Calls that change something: each becomes one command."""
 
-from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 from uuid import UUID
 
 from fastapi import APIRouter, Header, Response
-from sqlalchemy.ext.asyncio import AsyncSession
 from uuid_utils.compat import uuid7
 
 from service import tracing
@@ -26,8 +24,9 @@ from service.messaging.publishing import Publisher
 from service.persistence import sessions
 from service.persistence.conversations import same_content
 from service.persistence.database import Database
-from service.persistence.reading import current_session
-from service.persistence.tables import MessageRow, SessionRow
+from service.persistence.loading import Loader
+from service.persistence.reading import before_sends, current_session
+from service.persistence.tables import MessageRow, SessionRecord, SessionRow
 from service.waiting import Waiters
 from whatsapp_qr_contracts.commands import (
     CancelMessage,
@@ -53,6 +52,7 @@ _REJECTIONS = {
     "gateway_error": 502,
 }
 
+S = TypeVar("S", bound=SessionRecord)
 IdempotencyKey = Annotated[
     str | None,
     Header(
@@ -67,13 +67,12 @@ _ACCEPTED: dict[int | str, dict[str, Any]] = {202: {"model": Accepted, "descript
 _BEING_CANCELLED: dict[int | str, dict[str, Any]] = {202: {"model": MessageAnswer, "description": "Under way"}}
 
 
-@dataclass(frozen=True)
 class Commands:
     """The endpoints that change something."""
 
-    publisher: Publisher
-    database: Database
-    waiters: Waiters
+    def __init__(self, publisher: Publisher, database: Database, waiters: Waiters) -> None:
+        self.publisher, self.database, self.waiters = publisher, database, waiters
+        self._before = Loader(database, before_sends, READ_SECONDS)
 
     def router(self) -> APIRouter:
         """Return the endpoints under their paths."""
@@ -112,12 +111,10 @@ class Commands:
         command = SendMessage(message_id=idempotency_key, **dict(body))
         command_id = str(uuid7())
         message_id = outgoing_message_id(body.chatbot_id, idempotency_key or command_id)
-
-        async def look(tx: AsyncSession) -> tuple[MessageRow | None, SessionRow | None]:
-            known = None if idempotency_key is None else await tx.get(MessageRow, message_id)
-            return known, await current_session(tx, chatbot_id=body.chatbot_id)
-
-        known, found = await self.database.read(look, seconds=READ_SECONDS)
+        known, found = await self._before((body.chatbot_id, None if idempotency_key is None else message_id)) or (
+            None,
+            None,
+        )
         if known is not None:
             if not same_content(known, command):
                 raise Problem(409, "id_reused", "this Idempotency-Key was used with another body: use a new one")
@@ -192,7 +189,7 @@ class Commands:
         return outcome
 
 
-def _linked(session: SessionRow | None) -> SessionRow:
+def _linked(session: S | None) -> S:
     if session is None:
         raise Problem(404, "no_session", "the chatbot has no session: POST /whatsapp-qr/init makes one")
     return session

@@ -27,9 +27,12 @@ class Counting:
         if not scope["path"].startswith(_TRACED):
             await self._counted(scope, receive, send, None)
             return
+
         # A path as it was asked for may hold anything, and would be a name of its own each, so only the route is told.
-        attributes = {"http.request.method": _method(scope), "url.scheme": scope["scheme"]}
-        with tracing.root(_method(scope), SpanKind.SERVER, attributes, Headers(scope=scope)) as span:
+        def describe() -> tracing.Attributes:
+            return {"http.request.method": _method(scope), "url.scheme": scope["scheme"]}
+
+        with tracing.root(_method(scope), SpanKind.SERVER, describe, Headers(scope=scope)) as span:
             await self._counted(scope, receive, send, span)
 
     async def _counted(self, scope: Scope, receive: Receive, send: Send, span: Span | None) -> None:

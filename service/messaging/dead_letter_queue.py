@@ -71,4 +71,4 @@ async def _work(inbox: Inbox, hold: Hold, keep: Keep) -> None:
             except Stopping:
                 delivery.gate.closed = True
             finally:
-                delivery.gate.leave()
+                delivery.gate.leave(delivery)

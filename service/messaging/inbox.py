@@ -2,6 +2,7 @@
 
 import asyncio
 from collections import deque
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,24 +18,39 @@ _SUSPICIOUS_DELIVERIES = 2
 
 
 class Gate:
-    """Counts what has begun of one subscription, and lets nothing begin once it is closed."""
+    """Knows what has begun of one subscription, and lets nothing begin once it is closed."""
 
     def __init__(self) -> None:
         self.closed = False
-        self.running = 0
+        self._begun: dict[Delivery, None] = {}
+        """In their order, and not ended yet."""
         self._idle = asyncio.Event()
         self._idle.set()
 
-    def enter(self) -> None:
-        """Begin."""
-        self.running += 1
+    @property
+    def running(self) -> int:
+        """How many have begun and not ended."""
+        return len(self._begun)
+
+    def enter(self, delivery: "Delivery") -> None:
+        """Begin with a delivery."""
+        self._begun[delivery] = None
         self._idle.clear()
 
-    def leave(self) -> None:
-        """End what has begun."""
-        self.running -= 1
-        if not self.running:
+    def leave(self, delivery: "Delivery") -> None:
+        """End with one."""
+        del self._begun[delivery]
+        if not self._begun:
             self._idle.set()
+
+    def is_all_before(self, last: "Delivery", ended: Collection["Delivery"]) -> bool:
+        """Say whether all that began before a delivery, and itself, is among those that are about to end."""
+        for delivery in self._begun:
+            if delivery not in ended:
+                return False
+            if delivery is last:
+                return True
+        return False
 
     async def close(self, seconds: float) -> None:
         """Let nothing begin any more and wait, for at most so many seconds, until what has begun has ended."""
@@ -110,7 +126,7 @@ class Inbox:
                     queues.remove(waiting)
                     continue
                 delivery = waiting.popleft()
-                delivery.gate.enter()
+                delivery.gate.enter(delivery)
                 taken.append(delivery)
                 if delivery.is_suspicious or len(taken) == most:
                     return taken

@@ -17,7 +17,7 @@ from functools import partial
 from typing import Any
 
 import structlog
-from faststream import AckPolicy, BaseMiddleware
+from faststream import AckPolicy
 from faststream.rabbit import Channel, RabbitBroker, RabbitMessage, RabbitQueue
 
 from service.messaging.connections import close_all, close_broker, new_broker, open_broker
@@ -29,21 +29,6 @@ log = structlog.get_logger()
 
 Receive = Callable[[Delivery], None]
 Settle = Callable[[], Awaitable[None]]
-
-
-class _Taking(BaseMiddleware[Any, Any]):
-    """Takes each delivery when it is received; the framework has nothing more to do with it."""
-
-    def __init__(self, take: Callable[[Any], None], msg: Any, /, *, context: Any) -> None:
-        super().__init__(msg, context=context)
-        self._take = take
-
-    async def on_receive(self) -> None:
-        """Take it: runs in the order of arrival, so nothing may be awaited before."""
-        self._take(self.msg)
-
-    async def consume_scope(self, call_next: Callable[[Any], Awaitable[Any]], msg: Any) -> Any:
-        """Do nothing: whoever takes it from the inbox handles and acknowledges it."""
 
 
 class Partition:
@@ -89,8 +74,7 @@ class Partition:
         tolerate_foreign_properties()
         self._gate = Gate()
         self._heard_on = None
-        taking = partial(_Taking, partial(self._take, self._gate))
-        broker = new_broker(self._url, middlewares=[taking], decoder=undecoded)
+        broker = new_broker(self._url)
         self._subscriber = broker.subscriber(
             self._queue,
             channel=Channel(prefetch_count=self._prefetch),  # a Channel object of its own is a channel of its own
@@ -98,6 +82,7 @@ class Partition:
             no_reply=True,
         )
         self._subscriber(_nothing)
+        self._subscriber.consume = partial(self._take, self._gate)  # each delivery as it is, with no layer between
         try:
             await open_broker(broker)
             await broker.start()
@@ -106,7 +91,8 @@ class Partition:
             raise
         self._broker = broker
 
-    def _take(self, gate: Gate, raw: Any) -> None:
+    async def _take(self, gate: Gate, raw: Any) -> None:
+        """Take a delivery: runs in the order of arrival, so nothing may be awaited here."""
         delivery = Delivery(raw, self._number, gate)
         if delivery.is_void:
             return
@@ -161,7 +147,7 @@ class Partition:
 
 
 async def _nothing(delivery: RabbitMessage) -> None:
-    """Stand where the framework wants a handler; `_Taking` keeps every delivery from it."""
+    """Stand where the framework wants a handler; no delivery comes so far."""
 
 
 async def undecoded(message: RabbitMessage, _original: object) -> RabbitMessage:

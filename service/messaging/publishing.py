@@ -9,13 +9,16 @@ from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from contextvars import Context
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any
 
 import structlog
-from aio_pika.exceptions import DeliveryError
+from aio_pika import DeliveryMode
+from aio_pika.exceptions import ChannelInvalidStateError, DeliveryError
 from aiormq.exceptions import PublishError
 from faststream.rabbit import Channel, RabbitBroker
 from opentelemetry.trace import SpanKind
+from pamqp.commands import Basic
 
 from service import tracing
 from service.errors import BrokerUnavailable, PublishRefused
@@ -28,6 +31,7 @@ from service.messaging.connections import (
     unavailable,
 )
 from service.messaging.envelope import NO_ID, Properties
+from service.messaging.pipelining import Pipeline
 from service.messaging.topology import DEAD_LETTERS, PROBE
 from service.metrics import PUBLISHED
 from service.tasks import raise_if_cancelled
@@ -50,6 +54,7 @@ class _Link:
     def __init__(self, url: str) -> None:
         self._url = url
         self._broker: RabbitBroker | None = None
+        self._pipeline: Pipeline | None = None
         self._connecting: asyncio.Task[None] | None = None
         self._closing: set[asyncio.Task[None]] = set()
 
@@ -78,6 +83,21 @@ class _Link:
             if broker is self._broker:
                 raise
             raise BrokerUnavailable("the connection was closed before RabbitMQ confirmed") from error
+
+    async def publish(
+        self, body: bytes, exchange: str, routing_key: str, properties: Basic.Properties, seconds: float
+    ) -> None:
+        """Publish one message; many that are under way at once leave in few writes."""
+        async with self.connected(seconds) as broker:
+            # It is not declared: the broker client only remembers it.
+            channel = (await broker.declare_exchange(topology.exchange(exchange))).channel
+            if channel.is_closed:  # to wait until it is opened again may take long
+                raise ChannelInvalidStateError(f"{channel} is closed")
+            underlay = await channel.get_underlay_channel()
+            if self._pipeline is None or self._pipeline.channel is not underlay:  # a new one after each lost connection
+                self._pipeline = Pipeline(underlay)
+            # Nobody may be listening to an event; everything else must have reached a queue.
+            await self._pipeline.publish(body, exchange, routing_key, properties, mandatory=exchange != EVENTS)
 
     async def _connection(self) -> RabbitBroker:
         while self._broker is None:
@@ -165,25 +185,14 @@ class Publisher:
             raise ValueError(f"a body has at most {MAX_BODY_BYTES} bytes, this one {len(body)}")
         headers, kind = dict(properties.headers), properties.type if properties.type in _KNOWN else "unknown"
         try:
-            attributes = tracing.published(exchange, routing_key, properties.message_id, properties.correlation_id)
-            with tracing.part(f"publish {exchange}", SpanKind.PRODUCER, attributes):
+            ids = properties.message_id, properties.correlation_id
+            describe = partial(tracing.published, exchange, routing_key, *ids)
+            with tracing.part(f"publish {exchange}", SpanKind.PRODUCER, describe):
                 if exchange != DEAD_LETTERS:  # a dead letter keeps what it came with, to be put back as it was
                     tracing.inject(headers)
-                async with self._link(exchange, routing_key).connected(min(seconds, _PUBLISH_SECONDS)) as broker:
-                    await broker.publish(
-                        body,
-                        exchange=topology.exchange(exchange),
-                        routing_key=routing_key,
-                        # Nobody may be listening to an event; everything else must have reached a queue.
-                        mandatory=exchange != EVENTS,
-                        persist=True,
-                        content_type="application/json",
-                        message_id=properties.message_id or NO_ID,
-                        correlation_id=properties.correlation_id,
-                        message_type=properties.type,
-                        timestamp=datetime.now(UTC),
-                        headers=headers,
-                    )
+                await self._link(exchange, routing_key).publish(
+                    body, exchange, routing_key, _properties(properties, headers), min(seconds, _PUBLISH_SECONDS)
+                )
         except Exception as error:
             PUBLISHED.labels(kind, _outcome(error)).inc()
             raise
@@ -206,6 +215,19 @@ class Publisher:
     async def close(self) -> None:
         """Close the connections. Everything that publishes must have ended before."""
         await asyncio.gather(*(link.close() for link in self._links.values()))
+
+
+def _properties(properties: Properties, headers: dict[str, Any]) -> Basic.Properties:
+    return Basic.Properties(
+        app_id=APP_ID,
+        content_type="application/json",
+        correlation_id=properties.correlation_id,
+        delivery_mode=DeliveryMode.PERSISTENT,
+        headers=headers,
+        message_id=properties.message_id or NO_ID,
+        message_type=properties.type,
+        timestamp=datetime.now(UTC),
+    )
 
 
 def _outcome(error: Exception) -> str:

@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import structlog
@@ -40,8 +41,8 @@ def traced(delivery: Delivery, queue: str, **ids: object) -> Iterator[Span]:
     raw = delivery.raw
     before = structlog.contextvars.get_contextvars()
     try:
-        attributes = tracing.received(queue, delivery.number, raw)
-        with tracing.root(f"process {queue}", SpanKind.CONSUMER, attributes, raw.headers) as span:
+        describe = partial(tracing.received, queue, delivery.number, raw)
+        with tracing.root(f"process {queue}", SpanKind.CONSUMER, describe, raw.headers) as span:
             tracing.about(correlation_id=raw.correlation_id or raw.message_id, message_id=raw.message_id, **ids)
             yield span
     finally:

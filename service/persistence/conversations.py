@@ -10,7 +10,7 @@ from sqlmodel import col, delete, select
 from service import tracing
 from service.domain import identities
 from service.domain.delivery import raised
-from service.persistence.tables import ConversationRow, MessageRow, ReceiptRow, SessionRow, now
+from service.persistence.tables import ConversationRecord, MessageRecord, ReceiptRow, SessionRecord, now
 from whatsapp_qr_contracts.codes import FailureCode
 from whatsapp_qr_contracts.commands import SendMessage
 from whatsapp_qr_contracts.gateway import GatewayMessage
@@ -19,9 +19,9 @@ from whatsapp_qr_contracts.message import DeliveryStatus, Role
 _S = DeliveryStatus
 
 
-def new_conversation(session: SessionRow, external_user_id: str, *, correlation_id: str) -> ConversationRow:
+def new_conversation(session: SessionRecord, external_user_id: str, *, correlation_id: str) -> ConversationRecord:
     """Return the conversation with a customer who has none yet."""
-    return ConversationRow(
+    return ConversationRecord(
         id=identities.conversation_id(session.chatbot_id, external_user_id),
         chatbot_id=session.chatbot_id,
         channel=identities.CHANNEL,
@@ -32,7 +32,7 @@ def new_conversation(session: SessionRow, external_user_id: str, *, correlation_
     )
 
 
-def enter(conversation: ConversationRow) -> datetime:
+def enter(conversation: ConversationRecord) -> datetime:
     """Return the time of the message that enters a conversation now.
 
     A clock may be behind; this rises all the same, and with it the order of the conversation's messages.
@@ -42,7 +42,7 @@ def enter(conversation: ConversationRow) -> datetime:
     return at
 
 
-def incoming_ids(session: SessionRow, report: GatewayMessage) -> tuple[UUID, UUID]:
+def incoming_ids(session: SessionRecord, report: GatewayMessage) -> tuple[UUID, UUID]:
     """Return the id of a reported message: the usual one, and the one that it has where that is another message's."""
     first = identities.incoming_message_id(session.id, report.message_id)
     contact = identities.customer_address(report.sender), _participant(report) or ""
@@ -50,7 +50,7 @@ def incoming_ids(session: SessionRow, report: GatewayMessage) -> tuple[UUID, UUI
     return first, identities.other_incoming_message_id(session.id, report.message_id, *content)
 
 
-def same_incoming(known: MessageRow, report: GatewayMessage) -> bool:
+def same_incoming(known: MessageRecord, report: GatewayMessage) -> bool:
     """Say whether a report repeats a stored message that has the same WhatsApp id."""
     return (
         known.content == report.message
@@ -68,13 +68,13 @@ def _participant(report: GatewayMessage) -> str | None:
 
 
 def new_incoming(
-    session: SessionRow,
-    conversation: ConversationRow,
+    session: SessionRecord,
+    conversation: ConversationRecord,
     report: GatewayMessage,
     *,
     correlation_id: str,
     message_id: UUID,
-) -> MessageRow:
+) -> MessageRecord:
     """Return a customer's message that was not known; its conversation is locked, or new."""
     conversation.sequence_end += 1
     return _new(
@@ -95,14 +95,14 @@ def new_incoming(
 
 
 def new_outgoing(
-    session: SessionRow,
-    conversation: ConversationRow,
+    session: SessionRecord,
+    conversation: ConversationRecord,
     command: SendMessage,
     *,
     correlation_id: str,
     caller_id: str,
     expires_at: datetime,
-) -> MessageRow:
+) -> MessageRecord:
     """Return a message to send that was not known, at the end of its session's lane; both rows are locked, or new."""
     session.lane_end += 1
     message_id = identities.outgoing_message_id(command.chatbot_id, caller_id)
@@ -122,8 +122,8 @@ def new_outgoing(
     )
 
 
-def _new(session: SessionRow, conversation: ConversationRow, **fields: Any) -> MessageRow:
-    return MessageRow(
+def _new(session: SessionRecord, conversation: ConversationRecord, **fields: Any) -> MessageRecord:
+    return MessageRecord(
         conversation_id=conversation.id,
         chatbot_id=session.chatbot_id,
         session_id=session.session_id,
@@ -135,7 +135,7 @@ def _new(session: SessionRow, conversation: ConversationRow, **fields: Any) -> M
     )
 
 
-def same_content(message: MessageRow, command: SendMessage) -> bool:
+def same_content(message: MessageRecord, command: SendMessage) -> bool:
     """Say whether a stored message is the one that a command asks for."""
     return (
         message.role is Role.ASSISTANT
@@ -145,7 +145,7 @@ def same_content(message: MessageRow, command: SendMessage) -> bool:
     )
 
 
-async def take_receipts(tx: AsyncSession, message: MessageRow) -> None:
+async def take_receipts(tx: AsyncSession, message: MessageRecord) -> None:
     """Raise a message's status as far as those receipts say that came before its WhatsApp id was known."""
     key = (
         col(ReceiptRow.session_id) == message.session_id,
@@ -157,7 +157,7 @@ async def take_receipts(tx: AsyncSession, message: MessageRow) -> None:
 
 
 def raise_status(
-    message: MessageRow,
+    message: MessageRecord,
     reported: DeliveryStatus,
     at: datetime,
     *,

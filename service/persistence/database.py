@@ -111,9 +111,12 @@ class Database:
 
     async def _observed(self, kind: Literal["read", "write"], engine: AsyncEngine, work: Work[T]) -> T:
         began = time.perf_counter()
-        attributes = {"db.system.name": engine.dialect.name, "db.operation.name": kind}
+
+        def describe() -> tracing.Attributes:
+            return {"db.system.name": engine.dialect.name, "db.operation.name": kind}
+
         try:
-            with tracing.part(f"{kind} transaction", SpanKind.CLIENT, attributes, current=False):
+            with tracing.part(f"{kind} transaction", SpanKind.CLIENT, describe, current=False):
                 running = _run(engine, work)
                 return await (running if self._longest is None else _cut_off(running, self._longest))
         finally:

@@ -6,24 +6,30 @@ commands last: no deadlocks.
 
 from collections.abc import Collection
 from dataclasses import dataclass, field
-from datetime import datetime
+from functools import cache
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import func, tuple_
-from sqlalchemy import select as select_columns
+from sqlalchemy import ARRAY, Select, bindparam, func, or_, select, tuple_
 from sqlalchemy.ext.asyncio import AsyncSession
-from sqlmodel import col, or_, select
+from sqlmodel import col
 
-from service.persistence.database import locked, present
+from service.persistence.columns import DatabaseClock
+from service.persistence.database import on_sqlite
+from service.persistence.records import Records, among, table_of
 from service.persistence.tables import (
     ChatbotRow,
     CommandRow,
+    ConversationRecord,
     ConversationRow,
+    LaneRecord,
     LaneRow,
+    MessageRecord,
     MessageRow,
     ReceiptRow,
+    SessionRecord,
     SessionRow,
+    now,
 )
 from whatsapp_qr_contracts.message import Role
 
@@ -44,54 +50,67 @@ class Needs:
     commands: set[CommandKey] = field(default_factory=set)
 
 
-@dataclass(slots=True)
 class Intake:
     """Rows of one transaction. New ones are put in here too, so that a batch finds what it has just made."""
 
-    tx: AsyncSession
-    at: datetime
-    """The time of the transaction, by the database's clock."""
-    sessions: dict[str, SessionRow]
-    chatbots: dict[UUID, SessionRow]
-    """The session of each chatbot."""
-    removed: set[UUID]
-    """Chatbots that were removed."""
-    lanes: dict[str, LaneRow] = field(default_factory=dict)
-    conversations: dict[UUID, ConversationRow] = field(default_factory=dict)
-    messages: dict[UUID, MessageRow] = field(default_factory=dict)
-    sent_as: dict[WhatsappId, MessageRow] = field(default_factory=dict)
-    commands: dict[CommandKey, CommandRow] = field(default_factory=dict)
-    kept: dict[Any, ReceiptRow | CommandRow] = field(default_factory=dict)
-    """Rows that may exist already; they are written last."""
+    def __init__(self, tx: AsyncSession) -> None:
+        self._tx = tx
+        self.at = now()
+        """The time of the transaction, by the database's clock."""
+        self.sessions: dict[str, SessionRecord] = {}
+        self.chatbots: dict[UUID, SessionRecord] = {}
+        """The session of each chatbot."""
+        self.removed: set[UUID] = set()
+        """Chatbots that were removed."""
+        self.lanes: dict[str, LaneRecord] = {}
+        self.conversations: dict[UUID, ConversationRecord] = {}
+        self.messages: dict[UUID, MessageRecord] = {}
+        self.sent_as: dict[WhatsappId, MessageRecord] = {}
+        self.commands: dict[CommandKey, CommandRow] = {}
+        self._sessions = Records(SessionRecord, SessionRow)
+        self._conversations = Records(ConversationRecord, ConversationRow)
+        self._messages = Records(MessageRecord, MessageRow)
+        self._kept: dict[Any, ReceiptRow | CommandRow] = {}
+        """Rows that may exist already; they are written last."""
 
-    def add(self, row: MessageRow | ConversationRow | CommandRow) -> None:
+    def add(self, row: MessageRecord | ConversationRecord | CommandRow) -> None:
         """Put a new row in; it is written with the transaction."""
         match row:
-            case MessageRow():
-                self.tx.add(row)
+            case MessageRecord():
+                self._messages.add(row)
                 self.messages[row.id] = row
                 if row.role is Role.ASSISTANT:
                     self.sent_as[row.session_id, row.whatsapp_message_id] = row
-            case ConversationRow():
-                self.tx.add(row)
+            case ConversationRecord():
+                self._conversations.add(row)
                 self.conversations[row.id] = row
             case CommandRow():
                 key = (row.chatbot_id, row.command_id)
-                self.commands[key] = self.kept[key] = row
+                self.commands[key] = self._kept[key] = row
+
+    async def lock_sessions(self, session_ids: Collection[str], chatbot_ids: Collection[UUID]) -> None:
+        """Lock and read the sessions of a batch, the first that it needs."""
+        query = _sessions(sqlite=on_sqlite(self._tx))
+        given = {"sessions": list(session_ids), "chatbots": list(chatbot_ids)}
+        for row in (await (await self._tx.connection()).execute(query, given)).mappings():
+            session = self._sessions.read(row)
+            self.sessions[session.session_id] = self.chatbots[session.chatbot_id] = session
+            self.at = row["at"]
+            if row["removed_at"] is not None:
+                self.removed.add(session.chatbot_id)
 
     async def load(self, needs: Needs) -> None:
-        """Lock and read what the batch names, as far as it exists."""
-        tx = self.tx
+        """Lock and read what the batch names besides, as far as it exists."""
+        tx = self._tx
         of = [self.chatbots[chatbot].session_id for chatbot in needs.lanes_of if chatbot in self.chatbots]
-        self.lanes = {row.session_id: row for row in await locked(tx, LaneRow, LaneRow.session_id, of)}
+        self.lanes = {row.session_id: row for row in await Records(LaneRecord, LaneRow).lock(tx, of)}
         if needs.commands:
             key = tuple_(col(CommandRow.chatbot_id), col(CommandRow.command_id))
             found = await tx.scalars(select(CommandRow).where(key.in_(list(needs.commands))))
             self.commands = {(row.chatbot_id, row.command_id): row for row in found}
-        began = await locked(tx, ConversationRow, ConversationRow.id, needs.conversations)
-        self.conversations = {row.id: row for row in began}
+        self.conversations = {row.id: row for row in await self._conversations.lock(tx, needs.conversations)}
         ids = {*needs.messages, *await _ids_sent_as(tx, needs.sent_as)}
-        self.messages = {row.id: row for row in await locked(tx, MessageRow, MessageRow.id, ids)}
+        self.messages = {row.id: row for row in await self._messages.lock(tx, ids)}
         # A gateway that uses an id twice must not stop its receipts: they are the newest message's.
         for row in sorted(self.messages.values(), key=lambda row: row.lane_number or 0):
             if row.role is Role.ASSISTANT:
@@ -99,42 +118,54 @@ class Intake:
 
     def keep_receipt(self, receipt: ReceiptRow) -> None:
         """Keep a receipt whose message is not known yet; the last of equal ones counts."""
-        self.kept[receipt.session_id, receipt.whatsapp_message_id, receipt.status] = receipt
+        self._kept[receipt.session_id, receipt.whatsapp_message_id, receipt.status] = receipt
 
-    async def finish(self) -> None:
-        """Write what is not written yet."""
-        for row in self.kept.values():
-            await self.tx.merge(row)
-        await self.tx.flush()
+    async def write(self) -> None:
+        """Write what is new and what has changed."""
+        for records in (self._sessions, self._conversations, self._messages):
+            await records.write(self._tx)
+        for row in self._kept.values():
+            await self._tx.merge(row)
+        await self._tx.flush()
 
 
-async def begin(tx: AsyncSession, session_ids: Collection[str], chatbot_ids: Collection[UUID]) -> Intake:
-    """Lock the sessions of a batch and return them."""
-    row = SessionRow
-    query = (
-        select(row, col(ChatbotRow.removed_at))
-        .join(ChatbotRow, col(ChatbotRow.id) == col(row.chatbot_id))
-        .where(or_(col(row.session_id).in_(session_ids), col(row.chatbot_id).in_(chatbot_ids)))
-        .order_by(col(row.id))
-        .with_for_update(of=row)
+@cache
+def _sessions(*, sqlite: bool) -> Select[Any]:
+    session, chatbot = table_of(SessionRow).c, table_of(ChatbotRow).c
+    named = or_(
+        among(session.session_id, "sessions", sqlite=sqlite), among(session.chatbot_id, "chatbots", sqlite=sqlite)
     )
-    found = (await tx.execute(query)).all()
-    return Intake(
-        tx,
-        await present(tx),
-        {session.session_id: session for session, _ in found},
-        {session.chatbot_id: session for session, _ in found},
-        {session.chatbot_id for session, removed_at in found if removed_at is not None},
+    return (
+        select(*session, chatbot.removed_at, DatabaseClock().label("at"))
+        .join(table_of(ChatbotRow), chatbot.id == session.chatbot_id)
+        .where(named)
+        .order_by(session.id)
+        .with_for_update(of=table_of(SessionRow))
     )
 
 
 async def _ids_sent_as(tx: AsyncSession, sent_as: Collection[WhatsappId]) -> list[UUID]:
     if not sent_as:
         return []
-    session_id, whatsapp_id = col(MessageRow.session_id), col(MessageRow.whatsapp_message_id)
-    number, is_ours = col(MessageRow.lane_number), col(MessageRow.role) == Role.ASSISTANT
-    under = tuple_(session_id, whatsapp_id).in_(list(sent_as)), is_ours
-    # The newest of each id: a gateway may give it to very many.
-    newest = select_columns(session_id, whatsapp_id, func.max(number)).where(*under).group_by(session_id, whatsapp_id)
-    query = select(col(MessageRow.id)).where(*under, tuple_(session_id, whatsapp_id, number).in_(newest))
-    return list(await tx.scalars(query))
+    sqlite = on_sqlite(tx)
+    session_ids, whatsapp_ids = zip(*sent_as, strict=True)
+    given = {"pairs": list(sent_as)} if sqlite else {"sessions": list(session_ids), "ids": list(whatsapp_ids)}
+    found = await (await tx.connection()).execute(_newest_sent_as(sqlite=sqlite), given)
+    return list(found.scalars())
+
+
+@cache
+def _newest_sent_as(*, sqlite: bool) -> Select[Any]:
+    """Return the newest message of each id at WhatsApp: a gateway may give one to very many."""
+    message = table_of(MessageRow).c
+    named_as, number = (message.session_id, message.whatsapp_message_id), message.lane_number
+    text = ARRAY(message.session_id.type)
+    pairs = (
+        func.unnest(bindparam("sessions", type_=text), bindparam("ids", type_=text))
+        .table_valued("session", "id")
+        .render_derived()
+    )
+    named = tuple_(*named_as).in_(bindparam("pairs", expanding=True) if sqlite else select(pairs.c.session, pairs.c.id))
+    ours = (named, message.role == Role.ASSISTANT)
+    newest = select(*named_as, func.max(number)).where(*ours).group_by(*named_as)
+    return select(message.id).where(*ours, tuple_(*named_as, number).in_(newest))

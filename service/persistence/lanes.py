@@ -4,13 +4,14 @@ The outbound consumer locks the lane's row, then messages. So two processes neve
 whoever stores messages, which locks the session's row, is never waited for.
 """
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from functools import cache
+from typing import Any
 from uuid import UUID, uuid5
 
-from sqlalchemy import ScalarSelect, Select, select, text, update
+from sqlalchemy import ScalarSelect, Select, exists, func, select, text, update
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import aliased
 from sqlmodel import col
@@ -19,9 +20,22 @@ from uuid_utils.compat import uuid7
 from service.domain.identities import whatsapp_message_id
 from service.domain.sending import GiveUp, Retry, SendPolicy, taken, wait_for_token
 from service.errors import Rejected
+from service.persistence.columns import DatabaseClock
 from service.persistence.conversations import raise_status, take_receipts
-from service.persistence.database import clock, locked
-from service.persistence.tables import AWAKE, EXPIRING, PENDING, LaneRow, MessageRow, SessionRow, now
+from service.persistence.database import clock, on_sqlite
+from service.persistence.records import Records, among, table_of
+from service.persistence.tables import (
+    AWAKE,
+    EXPIRING,
+    PENDING,
+    LaneRecord,
+    LaneRow,
+    MessageRecord,
+    MessageRow,
+    SessionRecord,
+    SessionRow,
+    now,
+)
 from service.persistence.untold import Part
 from whatsapp_qr_contracts.codes import FailureCode, RejectionCode
 from whatsapp_qr_contracts.message import DeliveryStatus, SessionStatus
@@ -37,7 +51,7 @@ _MAY_HAVE_GONE = "; an earlier attempt, whose outcome is unknown, may have gone 
 class Claimed:
     """A message that belongs to this process until its claim ends."""
 
-    message: MessageRow
+    message: MessageRecord
     claim: UUID
     deferrals: int
     """Times in a row that its session could not send at all, so far."""
@@ -58,7 +72,7 @@ async def wake(tx: AsyncSession, session_ids: Collection[str]) -> None:
     await tx.execute(update(LaneRow).where(these).values(wake_at=clock(tx)))
 
 
-async def make_void(tx: AsyncSession, session: SessionRow) -> None:
+async def make_void(tx: AsyncSession, session: SessionRecord) -> None:
     """Let everything that waits in a lane fail; the session is locked by the caller."""
     lane = update(LaneRow).where(col(LaneRow.session_id) == session.session_id)
     await tx.execute(lane.values(void_to=session.lane_end, wake_at=clock(tx)))
@@ -79,83 +93,132 @@ async def due(tx: AsyncSession, part: Part, besides: Collection[str] = ()) -> li
     return list(await tx.scalars(query.limit(BATCH)))
 
 
-async def wake_for(tx: AsyncSession, ids: Iterable[UUID]) -> tuple[set[UUID], set[str]]:
-    """Wake the lanes of messages; return the messages that exist, and the lanes to look at now.
-
-    A lane that is awake already, because it waits for its pace or for the gateway, is looked at when its time comes.
-    """
-    query = (
-        select(col(MessageRow.id), LaneRow, clock(tx))
-        .join(LaneRow, col(LaneRow.session_id) == col(MessageRow.session_id))
-        .where(col(MessageRow.id).in_(list(ids)))
-        .order_by(col(LaneRow.session_id))
-        .with_for_update(of=LaneRow)
-    )
-    known, now_due = set(), set()
-    for message_id, lane, at in await tx.execute(query):
-        known.add(message_id)
-        lane.wake_at = lane.wake_at or at
-        if lane.wake_at <= at:
-            now_due.add(lane.session_id)
-    return known, now_due
-
-
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class Round:
     """What one transaction of the outbound consumer did."""
 
-    changed: list[MessageRow]
+    changed: list[MessageRecord]
     """Messages whose status has changed."""
     claimed: list[Claimed]
     """Messages to send now."""
+    known: Collection[UUID]
+    """Those messages of jobs that exist."""
+    due: Collection[str]
+    """Lanes that jobs have woken, and that are still to be looked at."""
     next_at: datetime | None
     """When the next lane of these wakes."""
     at: datetime
     """The time of the transaction, by the database's clock."""
 
 
-async def send_round(tx: AsyncSession, *, answers: Sequence[Answer], due: Collection[str], policy: SendPolicy) -> Round:
+async def send_round(
+    tx: AsyncSession,
+    *,
+    answers: Sequence[Answer],
+    due: Collection[str],
+    policy: SendPolicy,
+    jobs: Collection[UUID] = (),
+    room: int = 0,
+) -> Round:
     """Record what became of claimed messages, fail what has expired, and claim what is next in each lane.
 
     From lanes that are not `due`, those of the answers, nothing is claimed: they are to be looked at again.
+
+    Args:
+        tx: the transaction.
+        answers: what became of claimed messages.
+        due: lanes to look at now.
+        policy: how patient sending is.
+        jobs: messages whose lanes are to be looked at: now, or at the time for which they wait.
+        room: how many of those may be claimed from now.
     """
     sent = [(answer.claimed.message, answer.result) for answer in answers if isinstance(answer.result, str)]
     if renamed := {message.session_id for message, taken_as in sent if taken_as != message.whatsapp_message_id}:
         # A receipt for an id that is not known is kept under this lock too: neither may miss the other.
         query = select(col(SessionRow.id)).where(col(SessionRow.session_id).in_(renamed))
         await tx.execute(query.order_by(col(SessionRow.id)).with_for_update())
-    answered = {answer.claimed.message.session_id for answer in answers}
-    lanes, at = await _locked_lanes(tx, answered | set(due))
-    expired, void = await _expired(tx, lanes, at), await _void(tx, lanes, at)
+    answered, lanes_of = {answer.claimed.message.session_id for answer in answers}, await _lanes_of(tx, jobs)
+    locked, at, stale = await _locked_lanes(tx, {*answered, *due, *lanes_of.values()})
+    lanes = {lane.session_id: lane for lane in locked.all}
+    woken = _wake(lanes, set(lanes_of.values()) - answered - set(due), at)
+    claimable = {*due, *woken[:room]}
+    expired, void = await _expired(tx, stale, lanes, at), await _void(tx, lanes, at)
+    messages = Records(MessageRecord, MessageRow)
     ids = {answer.claimed.message.id for answer in answers} | expired | void
-    messages = {message.id: message for message in await locked(tx, MessageRow, MessageRow.id, ids)}
-    changed = [row for answer in answers if (row := await _record(tx, answer, lanes, messages, at))]
-    changed += [messages[row_id] for row_id in expired if _expire(messages[row_id], lanes, at)]
-    changed += [messages[row_id] for row_id in void if _fail_void(messages[row_id], lanes, at)]
-    await tx.flush()
-    some_failed = {messages[row_id].session_id for row_id in expired | void}
-    claimed = await _claim(tx, {name: lane for name, lane in lanes.items() if name in due}, at, policy, some_failed)
-    for session_id in answered - set(due):
+    rows = {message.id: message for message in await messages.lock(tx, ids)}
+    changed = [row for answer in answers if (row := await _record(tx, answer, lanes, rows, at))]
+    changed += [rows[row_id] for row_id in expired if _expire(rows[row_id], lanes, at)]
+    changed += [rows[row_id] for row_id in void if _fail_void(rows[row_id], lanes, at)]
+    await messages.write(tx)
+    some_failed = {rows[row_id].session_id for row_id in expired | void}
+    claimed = await _claim(tx, [lanes[name] for name in lanes if name in claimable], at, policy, some_failed)
+    for session_id in answered - claimable:
         lanes[session_id].wake_at = at
+    await locked.write(tx)
     waiting = [lane.wake_at for lane in lanes.values() if lane.wake_at is not None]
-    return Round(changed, claimed, min(waiting, default=None), at)
+    return Round(changed, claimed, lanes_of.keys(), woken[room:], min(waiting, default=None), at)
 
 
-async def _locked_lanes(tx: AsyncSession, session_ids: Collection[str]) -> tuple[dict[str, LaneRow], datetime]:
-    """Return the lanes of sessions, locked, and the time of the transaction."""
-    query = select(LaneRow, clock(tx)).where(col(LaneRow.session_id).in_(session_ids))
-    rows = (await tx.execute(query.order_by(col(LaneRow.session_id)).with_for_update(of=LaneRow))).all()
-    return {lane.session_id: lane for lane, _ in rows}, max((at for _, at in rows), default=now())
+async def _lanes_of(tx: AsyncSession, jobs: Collection[UUID]) -> dict[UUID, str]:
+    """Return the session of each message that exists."""
+    if not jobs:
+        return {}
+    found = await (await tx.connection()).execute(_session_of(sqlite=on_sqlite(tx)), {"given": list(jobs)})
+    return {row.id: row.session_id for row in found}
 
 
-async def _expired(tx: AsyncSession, lanes: Mapping[str, LaneRow], at: datetime) -> set[UUID]:
+@cache
+def _session_of(*, sqlite: bool) -> Select[Any]:
+    message = table_of(MessageRow).c
+    return select(message.id, message.session_id).where(among(message.id, "given", sqlite=sqlite))
+
+
+def _wake(lanes: Mapping[str, LaneRecord], session_ids: Collection[str], at: datetime) -> list[str]:
+    """Wake lanes that sleep; return those to look at now.
+
+    One that is awake already, because it waits for its pace or for the gateway, is looked at when its time comes.
+    """
+    for session_id in session_ids:
+        lanes[session_id].wake_at = lanes[session_id].wake_at or at
+    return [name for name in session_ids if (wake_at := lanes[name].wake_at) is not None and wake_at <= at]
+
+
+async def _locked_lanes(
+    tx: AsyncSession, session_ids: Collection[str]
+) -> tuple[Records[LaneRecord], datetime, list[str]]:
+    """Return the lanes of sessions, locked, the time of the transaction, and in which of them something has expired."""
+    lanes, at, stale = Records(LaneRecord, LaneRow), now(), []
+    query = _lanes(sqlite=on_sqlite(tx))
+    for row in (await (await tx.connection()).execute(query, {"given": list(session_ids)})).mappings():
+        lane, at = lanes.read(row), row["at"]
+        stale += [lane.session_id] if row["stale"] else []
+    return lanes, at, stale
+
+
+@cache
+def _lanes(*, sqlite: bool) -> Select[Any]:
+    lane, message = table_of(LaneRow).c, table_of(MessageRow).c
+    # The clock itself is another one for each row, so that no index helps.
+    moment = DatabaseClock() if sqlite else func.statement_timestamp()
+    too_old = (text(EXPIRING), message.expires_at <= moment)
+    stale = exists().where(message.session_id == lane.session_id, *too_old)
+    query = select(*lane, DatabaseClock().label("at"), stale.label("stale"))
+    return query.where(among(lane.session_id, "given", sqlite=sqlite)).order_by(lane.session_id).with_for_update()
+
+
+async def _expired(
+    tx: AsyncSession, stale: Collection[str], lanes: Mapping[str, LaneRecord], at: datetime
+) -> set[UUID]:
     """Return messages that waited too long, wherever they stand, but for those that may be on their way."""
-    too_old = (text(EXPIRING), col(MessageRow.expires_at) <= at)
-    query = select(col(MessageRow.id)).where(col(MessageRow.session_id).in_(lanes), *too_old)
+    if not stale:
+        return set()
+    query = select(col(MessageRow.id)).where(
+        col(MessageRow.session_id).in_(stale), text(EXPIRING), col(MessageRow.expires_at) <= at
+    )
     return set(await tx.scalars(query.limit(BATCH))) - _claimed_messages(lanes, at)
 
 
-async def _void(tx: AsyncSession, lanes: Mapping[str, LaneRow], at: datetime) -> set[UUID]:
+async def _void(tx: AsyncSession, lanes: Mapping[str, LaneRecord], at: datetime) -> set[UUID]:
     """Return messages that a change of number made void, but for those that may be on their way."""
     some = [name for name, lane in lanes.items() if lane.void_to]
     if not some:
@@ -168,21 +231,21 @@ async def _void(tx: AsyncSession, lanes: Mapping[str, LaneRow], at: datetime) ->
     return set(await tx.scalars(query.limit(BATCH))) - _claimed_messages(lanes, at)
 
 
-def _claimed_messages(lanes: Mapping[str, LaneRow], at: datetime) -> set[UUID | None]:
+def _claimed_messages(lanes: Mapping[str, LaneRecord], at: datetime) -> set[UUID | None]:
     return {lane.claimed_message for lane in lanes.values() if _is_claimed(lane, at)}
 
 
-def _is_claimed(lane: LaneRow, at: datetime) -> bool:
+def _is_claimed(lane: LaneRecord, at: datetime) -> bool:
     return lane.claimed_until is not None and lane.claimed_until > at
 
 
 async def _record(
     tx: AsyncSession,
     answer: Answer,
-    lanes: Mapping[str, LaneRow],
-    messages: Mapping[UUID, MessageRow],
+    lanes: Mapping[str, LaneRecord],
+    messages: Mapping[UUID, MessageRecord],
     at: datetime,
-) -> MessageRow | None:
+) -> MessageRecord | None:
     """Record an answer; return the message where its status has changed."""
     claimed, message = answer.claimed, messages[answer.claimed.message.id]
     lane = lanes[message.session_id]
@@ -207,8 +270,8 @@ async def _record(
 
 
 async def _record_sent(
-    tx: AsyncSession, claimed: MessageRow, message: MessageRow, whatsapp_id: str
-) -> MessageRow | None:
+    tx: AsyncSession, claimed: MessageRecord, message: MessageRecord, whatsapp_id: str
+) -> MessageRecord | None:
     if message.whatsapp_message_id not in {claimed.whatsapp_message_id, whatsapp_id}:
         return None  # it has another WhatsApp id by now: it is to go out anew
     before = message.version
@@ -220,34 +283,34 @@ async def _record_sent(
     return message if message.version > before else None
 
 
-def _expire(message: MessageRow, lanes: Mapping[str, LaneRow], at: datetime) -> bool:
+def _expire(message: MessageRecord, lanes: Mapping[str, LaneRecord], at: datetime) -> bool:
     # Looked at again under its lock: WhatsApp may have failed it, and its caller tried it again, meanwhile.
     if message.expires_at is None or message.expires_at > at:
         return False
     return fail_waiting(message, lanes.get(message.session_id), at, FailureCode.EXPIRED, "it waited too long")
 
 
-def _fail_void(message: MessageRow, lanes: Mapping[str, LaneRow], at: datetime) -> bool:
+def _fail_void(message: MessageRecord, lanes: Mapping[str, LaneRecord], at: datetime) -> bool:
     lane = lanes[message.session_id]
     if not _is_void(message, lane):  # tried again meanwhile: it stands further behind
         return False
     return fail_waiting(message, lane, at, FailureCode.NUMBER_CHANGED, _ANOTHER_NUMBER)
 
 
-def _is_void(message: MessageRow, lane: LaneRow) -> bool:
+def _is_void(message: MessageRecord, lane: LaneRecord) -> bool:
     return message.lane_number is not None and message.lane_number <= lane.void_to
 
 
 async def _claim(
-    tx: AsyncSession, lanes: Mapping[str, LaneRow], at: datetime, policy: SendPolicy, some_failed: Collection[str]
+    tx: AsyncSession, lanes: Collection[LaneRecord], at: datetime, policy: SendPolicy, some_failed: Collection[str]
 ) -> list[Claimed]:
     """Claim the first message of each lane that may send now; say of the others when they are to be looked at.
 
     `some_failed` are lanes in which messages have just failed: more of them may have to, also where none can be sent.
     """
-    first = {message.session_id: message for message in await tx.scalars(_first_of_connected(lanes))}
+    first = await _first_of_connected(tx, [lane.session_id for lane in lanes])
     claimed = []
-    for lane in lanes.values():
+    for lane in lanes:
         message = first.get(lane.session_id)
         if message is None:
             lane.wake_at = at + _SOON if lane.session_id in some_failed else None
@@ -277,17 +340,26 @@ def first_pending() -> ScalarSelect[UUID]:
     return query.order_by(col(waiting.lane_number)).limit(1).correlate(SessionRow).scalar_subquery()
 
 
-def _first_of_connected(session_ids: Collection[str]) -> Select[MessageRow]:
-    is_connected = col(SessionRow.status) == SessionStatus.CONNECTED
-    first = select(first_pending()).where(col(SessionRow.session_id).in_(session_ids), is_connected)
-    return select(MessageRow).where(col(MessageRow.id).in_(first)).execution_options(populate_existing=True)
+async def _first_of_connected(tx: AsyncSession, session_ids: Collection[str]) -> dict[str, MessageRecord]:
+    if not session_ids:
+        return {}
+    found = await (await tx.connection()).execute(_first(sqlite=on_sqlite(tx)), {"given": list(session_ids)})
+    return {row["session_id"]: MessageRecord(**row) for row in found.mappings()}
 
 
-def _since(lane: LaneRow, at: datetime) -> float:
+@cache
+def _first(*, sqlite: bool) -> Select[Any]:
+    session, message = table_of(SessionRow).c, table_of(MessageRow)
+    is_connected = session.status == SessionStatus.CONNECTED
+    first = select(first_pending()).where(among(session.session_id, "given", sqlite=sqlite), is_connected)
+    return select(message).where(message.c.id.in_(first))
+
+
+def _since(lane: LaneRecord, at: datetime) -> float:
     return 0.0 if lane.tokens_at is None else max(0.0, (at - lane.tokens_at).total_seconds())
 
 
-def _ready_at(message: MessageRow, lane: LaneRow, at: datetime, policy: SendPolicy) -> datetime:
+def _ready_at(message: MessageRecord, lane: LaneRecord, at: datetime, policy: SendPolicy) -> datetime:
     if _is_claimed(lane, at) and lane.claimed_until is not None:
         return lane.claimed_until
     if _is_void(message, lane) or (message.expires_at is not None and message.expires_at <= at):
@@ -296,14 +368,14 @@ def _ready_at(message: MessageRow, lane: LaneRow, at: datetime, policy: SendPoli
     return max(paced, lane.not_before or at)
 
 
-def fail_waiting(message: MessageRow, lane: LaneRow | None, at: datetime, code: str, detail: str) -> bool:
+def fail_waiting(message: MessageRecord, lane: LaneRecord | None, at: datetime, code: str, detail: str) -> bool:
     """Fail a message that waits; say whether that changed it."""
     begun = lane is not None and lane.claimed_message == message.id  # it is left by a process that was killed
     detail += _MAY_HAVE_GONE if message.attempts or begun else ""
     return raise_status(message, DeliveryStatus.FAILED, at, code=code, detail=detail)
 
 
-def cancel(message: MessageRow, lane: LaneRow | None, at: datetime) -> None:
+def cancel(message: MessageRecord, lane: LaneRecord | None, at: datetime) -> None:
     """Fail a message that waits; one that was cancelled before stays so. It and its lane are locked by the caller.
 
     Raises:
@@ -320,7 +392,7 @@ def cancel(message: MessageRow, lane: LaneRow | None, at: datetime) -> None:
     fail_waiting(message, lane, at, FailureCode.CANCELLED, "it was cancelled")
 
 
-def enqueue_again(session: SessionRow, message: MessageRow, *, expires_at: datetime, retry: str) -> None:
+def enqueue_again(session: SessionRecord, message: MessageRecord, *, expires_at: datetime, retry: str) -> None:
     """Put a message that failed at the end of its lane; `retry` is the id of the command that asks for it.
 
     It and its session are locked by the caller.

@@ -23,9 +23,9 @@ from service.tasks import Loop, within
 
 log = structlog.get_logger()
 
-_LAG_SECONDS = 0.05
+_LAG_SECONDS = 0.2
 _MOST = 10_000
-_AT_ONCE = 50
+_AT_ONCE = 100
 """Rows that one transaction locks, at most: a handler that needs one of them waits for its end."""
 _NO_JOB = -1
 

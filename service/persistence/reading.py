@@ -3,15 +3,28 @@
 import base64
 import binascii
 import json
+from collections.abc import Collection
 from datetime import UTC, datetime
+from functools import cache
+from typing import Any
 from uuid import UUID
 
-from sqlalchemy import tuple_
+from sqlalchemy import Select, tuple_
+from sqlalchemy import select as select_columns
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlmodel import col, select
 
 from service.errors import Rejected
-from service.persistence.tables import ChatbotRow, ConversationRow, MessageRow, SessionRow
+from service.persistence.database import on_sqlite
+from service.persistence.records import among, table_of
+from service.persistence.tables import (
+    ChatbotRow,
+    ConversationRow,
+    MessageRecord,
+    MessageRow,
+    SessionRecord,
+    SessionRow,
+)
 
 Place = tuple[datetime, UUID]
 
@@ -24,6 +37,36 @@ async def current_session(
     query = select(SessionRow).join(ChatbotRow, col(ChatbotRow.id) == col(SessionRow.chatbot_id))
     query = query.where(col(ChatbotRow.removed_at).is_(None), is_it)
     return (await tx.scalars(query.with_for_update(of=SessionRow) if lock else query)).one_or_none()
+
+
+Send = tuple[UUID, UUID | None]
+"""A chatbot, and the message that its caller may have sent before."""
+Known = tuple[MessageRecord | None, SessionRecord | None]
+
+
+async def before_sends(tx: AsyncSession, keys: Collection[Send]) -> dict[Send, Known]:
+    """Return for each send the message where it is known, and the chatbot's session, unless that was removed."""
+    connection, sqlite = await tx.connection(), on_sqlite(tx)
+    found = await connection.execute(_current_sessions(sqlite=sqlite), {"given": list({key[0] for key in keys})})
+    sessions = {row["chatbot_id"]: SessionRecord(**row) for row in found.mappings()}
+    messages: dict[UUID, MessageRecord] = {}
+    if ids := [message_id for _, message_id in keys if message_id is not None]:
+        found = await connection.execute(_messages(sqlite=sqlite), {"given": ids})
+        messages = {row["id"]: MessageRecord(**row) for row in found.mappings()}
+    return {key: (messages.get(key[1]) if key[1] else None, sessions.get(key[0])) for key in keys}
+
+
+@cache
+def _current_sessions(*, sqlite: bool) -> Select[Any]:
+    session, chatbot = table_of(SessionRow), table_of(ChatbotRow)
+    of = among(session.c.chatbot_id, "given", sqlite=sqlite), chatbot.c.removed_at.is_(None)
+    return select_columns(session).join(chatbot, chatbot.c.id == session.c.chatbot_id).where(*of)
+
+
+@cache
+def _messages(*, sqlite: bool) -> Select[Any]:
+    message = table_of(MessageRow)
+    return select_columns(message).where(among(message.c.id, "given", sqlite=sqlite))
 
 
 async def conversations_page(

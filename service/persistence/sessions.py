@@ -5,7 +5,6 @@ from uuid import UUID
 
 from sqlalchemy import event
 from sqlalchemy.ext.asyncio import AsyncSession
-from sqlalchemy.orm import object_session
 from sqlmodel import col, select
 
 from service import metrics
@@ -13,7 +12,7 @@ from service.domain.identities import key_hash
 from service.errors import DatabaseUnavailable
 from service.persistence.columns import DatabaseClock
 from service.persistence.database import insert_new
-from service.persistence.tables import ChatbotRow, CommandRow, LaneRow, SessionRow, now
+from service.persistence.tables import ChatbotRow, CommandRow, LaneRow, SessionRecord, SessionRow, now
 from whatsapp_qr_contracts.message import SessionStatus
 from whatsapp_qr_contracts.partitions import chatbot_key
 
@@ -57,7 +56,8 @@ async def open_session(tx: AsyncSession, chatbot_id: UUID, session_id: str) -> S
 
 
 def move(
-    session: SessionRow,
+    tx: AsyncSession,
+    session: SessionRecord,
     status: SessionStatus,
     *,
     wanted: bool,
@@ -77,13 +77,8 @@ def move(
     session.correlation_id = caused_by
     session.updated_at = at
     session.moved_at = cast("datetime", DatabaseClock())
-    _count_once_committed(session)
-
-
-def _count_once_committed(session: SessionRow) -> None:
     counter = metrics.TRANSITIONS.labels(session.status, metrics.transition_reason(session.status_reason))
-    if transaction := object_session(session):
-        event.listen(transaction, "after_commit", lambda _: counter.inc(), once=True)
+    event.listen(tx.sync_session, "after_commit", lambda _: counter.inc(), once=True)
 
 
 async def chatbot_is_known(tx: AsyncSession, chatbot_id: UUID) -> bool:

@@ -61,16 +61,8 @@ class ChatbotRow(SQLModel, table=True):
     removed_at: datetime | None = _when(default=None)
 
 
-class SessionRow(SQLModel, table=True):
+class SessionRecord(SQLModel):
     """The link of one chatbot; there is at most one, and it keeps its session id for life."""
-
-    __tablename__ = "sessions"
-    __table_args__ = (
-        _partial("sessions_untold", "session_id", where=UNTOLD),
-        _partial("sessions_live", "session_id", where=LIVE),
-        _partial("sessions_ended", "moved_at", where=ENDED),
-    )
-    __mapper_args__: ClassVar[dict[str, Any]] = _UNREAD
 
     id: UUID = Field(default_factory=uuid7, primary_key=True)
     chatbot_id: UUID = Field(foreign_key="chatbots.id", unique=True)
@@ -98,6 +90,18 @@ class SessionRow(SQLModel, table=True):
     updated_at: datetime = _when(default_factory=now)
 
 
+class SessionRow(SessionRecord, table=True):
+    """A session that the ORM follows."""
+
+    __tablename__ = "sessions"
+    __table_args__ = (
+        _partial("sessions_untold", "session_id", where=UNTOLD),
+        _partial("sessions_live", "session_id", where=LIVE),
+        _partial("sessions_ended", "moved_at", where=ENDED),
+    )
+    __mapper_args__: ClassVar[dict[str, Any]] = _UNREAD
+
+
 class CommandRow(SQLModel, table=True):
     """A command about a session, a chatbot or a message: with an outcome it is never executed again. Kept for 24 h.
 
@@ -122,16 +126,8 @@ class CommandRow(SQLModel, table=True):
     created_at: datetime = _when(default_factory=now, index=True)
 
 
-class ConversationRow(SQLModel, table=True):
+class ConversationRecord(SQLModel):
     """The conversation of a chatbot with one customer."""
-
-    __tablename__ = "conversations"
-    __table_args__ = (
-        UniqueConstraint("chatbot_id", "channel", "external_user_id"),
-        Index("conversations_newest_first", "chatbot_id", "last_message_at", "id"),
-        _partial("conversations_untold", "chatbot_id", where=UNTOLD),
-    )
-    __mapper_args__: ClassVar[dict[str, Any]] = _UNREAD
 
     id: UUID = Field(primary_key=True)
     chatbot_id: UUID = Field(foreign_key="chatbots.id")
@@ -153,20 +149,20 @@ class ConversationRow(SQLModel, table=True):
     created_at: datetime = _when(default_factory=now)
 
 
-class MessageRow(SQLModel, table=True):
-    """A message of a conversation, in either direction."""
+class ConversationRow(ConversationRecord, table=True):
+    """A conversation that the ORM follows."""
 
-    __tablename__ = "messages"
+    __tablename__ = "conversations"
     __table_args__ = (
-        Index("messages_oldest_first", "conversation_id", "created_at", "id"),
-        Index("messages_by_whatsapp_id", "session_id", "whatsapp_message_id"),
-        _partial("messages_lane", "session_id", "lane_number", where=PENDING, unique=True),
-        _partial("messages_to_hand_over", "conversation_id", "sequence", where=TO_HAND_OVER),
-        _partial("messages_to_enqueue", "session_id", "lane_number", where=TO_ENQUEUE),
-        _partial("messages_untold", "conversation_id", "created_at", where=UNTOLD),
-        _partial("messages_expiring", "expires_at", where=EXPIRING),
+        UniqueConstraint("chatbot_id", "channel", "external_user_id"),
+        Index("conversations_newest_first", "chatbot_id", "last_message_at", "id"),
+        _partial("conversations_untold", "chatbot_id", where=UNTOLD),
     )
     __mapper_args__: ClassVar[dict[str, Any]] = _UNREAD
+
+
+class MessageRecord(SQLModel):
+    """A message of a conversation, in either direction."""
 
     id: UUID = Field(primary_key=True)
     conversation_id: UUID = Field(foreign_key="conversations.id")
@@ -219,14 +215,27 @@ class MessageRow(SQLModel, table=True):
     failed_at: datetime | None = _when(default=None)
 
 
-class LaneRow(SQLModel, table=True):
+class MessageRow(MessageRecord, table=True):
+    """A message that the ORM follows."""
+
+    __tablename__ = "messages"
+    __table_args__ = (
+        Index("messages_oldest_first", "conversation_id", "created_at", "id"),
+        Index("messages_by_whatsapp_id", "session_id", "whatsapp_message_id"),
+        _partial("messages_lane", "session_id", "lane_number", where=PENDING, unique=True),
+        _partial("messages_to_hand_over", "conversation_id", "sequence", where=TO_HAND_OVER),
+        _partial("messages_to_enqueue", "session_id", "lane_number", where=TO_ENQUEUE),
+        _partial("messages_untold", "conversation_id", "created_at", where=UNTOLD),
+        _partial("messages_expiring", "expires_at", where=EXPIRING),
+    )
+    __mapper_args__: ClassVar[dict[str, Any]] = _UNREAD
+
+
+class LaneRecord(SQLModel):
     """How far the sending of a session's messages is. Written by the outbound consumer.
 
     Others only set `wake_at` and `void_to`.
     """
-
-    __tablename__ = "lanes"
-    __table_args__ = (_partial("lanes_awake", "wake_at", where=AWAKE),)
 
     session_id: str = Field(primary_key=True, sa_type=Text)
     key_hash: int = _hash()
@@ -247,6 +256,13 @@ class LaneRow(SQLModel, table=True):
     tokens_at: datetime | None = _when(default=None)
     void_to: int = Field(default=0, sa_column_kwargs={"server_default": "0"})
     """Messages up to this lane number are void: the session was linked to another number after them."""
+
+
+class LaneRow(LaneRecord, table=True):
+    """A lane that the ORM follows."""
+
+    __tablename__ = "lanes"
+    __table_args__ = (_partial("lanes_awake", "wake_at", where=AWAKE),)
 
 
 class ReceiptRow(SQLModel, table=True):

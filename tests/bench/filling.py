@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from uuid import UUID
 
 from sqlalchemy import Integer, bindparam, text
 from sqlalchemy.ext.asyncio import AsyncSession
@@ -17,14 +18,16 @@ class Rows:
     Args:
         messages: all of them; what is neither parked nor waiting has been read.
         sessions: all of them, with a lane and a conversation each.
-        live: the first of them are CONNECTED, and two messages wait in the lane of each.
-        parked: messages that wait in the lane of the first session besides.
+        live: the first of them are CONNECTED.
+        parked: messages that wait in the lane of the first session.
+        waiting: messages that wait in the lane of each live session besides.
     """
 
     messages: int
     sessions: int
     live: int
     parked: int
+    waiting: int = 2
 
 
 _NUMBERS = "WITH RECURSIVE numbers(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM numbers WHERE i < :last)"
@@ -38,8 +41,8 @@ INSERT INTO sessions (id, chatbot_id, session_id, status, wanted, version, told_
 """
 _LANES = """
 INSERT INTO lanes (session_id, key_hash, wake_at, deferrals)
-{numbers} SELECT 'session_' || i, i, CASE WHEN i <= :live THEN :at END, CASE WHEN i % 100 = 0 THEN 1 ELSE 0 END
-FROM numbers
+{numbers} SELECT 'session_' || i, i, CASE WHEN i <= :live AND :waiting > 0 THEN :at END,
+ CASE WHEN i % 100 = 0 THEN 1 ELSE 0 END FROM numbers
 """
 _CONVERSATIONS = """
 INSERT INTO conversations (id, chatbot_id, channel, external_user_id, status, last_message_at, sequence_end, version,
@@ -53,10 +56,15 @@ INSERT INTO messages (id, conversation_id, chatbot_id, session_id, role, content
  expires_at, changed_at, created_at)
 {numbers}, placed(n, i) AS (SELECT i, CASE WHEN i <= :parked THEN 1 ELSE 1 + i % :live END FROM numbers)
 SELECT {message}, {conversation}, {chatbot}, 'session_' || i, 'ASSISTANT', 'hello',
- CASE WHEN n <= :parked + 2 * :live THEN 'PENDING' ELSE 'READ' END, 'W' || n, i, 'c', '{{}}', '549', n, 0, 1, 1,
- true, CASE WHEN n <= :parked + 2 * :live THEN :soon END, :old, :old FROM placed
+ CASE WHEN n <= :parked + :waiting * :live THEN 'PENDING' ELSE 'READ' END, 'W' || n, i, 'c', '{{}}', '549', n, 0, 1, 1,
+ true, CASE WHEN n <= :parked + :waiting * :live THEN :soon END, :old, :old FROM placed
 """
 _FIRST_IDS = {"chatbot": 0, "session": 10_000_000, "conversation": 20_000_000, "message": 100_000_000}
+
+
+def chatbot_of(number: int) -> str:
+    """Return the id of the chatbot of a session, by its number from 1."""
+    return str(UUID(int=number))
 
 
 async def fill(tx: AsyncSession, rows: Rows) -> None:
@@ -66,7 +74,7 @@ async def fill(tx: AsyncSession, rows: Rows) -> None:
     parts = {name: number.format("n" if name == "message" else "i", first) for name, first in _FIRST_IDS.items()}
     at = datetime.now(UTC)
     moments = {"at": at, "old": at - timedelta(days=2), "soon": at + timedelta(hours=1)}
-    numbers = {"live": rows.live, "messages": rows.messages, "parked": rows.parked}
+    numbers = {"live": rows.live, "messages": rows.messages, "parked": rows.parked, "waiting": rows.waiting}
     for pattern in (_CHATBOTS, _SESSIONS, _LANES, _CONVERSATIONS, _MESSAGES):
         statement = pattern.format(numbers=_NUMBERS, **parts)
         given = moments | numbers | {"last": rows.messages if pattern is _MESSAGES else rows.sessions}

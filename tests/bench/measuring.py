@@ -1,11 +1,14 @@
 """Reads what processes and servers use: CPU seconds, memory, transactions, publishes, bytes; and that per item."""
 
 import asyncio
+import json
+import sys
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import asyncpg
@@ -17,8 +20,6 @@ from tests.system import Process, System
 
 LOOK_SECONDS = 0.5
 """Between two looks at a process: each look is work for it."""
-_FIRST, _LAST = 0.1, 0.95
-"""Shares of a backlog between which a process is measured: neither its start nor its idle end."""
 
 
 @dataclass(frozen=True)
@@ -47,8 +48,6 @@ class Cost:
     publishes: float = 0
     wal_bytes: float = 0
     broker_bytes: float = 0
-    latency_ms: dict[str, float] = field(default_factory=dict)
-    """Of callers: p50 and p99, one at a time and many at once."""
 
     def as_json(self) -> dict[str, Any]:
         """Return it with as many digits as mean something."""
@@ -73,33 +72,15 @@ class Meter:
         cpu = {process.name: cpu_seconds([pid]) for process in self._system.processes if (pid := pid_of(process))}
         trees = {name: _tree(server) for name, server in self._servers.items() if server is not None}
         cpu |= {name: cpu_seconds(tree) for name, tree in trees.items()}
-        counts: Counter[str] = Counter()
+        counts = transactions(text)
         counts["broker_bytes"] = _written(trees["rabbitmq"])
         if (postgres := self._servers["postgres"]) is not None:
             counts["wal_bytes"] = await _wal(postgres.url)
-        for name, labels, value in _samples(text):
-            if name == "whatsapp_qr_transaction_seconds_count":
-                counts[f"{labels['kind']}s"] += value
-            elif name == "whatsapp_qr_published_total":
-                counts["publishes"] += value
         return Reading(time.monotonic(), cpu, counts)
 
     async def page(self, process: Process) -> str:
         """Return a process's metrics."""
         return (await self._system.http.get(process.url + "/metrics")).text
-
-    async def backlog(self, process: Process, items: int, name: str, **labels: str) -> Cost:
-        """Follow a process through a backlog of so many items, told by one of its metrics."""
-        seen: list[tuple[float, Reading]] = []
-        while not seen or seen[-1][0] < items:
-            text = await self.page(process)
-            seen.append((total(text, name, **labels), await self.read(text)))
-            await asyncio.sleep(LOOK_SECONDS)
-        middle = [one for one in seen if _FIRST * items <= one[0] <= _LAST * items]
-        (done, first), (more, last) = (middle or seen)[0], (middle or seen)[-1]
-        if more == done:
-            raise ValueError(f"{items} items are too few to measure: set MESSAGES and SESSIONS higher")
-        return cost(first, last, int(more - done))
 
     async def counted(self, process: Process, items: int, name: str, **labels: str) -> Cost:
         """Follow a process until one of its metrics has risen by so many items."""
@@ -110,19 +91,32 @@ class Meter:
             text = await self.page(process)
         return cost(first, await self.read(text), int(done))
 
-    async def during(self, process: Process, work: Callable[[], Awaitable[Any]], items: int) -> Cost:
-        """Return the cost of each of so many items that `work` brings to their end."""
-        first = await self.read(await self.page(process))
-        await work()
-        return cost(first, await self.read(await self.page(process)), items)
 
+def cost(first: Reading, last: Reading, items: int, seconds: float | None = None, **more: float) -> Cost:
+    """Return what each of so many items cost between two readings.
 
-def cost(first: Reading, last: Reading, items: int) -> Cost:
-    """Return what each of so many items cost between two readings."""
-    seconds = last.at - first.at
+    Args:
+        first: before them.
+        last: after them.
+        items: how many.
+        seconds: in which they were done, where that was before the last reading.
+        more: counts of one item that are known already.
+    """
+    seconds = seconds or last.at - first.at
     cpu = {part: (last.cpu[part] - first.cpu.get(part, 0.0)) * 1000 / items for part in last.cpu if part in first.cpu}
-    counts = {name: (last.counts[name] - first.counts.get(name, 0)) / items for name in last.counts}
+    counts = {name: (last.counts[name] - first.counts.get(name, 0)) / items for name in last.counts} | more
     return Cost(items, items / seconds, cpu, psutil.getloadavg()[0], **counts)
+
+
+def transactions(text: str) -> Counter[str]:
+    """Return the reads, writes and publishes on a page of metrics."""
+    counts: Counter[str] = Counter()
+    for name, labels, value in _samples(text):
+        if name == "whatsapp_qr_transaction_seconds_count":
+            counts[f"{labels['kind']}s"] += value
+        elif name == "whatsapp_qr_published_total":
+            counts["publishes"] += value
+    return counts
 
 
 def total(text: str, name: str, **labels: str) -> float:
@@ -140,7 +134,7 @@ def pid_of(process: Process) -> int | None:
     return process._process.pid if process._process is not None and process.alive else None
 
 
-def memory(process: Process) -> float:
+def memory_of(process: Process) -> float:
     """Return the megabytes that a process has in memory."""
     return psutil.Process(pid_of(process)).memory_info().rss / 1e6
 
@@ -177,3 +171,39 @@ async def _wal(url: str) -> float:
         return float(await connection.fetchval("SELECT pg_current_wal_lsn() - '0/0'"))
     finally:
         await connection.close()
+
+
+@dataclass(frozen=True)
+class Hop:
+    """One raw hop through RabbitMQ: the unit of cost (see hop.py)."""
+
+    cpu_ms: float
+    """Of the client and the broker together, for one message."""
+    per_second: float
+    """The lower of the rates of publishing and consuming."""
+    confirm_ms: float
+    """Between one publish and its confirmation, while nothing else is under way: the median."""
+
+
+async def hop(meter: Meter, url: str, count: int) -> Hop:
+    """Measure the raw hop."""
+    command = [sys.executable, str(Path(__file__).with_name("hop.py")), url, str(count)]
+    pipe = asyncio.subprocess.PIPE
+    process = await asyncio.create_subprocess_exec(*command, stdin=pipe, stdout=pipe)
+    assert process.stdin is not None
+    assert process.stdout is not None
+    cpu, slowest, confirm, before = 0.0, float("inf"), 0.0, 0.0
+    async for line in process.stdout:
+        told, now = json.loads(line), (await meter.read()).cpu["rabbitmq"]
+        match told["what"]:
+            case "begin":
+                before = now
+            case "end":
+                cpu += told["cpu"] + now - before
+                slowest = min(slowest, count / told["seconds"])
+            case _:
+                confirm = told["median"] * 1000
+                continue
+        process.stdin.write(b"\n")
+    assert await process.wait() == 0
+    return Hop(cpu * 1000 / count, slowest, confirm)

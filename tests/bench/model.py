@@ -104,21 +104,27 @@ class Plan:
     """What is nearest to its end comes first."""
 
 
+IDLE = "idle, one second"
+
+
+def costs_of(found: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what each item costs, all processes together, of everything that was measured with PostgreSQL."""
+    paths = found["table"]["postgres"]["paths"]
+    return {name: one["cost"] for name, one in paths.items()} | found["loads"]["costs"]
+
+
 def rates(load: Load, sessions_measured: int, assumed: Assumed) -> dict[str, float]:
     """Return how often per second each measured item happens."""
-    flaps, thousands = load.sessions * load.flaps, load.sessions / sessions_measured
+    flaps, share = load.sessions * load.flaps, load.sessions / sessions_measured
     return {
-        "ingress, callback": load.received + load.sent * load.receipts + 2 * flaps,
-        "ingress, send": load.sent,
-        "conversation, a customer's message": load.received,
-        "conversation, a send": load.sent,
-        "conversation, a receipt": load.sent * load.receipts,
-        "outbound, a send": load.sent,
-        "session, disconnected": flaps,
-        "session, connected": flaps,
-        "session, a pairing": load.sessions * load.pairings,
-        f"reconciler, {sessions_measured} sessions": thousands / assumed.reconcile_seconds,
-        f"sweeper, {sessions_measured} sessions": thousands / assumed.sweep_seconds,
+        "inbound": load.received,
+        "send": load.sent,
+        "receipt": load.sent * load.receipts,
+        "dropped": flaps,
+        "found again": flaps,
+        "pairing": load.sessions * load.pairings,
+        "reconciler": share / assumed.reconcile_seconds,
+        "sweeper": share / assumed.sweep_seconds,
     }
 
 
@@ -127,37 +133,32 @@ def net_ms(one: Mapping[str, Any], idle: Mapping[str, Any], part: str) -> float:
     return max(0.0, float(one["cpu_ms"].get(part, 0.0)) - float(idle["cpu_ms"].get(part, 0.0)) / one["per_second"])
 
 
-def plan(found: Mapping[str, Any], load: Load, assumed: Assumed, *, kind: str = "postgres") -> Plan:
-    """Return what a load needs, from what was measured with a kind of database."""
-    costs, idle = found[kind]["costs"], found[kind]["costs"]["idle, one second"]
-    often = rates(load, found[kind]["size"]["sessions"], assumed)
+def plan(found: Mapping[str, Any], load: Load, assumed: Assumed) -> Plan:
+    """Return what a load needs, from what was measured."""
+    costs, sessions_measured = costs_of(found), found["loads"]["sessions"]
+    idle, often = costs[IDLE], rates(load, sessions_measured, assumed)
 
     def total(value: Any) -> float:
         return sum(rate * value(costs[item]) for item, rate in often.items())
 
-    cores = {
-        role: sum(
-            rate * net_ms(costs[item], idle, process) / 1000
-            for item, rate in often.items()
-            # A pairing goes through all of them; the other items were measured on one process alone.
-            if item.startswith(role) or "pairing" in item or (role == "session" and "sessions" in item)
-        )
-        for role, process in ROLES.items()
-    }
-    cores["postgres"] = total(lambda one: net_ms(one, idle, "postgres")) / 1000
-    cores["rabbitmq"] = assumed.copies * total(lambda one: net_ms(one, idle, "rabbitmq")) / 1000
+    def busy(part: str) -> float:
+        return total(lambda one: net_ms(one, idle, part)) / 1000
+
+    cores = {role: busy(process) for role, process in ROLES.items()}
+    cores["postgres"] = busy("postgres")
+    cores["rabbitmq"] = assumed.copies * busy("rabbitmq")
     replicas = {role: max(2, ceil(cores[role] / assumed.busy)) for role in ROLES}
     processes = sum(replicas.values())
     consumers = processes - replicas["ingress"]
     needed = max(assumed.partitions, *(replicas[role] for role in ROLES if role != "ingress"))
     daily = _DAY / 24 / load.peak_share  # so many seconds of the busiest hour make a day
-    row_bytes = found[kind]["rows"].get("messages", 0)
-    reconciling = costs[f"reconciler, {found[kind]['size']['sessions']} sessions"]["cpu_ms"]["session-consumer"] / 1000
+    row_bytes = found["loads"]["rows"]["messages"]
+    reconciling = costs["reconciler"]["cpu_ms"]["session-consumer"] / 1000
     made = Plan(
         load=load,
         cores=cores,
         replicas=replicas,
-        publishes=total(lambda one: one["publishes"]) + load.received + load.sent * (1 + load.receipts),
+        publishes=total(lambda one: one["publishes"]),
         transactions=total(lambda one: one["reads"] + one["writes"]),
         # A consumer: each partition, its entry, and what it publishes to; each queue of send jobs is a destination.
         amqp_connections=2 * replicas["ingress"] + consumers * (needed + 5) + replicas["conversation"] * needed + 1,
@@ -165,7 +166,7 @@ def plan(found: Mapping[str, Any], load: Load, assumed: Assumed, *, kind: str = 
         wal_gb_day=total(lambda one: one["wal_bytes"]) * daily / 1e9,
         rows_gb_day=(load.received + load.sent) * row_bytes * daily / 1e9,
         broker_mb_s=assumed.copies * total(lambda one: one["broker_bytes"]) / 1e6,
-        reconcile_cpu_seconds=reconciling * load.sessions / found[kind]["size"]["sessions"],
+        reconcile_cpu_seconds=reconciling * load.sessions / sessions_measured,
         limits=[],
     )
     writes = total(lambda one: one["writes"])

@@ -3,30 +3,35 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from tests.bench.model import ROLES, Assumed, Limit, Load, net_ms, plan
-from tests.bench.table import rows, three_digits
+from tests.bench.model import IDLE, ROLES, Assumed, Limit, Load, costs_of, net_ms, plan, rates
+from tests.bench.table import rows
 
 SCALES = (1, 100, 10_000)
+_LEAST_MS = 0.05
+_MIXED = {"inbound": 1, "send": 1, "receipt": 2}
 
 
-def carried(found: Mapping[str, Any], assumed: Assumed | None = None, *, kind: str = "postgres") -> str:
-    """Return what one replica of each process carries, as Markdown: by its CPU, and as it was measured."""
+def carried(found: Mapping[str, Any], assumed: Assumed | None = None) -> str:
+    """Return what one replica of each process carries, as Markdown: of each item, and at the base load."""
     assumed = assumed or Assumed()
-    costs, idle = found[kind]["costs"], found[kind]["costs"]["idle, one second"]
+    costs, base = costs_of(found), Load()
+    made = plan(found, base, assumed)
     lines = []
-    for item, one in costs.items():
-        role = item.partition(",")[0]
-        if role not in ROLES or "paced" in item or "alone" in item:
-            continue
-        ms = net_ms(one, idle, ROLES[role])
-        at_measure = "" if "pairing" in item else three_digits(one["per_second"])
-        lines.append((item, f"{ms:.2g}", f"{assumed.busy * 1000 / ms:.0f}", at_measure))
-    base = Load()
-    made = plan(found, base, assumed, kind=kind)
-    for role in ROLES:
+    for role, process in ROLES.items():
+        for item in rates(base, found["loads"]["sessions"], assumed):
+            ms = net_ms(costs[item], costs[IDLE], process)
+            if ms >= _LEAST_MS and item not in {"reconciler", "sweeper"}:
+                lines.append((f"{role}: {item}", f"{ms:.2g}", f"{assumed.busy * 1000 / ms:.0f}"))
         sessions = base.sessions * assumed.busy / made.cores[role]
-        lines.append((f"**{role}: sessions at the base load**", "", f"**{_short(sessions)}**", ""))
-    return rows(("item", "CPU ms", f"per s at {assumed.busy:.0%} of a core", "per s measured"), lines)
+        lines.append((f"**{role}: sessions at the base load**", "", f"**{_short(sessions)}**"))
+    return rows(("item", "CPU ms", f"per s at {assumed.busy:.0%} of a core"), lines)
+
+
+def checked(found: Mapping[str, Any]) -> float:
+    """Return what a customer's message, a send and two receipts at once cost, in times of what the model says."""
+    costs, mixed = costs_of(found), found["table"]["postgres"]["mixed"]
+    expected = sum(often * sum(costs[item]["cpu_ms"].values()) for item, often in _MIXED.items())
+    return float(sum(mixed["cpu_ms"].values()) / expected)
 
 
 def scales(found: Mapping[str, Any], base: Load | None = None, assumed: Assumed | None = None) -> str:

@@ -1,26 +1,42 @@
-"""The stage of the benchmark: real servers, real processes, linked sessions, and the calls that are made to them."""
+"""The stage of the benchmark: real servers, real processes, linked sessions, a stub gateway and a stub worker."""
 
 import asyncio
+import itertools
+import json
 import os
 import sys
 import time
 import uuid
-from collections.abc import AsyncIterator
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
-from tests.bench.calling import Request, percentiles, post_all
-from tests.bench.measuring import LOOK_SECONDS, Cost, Meter, total
+import aio_pika
+import psutil
+from sqlalchemy import text
+from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
+
+from tests.bench.calling import Request, post_all
+from tests.bench.filling import Rows, chatbot_of, fill
+from tests.bench.measuring import LOOK_SECONDS, Meter, pid_of, total, transactions
+from tests.bench.stub_gateway import StubGateway
 from tests.servers import Broker, Postgres
-from tests.system import Process, System, eventually
+from tests.system import CONSUMERS, Process, System, eventually
+from whatsapp_qr_contracts.events import SessionQrReady
+from whatsapp_qr_contracts.jobs import IncomingJob
+from whatsapp_qr_contracts.message import EVENTS
 
-AT_ONCE = 32
+PROCESSES = ("ingress", *CONSUMERS)
+Make = Callable[[int], Request]
+AT_ONCE = 64
+SESSIONS = 10
 _LINKS_AT_ONCE = 16
 _UNPACED = {"SEND_RATE": "100000", "SEND_BURST": "100000"}
 _QUIET = {"SWEEP_PERIOD": "3600", "RECONCILE_PERIOD": "3600"}
-_MINUTES = 600.0
+_SECONDS = 600.0
+_CUSTOMERS = 5
 
 
 def be_started_anew(name: str, environment: dict[str, str], log: Path) -> None:
@@ -32,18 +48,83 @@ def be_started_anew(name: str, environment: dict[str, str], log: Path) -> None:
     os.execve(sys.executable, [sys.executable, "-m", "service.cli", name], environment)  # noqa: S606  # ourselves
 
 
+class Reader:
+    """Takes all jobs for the workers, and hears all events; says when so many have come."""
+
+    def __init__(self) -> None:
+        self.counts: Counter[str] = Counter()
+        self.taken: dict[str, float] = {}
+        """When the job of each customer's message came, by its WhatsApp id, while that is noted."""
+        self.notes = False
+        self.transient = 0
+        """Jobs that a restart of the broker would have lost."""
+        self._some = asyncio.Event()
+
+    @asynccontextmanager
+    async def reading(self, url: str) -> AsyncIterator[None]:
+        """Read, over a connection of its own."""
+        connection = await aio_pika.connect(url)
+        async with connection:
+            channel = await connection.channel()
+            await channel.set_qos(prefetch_count=64)
+            await (await channel.get_queue(IncomingJob.name)).consume(self._take)
+            events = await channel.declare_queue(exclusive=True)
+            await events.bind(EVENTS, "#")
+            await events.consume(self._hear, no_ack=True)
+            yield
+
+    async def _take(self, message: aio_pika.abc.AbstractIncomingMessage) -> None:
+        self.transient += message.delivery_mode != aio_pika.DeliveryMode.PERSISTENT
+        if self.notes:
+            self.taken[json.loads(message.body)["metadata"]["whatsappMessageId"]] = time.perf_counter()
+        await message.ack()
+        self._note(IncomingJob.name)
+
+    async def _hear(self, message: aio_pika.abc.AbstractIncomingMessage) -> None:
+        self._note(message.type or "")
+
+    def _note(self, name: str) -> None:
+        self.counts[name] += 1
+        self._some.set()
+
+    async def until(self, expected: Mapping[str, int]) -> None:
+        """Wait until so many of each have come."""
+        try:
+            async with asyncio.timeout(_SECONDS):
+                while any(self.counts[name] < count for name, count in expected.items()):
+                    self._some.clear()
+                    await self._some.wait()
+        except TimeoutError as error:
+            raise AssertionError(f"{expected} were expected, and there came {self.counts}") from error
+
+
 @dataclass
 class Stage:
     """A running service that is measured."""
 
     system: System
+    broker: Broker
+    postgres: Postgres | None
     meter: Meter
+    gateway: StubGateway
+    reader: Reader
     chatbots: list[str] = field(default_factory=list)
     sessions: list[str] = field(default_factory=list)
+    """Those of the chatbots, in the same order: all CONNECTED."""
+    waiting: list[str] = field(default_factory=list)
+    """Further sessions, which wait for their QR codes to be scanned."""
+    filled_chatbots: list[str] = field(default_factory=list)
+    filled_sessions: list[str] = field(default_factory=list)
+    posted: dict[str, float] = field(default_factory=dict)
+    """When each message was posted, by its number."""
+    _numbers: int = 0
 
-    async def start(self, name: str, **settings: str) -> Process:
-        """Start a process."""
-        return (await self.system.start(name, **(_UNPACED | _QUIET | settings)))[0]
+    async def start(self, name: str, *, core: int | None = None, **settings: str) -> Process:
+        """Start a process, pinned to a core where one is given."""
+        process = (await self.system.start(name, **(_UNPACED | _QUIET | settings)))[0]
+        if core is not None and (pid := pid_of(process)) is not None:
+            psutil.Process(pid).cpu_affinity([core % (psutil.cpu_count() or 1)])
+        return process
 
     def running(self, name: str) -> Process:
         """Return a process that runs."""
@@ -55,88 +136,163 @@ class Stage:
             assert await process.stop() == 0, process.log()[-2000:]
 
     async def link(self, count: int) -> None:
-        """Link so many chatbots, some at once: init, QR code, scan, and wait until all are CONNECTED."""
-        while len(self.sessions) < count:  # a QR code that is not scanned soon is shown anew, and reported
-            chatbots = [str(uuid.uuid4()) for _ in range(min(_LINKS_AT_ONCE, count - len(self.sessions)))]
-            await post_all(
-                self.system.api,
-                lambda number, of=chatbots: ("/init", {"chatbotId": of[number]}),
-                len(chatbots),
-                AT_ONCE,
-            )
-            answers = [await self.system.get(f"/session/{chatbot_id}") for chatbot_id in chatbots]
-            sessions = [str(answer.raise_for_status().json()["data"]["sessionId"]) for answer in answers]
-            for session_id in sessions:  # /init answers 202 before, where the machine is busy
-                await eventually(lambda one=session_id: self._starts(one))
-            await post_all(
-                self.system.controls,
-                lambda number, of=sessions: (f"/sessions/{of[number]}/scan?wait=20", {"phoneNumber": "5491100000000"}),
-                len(sessions),
-                AT_ONCE,
-            )
-            self.chatbots += chatbots
-            self.sessions += sessions
-        await self.handled("session-consumer", count, "whatsapp_qr_session_transitions_total", status="CONNECTED")
+        """Link so many chatbots more: init, QR code, scan, and wait until all are CONNECTED."""
+        chatbots, sessions = await self._open(count)
+        make = self.lifeline("connected", sessions)
+        await post_all(self.system.api, make, count, _LINKS_AT_ONCE)
+        await eventually(
+            lambda: self.count("sessions", "status = 'CONNECTED'"), lambda found: found >= len(self.sessions) + count
+        )
+        self.chatbots += chatbots
+        self.sessions += sessions
 
-    async def _starts(self, session_id: str) -> bool:
-        gateway = self.system.controls.removesuffix("/simulator")
-        return (await self.system.http.get(f"{gateway}/status/{session_id}")).is_success
+    async def show(self, count: int) -> None:
+        """Begin to link so many chatbots, and leave it at their QR codes."""
+        self.waiting += (await self._open(count))[1]
+
+    async def _open(self, count: int) -> tuple[list[str], list[str]]:
+        chatbots = [str(uuid.uuid4()) for _ in range(count)]
+        heard = self.reader.counts[SessionQrReady.name] + count
+        await post_all(self.system.api, lambda n: ("/init", {"chatbotId": chatbots[n]}), count, _LINKS_AT_ONCE)
+        answers = [await self.system.get(f"/session/{chatbot_id}") for chatbot_id in chatbots]
+        sessions = [str(answer.raise_for_status().json()["data"]["sessionId"]) for answer in answers]
+        await post_all(self.system.api, self.qr(sessions), count, _LINKS_AT_ONCE)
+        await self.reader.until({SessionQrReady.name: heard})
+        return chatbots, sessions
+
+    async def count(self, table: str, where: str) -> int:
+        """Return how many rows there are."""
+        engine = create_async_engine(self.system.database_url)
+        async with engine.connect() as connection:
+            found = await connection.execute(text(f"SELECT count(*) FROM {table} WHERE {where}"))  # noqa: S608  # our own
+            counted = int(found.scalar_one())
+        await engine.dispose()
+        return counted
+
+    async def analyze(self) -> None:
+        """Let PostgreSQL count its rows, as it does by itself after a minute."""
+        engine = create_async_engine(self.system.database_url)
+        async with engine.begin() as connection:
+            await connection.execute(text("ANALYZE"))
+        await engine.dispose()
+
+    async def row_bytes(self, *tables: str) -> dict[str, float]:
+        """Return the bytes of a row in PostgreSQL, with its share of the indexes, by table."""
+        engine = create_async_engine(self.system.database_url, isolation_level="AUTOCOMMIT")
+        found = {}
+        async with engine.connect() as connection:
+            for name in tables:
+                await connection.execute(text(f"VACUUM ANALYZE {name}"))
+                query = f"SELECT pg_total_relation_size('{name}') * 1.0 / (SELECT count(*) FROM {name})"  # noqa: S608
+                found[name] = float(f"{(await connection.execute(text(query))).scalar_one():.3g}")
+        await engine.dispose()
+        return found
+
+    async def fill(self, messages: int, sessions: int) -> None:
+        """Store very many rows: linked sessions, and messages that have been read."""
+        engine = create_async_engine(self.system.database_url)
+        async with AsyncSession(engine) as tx, tx.begin():
+            await fill(tx, Rows(messages, sessions, live=sessions, parked=0, waiting=0))
+        await engine.dispose()
+        self.filled_chatbots = [chatbot_of(number) for number in range(1, sessions + 1)]
+        self.filled_sessions = [f"session_{number}" for number in range(1, sessions + 1)]
+
+    async def shared(self, name: str, count: int) -> None:
+        """Wait until so many replicas of a consumer have shared the partitions."""
+
+        async def owned() -> list[float]:
+            pages = [await self.meter.page(process) for process in self.system.named(name) if process.alive]
+            return sorted(total(page, "whatsapp_qr_partitions_owned") for page in pages)
+
+        least = 4 // count
+        await eventually(owned, lambda found: len(found) == count and found[0] >= least)
 
     async def handled(self, name: str, count: float, metric: str = "whatsapp_qr_handled_total", **labels: str) -> None:
         """Wait until a process has done so much."""
         process = self.running(name)
-        async with asyncio.timeout(_MINUTES):
+        async with asyncio.timeout(_SECONDS):
             while total(await self.meter.page(process), metric, **labels) < count:
                 await asyncio.sleep(LOOK_SECONDS)
 
-    async def call(self, make: Any, count: int, at_once: int, label: str) -> dict[str, float]:
-        """Make so many calls of the ingress, and return how long its answers took."""
-        return percentiles(await post_all(self.system.api, make, count, at_once), label)
+    async def transactions(self) -> dict[str, float]:
+        """Return how many transactions and publishes all processes have done."""
+        counts: Counter[str] = Counter()
+        for process in self.system.processes:
+            if process.alive:
+                counts.update(transactions(await self.meter.page(process)))
+        return dict(counts)
 
-    def incoming(self, mark: str, *, sessions: int = 0) -> Any:
-        """Return what makes customers' messages: to so many sessions in turn, one customer each."""
-        chosen = self.sessions[: sessions or None]
+    def _next(self) -> int:
+        self._numbers += 1
+        self.posted[str(self._numbers)] = time.perf_counter()
+        return self._numbers
 
-        def make(number: int) -> Request:
+    def incoming(self, sessions: Sequence[str] | None = None) -> Make:
+        """Return what makes customers' messages: to these sessions in turn, five customers each."""
+
+        def make(_: int) -> Request:
+            number, chosen = self._next(), sessions or self.sessions[:SESSIONS]
             return "/incoming", {
                 "sessionId": chosen[number % len(chosen)],
-                "from": "5491112345678",
+                "from": customer(number // len(chosen)),
                 "message": "Is my order on its way? It should have come yesterday.",
-                "messageId": f"{mark}{number}",
+                "messageId": str(number),
                 "timestamp": int(time.time()),
             }
 
         return make
 
-    def send(self, *, sessions: int = 0) -> Any:
-        """Return what makes messages to send."""
-        chosen = self.chatbots[: sessions or None]
-        text = "It is: the carrier says tomorrow between nine and twelve."
+    def send(self, chatbots: Sequence[str] | None = None) -> Make:
+        """Return what makes messages to send: by these chatbots in turn, to five customers each."""
 
-        def make(number: int) -> Request:
-            return "/send", {"chatbotId": chosen[number % len(chosen)], "to": "5491112345678", "message": text}
-
-        return make
-
-    async def receipts(self, count: int) -> Any:
-        """Return what makes receipts for what the simulator has sent."""
-        answer = await self.system.http.get(f"{self.system.controls}/sent")
-        sent = answer.json()["sent"][-count:]
-
-        def make(number: int) -> Request:
-            data = {"messageId": sent[number]["messageId"], "status": "delivered", "timestamp": int(time.time())}
-            return "/webhook", {"type": "receipt", "sessionId": sent[number]["sessionId"], "data": data}
+        def make(_: int) -> Request:
+            number, chosen = self._next(), chatbots or self.chatbots[:SESSIONS]
+            text = f"It is: the carrier says tomorrow between nine and twelve. {number}"
+            to = customer(number // len(chosen))
+            return "/send", {"chatbotId": chosen[number % len(chosen)], "to": to, "message": text}
 
         return make
 
-    async def backlog(self, name: str, items: int, metric: str = "whatsapp_qr_handled_total", **labels: str) -> Cost:
-        """Follow a process through what waits for it."""
-        return await self.meter.backlog(self.running(name), items, metric, **labels)
+    def qr(self, sessions: Sequence[str] | None = None) -> Make:
+        """Return what makes reports of QR codes: each a new one, about sessions in turn."""
+
+        def make(_: int) -> Request:
+            number, chosen = self._next(), sessions or self.waiting[:SESSIONS]
+            data = {"qrCode": f"data:image/png;base64,{number:0600d}"}
+            return "/webhook", {"type": "qr", "sessionId": chosen[number % len(chosen)], "data": data}
+
+        return make
+
+    def receipt(self) -> Make:
+        """Return what makes receipts: each for the oldest message sent that has had none."""
+
+        def make(_: int) -> Request:
+            session_id, message_id = self.gateway.without_receipt.popleft()
+            data = {"messageId": message_id, "status": "delivered", "timestamp": int(time.time())}
+            return "/webhook", {"type": "receipt", "sessionId": session_id, "data": data}
+
+        return make
+
+    def lifeline(self, report: str, sessions: Sequence[str] | None = None) -> Make:
+        """Return what makes reports that connections were found or lost, each of another session."""
+        numbers = itertools.count()
+
+        def make(_: int) -> Request:
+            session_id = (sessions or self.sessions)[next(numbers)]
+            self.gateway.statuses[session_id] = report
+            return "/webhook", {"type": report, "sessionId": session_id, "data": {"phoneNumber": "5491100000000"}}
+
+        return make
+
+
+def customer(number: int) -> str:
+    """Return one of five customers' addresses."""
+    return f"54911123456{number % _CUSTOMERS:02}"
 
 
 @asynccontextmanager
 async def staged(kind: str, folder: Path) -> AsyncIterator[Stage]:
-    """Run the servers, an empty database of a kind and the whole service."""
+    """Run the servers, an empty database of a kind, and the whole service with a stub gateway and a stub worker."""
     async with AsyncExitStack() as ends:
         broker, postgres = Broker(), Postgres() if kind == "postgres" else None
         database = f"sqlite+aiosqlite:///{folder / 'bench.db'}"
@@ -147,9 +303,11 @@ async def staged(kind: str, folder: Path) -> AsyncIterator[Stage]:
             database = await postgres.create_database()
         system = System(await broker.renew(), database, folder, entry=be_started_anew)
         ends.push_async_callback(system.close)
-        stage = Stage(system, Meter(system, broker, postgres))
+        gateway, reader = StubGateway(), Reader()
+        await ends.enter_async_context(gateway.serving(system.simulator_port))
+        stage = Stage(system, broker, postgres, Meter(system, broker, postgres), gateway, reader)
         await system.migrate()
-        for name in ("ingress", "session-consumer", "conversation-consumer", "outbound-consumer", "simulator"):
+        for name in PROCESSES:
             await stage.start(name)
-        await system.faults(receipts=False)
+        await ends.enter_async_context(reader.reading(system.amqp_url))
         yield stage

@@ -13,14 +13,14 @@ from service.consumers.conversation import ConversationConsumer
 from service.consumers.telling import Output
 from service.domain.identities import incoming_message_id, outgoing_message_id
 from service.domain.sending import GiveUp, Retry, SendPolicy
-from service.messaging.consuming import Failures
 from service.messaging.envelope import Envelope
+from service.messaging.handling import NotDone
 from service.messaging.inbox import Delivery, Gate
 from service.messaging.receiving import Received
 from service.persistence import lanes, sessions
 from service.persistence.database import Database
 from service.persistence.lanes import Answer, Claimed, Round
-from service.persistence.tables import MessageRow, SessionRow
+from service.persistence.tables import LaneRow, MessageRow, SessionRow
 from whatsapp_qr_contracts.commands import SendMessage
 from whatsapp_qr_contracts.gateway import GatewayMessage
 from whatsapp_qr_contracts.message import Message, SessionStatus
@@ -38,7 +38,7 @@ async def a_session(
     async def work(tx: AsyncSession) -> SessionRow:
         await sessions.register_chatbot(tx, chatbot_id)
         session = await sessions.open_session(tx, chatbot_id, f"session_{chatbot_id}_1700000000000")
-        sessions.move(session, status, wanted=True)
+        sessions.move(tx, session, status, wanted=True)
         return session
 
     return await database.transact(work)
@@ -71,6 +71,9 @@ class Told:
     def tell(self, outputs: Sequence[Output]) -> None:
         self.outputs += outputs
 
+    async def told(self, seconds: float) -> None:
+        """Have nothing to wait for."""
+
     @property
     def names(self) -> list[str]:
         return [output.message.name for output in self.outputs]
@@ -88,7 +91,7 @@ class Told:
         return taken
 
 
-async def handle(database: Database, *bodies: Message, message_id: str = "c", told: Told | None = None) -> Failures:
+async def handle(database: Database, *bodies: Message, message_id: str = "c", told: Told | None = None) -> NotDone:
     """Handle messages as the conversation consumer does, in one batch."""
     consumer = ConversationConsumer(database, told or Told(), timedelta(hours=1))  # type: ignore[arg-type]
     return await consumer.handle([received(body, message_id) for body in bodies])
@@ -115,8 +118,18 @@ async def enqueue(
     await consumer.handle([received(command, "command")])
     message_id = outgoing_message_id(command.chatbot_id, str(command.message_id))
     if wakes:
-        await database.transact(lambda tx: lanes.wake_for(tx, [message_id]))
+        await wake(database, session)
     return await database.read(lambda tx: tx.get_one(MessageRow, message_id))
+
+
+async def wake(database: Database, session: SessionRow) -> None:
+    """Wake a lane that sleeps."""
+
+    async def work(tx: AsyncSession) -> None:
+        if (await tx.get_one(LaneRow, session.session_id, with_for_update=True)).wake_at is None:
+            await lanes.wake(tx, [session.session_id])
+
+    await database.transact(work)
 
 
 async def send_round(

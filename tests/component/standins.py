@@ -113,8 +113,15 @@ class World:
 
     async def handle(self, message: Message, message_id: str = "c") -> None:
         """Handle a message as the consumer does; raise why it can never be processed."""
-        for _, error in await self.consumer.handle([received(message, message_id, ASKED_AT)]):
-            raise error
+        one = received(message, message_id, ASKED_AT)
+        if message.name not in self.consumer.alone:
+            not_done = await self.consumer.handle([one])
+            for _, error in not_done:
+                if error is not None:
+                    raise error
+            if not not_done:
+                return
+        await self.consumer.handle_alone(one)
 
     def says(self, *answers: Said | SessionStatus) -> None:
         """Script what the gateway answers when it is asked for the status."""

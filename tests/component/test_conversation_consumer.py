@@ -173,7 +173,8 @@ async def test_a_gateway_with_one_id_for_everything_costs_no_more_with_time(data
     with heard(database) as statements:
         await world.handle(a_report(session, "1", message="text 5"))
     locked = [parameters for statement, parameters in statements if "FROM messages" in statement]
-    assert [len(parameters) for parameters in locked] == [2]
+    looked_for = [parameters if isinstance(parameters[0], str) else parameters[0] for parameters in locked]
+    assert [len(ids) for ids in looked_for] == [2]
     assert len(await all_of(database, MessageRow)) == 6
 
 

@@ -6,9 +6,10 @@ from datetime import UTC, datetime, timedelta
 import pytest
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from service.persistence import intake, lanes
+from service.persistence import lanes
 from service.persistence.conversations import enter
 from service.persistence.database import Database
+from service.persistence.intake import Intake
 from service.persistence.lanes import Answer
 from service.persistence.tables import ConversationRow, MessageRow, ReceiptRow, SessionRow
 from tests.component.conversing import World, a_receipt
@@ -123,9 +124,10 @@ async def test_a_number_that_was_not_committed_is_used_again(database: Database)
     session = await a_session(database)
 
     async def fails(tx: AsyncSession) -> None:
-        rows = await intake.begin(tx, [session.session_id], [])
+        rows = Intake(tx)
+        await rows.lock_sessions([session.session_id], [])
         rows.sessions[session.session_id].lane_end += 1
-        await rows.finish()
+        await rows.write()
         message = "after the number was taken"
         raise KeyError(message)
 

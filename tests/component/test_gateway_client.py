@@ -428,6 +428,11 @@ async def test_a_connection_that_the_server_has_closed_is_not_used_again(
         writer.close()
         with suppress(ConnectionError):
             await writer.wait_closed()
+
+    async def pooled() -> int:
+        return len(gateway._http.connector._conns)  # type: ignore[union-attr]  # nothing public says it
+
+    await eventually(pooled, lambda found: not found)
     server.answer = answering({"success": True, "messageId": "SECOND"})
     assert await send(gateway) == "SECOND"
     assert (len(server.taken), server.connections) == (2, 2)

@@ -248,7 +248,7 @@ async def stale(world: World, other: Database, session: SessionRow, message: Mes
     async def end(tx: AsyncSession) -> None:
         locked = await sessions.session_by_id(tx, session.session_id, lock=True)
         assert locked is not None
-        sessions.move(locked, S.DISCONNECTED, wanted=False, reason="requested")
+        sessions.move(tx, locked, S.DISCONNECTED, wanted=False, reason="requested")
 
     async def elsewhere() -> None:
         await other.transact(end)

@@ -37,7 +37,7 @@ async def test_a_change_decided_on_a_stale_state_is_not_made(database: Database)
 
     async def connect(tx: AsyncSession) -> SessionRow:
         session = await sessions.locked_unchanged(tx, seen)
-        sessions.move(session, S.CONNECTED, wanted=True)
+        sessions.move(tx, session, S.CONNECTED, wanted=True)
         return session
 
     connected = await database.transact(connect)
@@ -52,7 +52,7 @@ async def test_racing_changes_have_one_winner(database: Database, other_process:
     seen = await a_session(database, status=S.CONNECTING)
 
     async def change(tx: AsyncSession) -> None:
-        sessions.move(await sessions.locked_unchanged(tx, seen), S.QR_READY, wanted=True, qr_code="x")
+        sessions.move(tx, await sessions.locked_unchanged(tx, seen), S.QR_READY, wanted=True, qr_code="x")
 
     ends = await asyncio.gather(
         *((database, other_process)[n % 2].transact(change) for n in range(8)), return_exceptions=True
@@ -74,7 +74,7 @@ async def test_a_move_keeps_what_belongs_to_the_status(database: Database) -> No
         async def work(tx: AsyncSession, status: S = status, fields: dict[str, str] = fields) -> SessionRow:
             session = await sessions.session_by_id(tx, seen.session_id, lock=True)
             assert session is not None
-            sessions.move(session, status, wanted=status is not S.DISCONNECTED, **fields)
+            sessions.move(tx, session, status, wanted=status is not S.DISCONNECTED, **fields)
             return session
 
         rows.append(await database.transact(work))

@@ -67,7 +67,7 @@ async def test_the_database_says_when_a_row_was_written(database: Database) -> N
     await sent(database, session)
 
     async def move(tx: AsyncSession) -> None:
-        sessions.move(await tx.get_one(SessionRow, session.id), SessionStatus.CONNECTED, wanted=True)
+        sessions.move(tx, await tx.get_one(SessionRow, session.id), SessionStatus.CONNECTED, wanted=True)
 
     await database.transact(move)
     assert all(-1 < seconds < 30 for seconds in await database.read(ages))

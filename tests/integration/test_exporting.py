@@ -46,7 +46,7 @@ async def test_the_end_waits_for_a_collector_only_briefly(black_hole: str, answe
         from service import exporting, tracing
         exporting.start("ingress", sys.argv[1])
         for _ in range(5000):
-            with tracing.root("GET /", SpanKind.SERVER, {}, None):
+            with tracing.root("GET /", SpanKind.SERVER, dict, None):
                 pass
         began = time.monotonic()
         exporting.stop()

@@ -11,7 +11,8 @@ import pytest
 
 from service.domain.dead_letters import DeadLetter
 from service.errors import DatabaseUnavailable, Undeliverable
-from service.messaging.consuming import Failures
+from service.messaging import handling
+from service.messaging.handling import NotDone
 from service.messaging.inbox import Delivery, Gate, Inbox
 from service.messaging.lossless import to_json
 from service.messaging.receiving import Received
@@ -45,11 +46,10 @@ class Table(list[DeadLetter]):
         super().append(letter)
 
 
-class Transactions:
+class Transactions(handling.Handler):
     """Handles a batch as a whole or not at all; waits before the first until it may go on."""
 
     models: ClassVar[dict[str, type[Message]]] = {SendMessage.name: SendMessage}
-    side_by_side = False
 
     def __init__(self) -> None:
         self.go_on = asyncio.Event()
@@ -57,7 +57,7 @@ class Transactions:
         self.done: list[str] = []
         self.redelivered: list[str] = []
 
-    async def handle(self, batch: Sequence[Received]) -> Failures:
+    async def handle(self, batch: Sequence[Received]) -> NotDone:
         texts = [cast("SendMessage", received.body).message for received in batch]
         self.batches.append(texts)
         self.redelivered += [text for text, received in zip(texts, batch, strict=True) if received.envelope.redelivered]

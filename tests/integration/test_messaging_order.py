@@ -331,7 +331,7 @@ async def test_an_error_beside_the_handler_fails_liveness(
     handler = Handler(side_by_side=side_by_side)
     async with publishing(clean_broker) as publisher, consuming(clean_broker, handler, publisher) as consumer:
         assert consumer.alive
-        monkeypatch.setattr(consumer, "_count_ended", fail)
+        monkeypatch.setattr(consumer._handling, "_count_ended", fail)
         await send(publisher, a_chatbot(), "0")
         await until(lambda: not consumer.alive)
         assert handler.done == ["0"]

@@ -9,7 +9,8 @@ from opentelemetry.trace import SpanKind
 
 from service import tracing
 from service.domain.dead_letters import DeadLetter
-from service.messaging.consuming import Failures
+from service.messaging import handling
+from service.messaging.handling import NotDone
 from service.messaging.receiving import Received
 from service.messaging.topology import CONVERSATIONS
 from service.operating.replaying import Replayer
@@ -30,22 +31,25 @@ def _clean() -> Iterator[None]:
     structlog.contextvars.clear_contextvars()
 
 
-class Noting:
+class Noting(handling.Handler):
     """Handles messages as the service's handlers do, each in its own trace, and notes what is in the air then."""
 
     models: ClassVar[dict[str, type[Message]]] = {SendMessage.name: SendMessage}
 
     def __init__(self, *, side_by_side: bool) -> None:
-        self.side_by_side = side_by_side
+        self.alone = frozenset(self.models) if side_by_side else frozenset[str]()
         self.seen: list[tuple[dict[str, str], dict[str, Any]]] = []
 
-    async def handle(self, batch: Sequence[Received]) -> Failures:
+    async def handle(self, batch: Sequence[Received]) -> NotDone:
         for received in batch:
-            with received.traced(CONVERSATIONS.name):
-                headers: dict[str, str] = {}
-                tracing.inject(headers)
-                self.seen.append((headers, structlog.contextvars.get_contextvars()))
+            await self.handle_alone(received)
         return []
+
+    async def handle_alone(self, received: Received) -> None:
+        with received.traced(CONVERSATIONS.name):
+            headers: dict[str, str] = {}
+            tracing.inject(headers)
+            self.seen.append((headers, structlog.contextvars.get_contextvars()))
 
 
 @BOTH_WAYS
@@ -71,7 +75,7 @@ async def test_each_message_has_its_own_context(clean_broker: str, *, side_by_si
     """Nothing of a message, or of whoever made the publisher connect, is in what another one causes."""
     noting = Noting(side_by_side=side_by_side)
     async with publishing(clean_broker) as publisher:
-        with tracing.root("first", SpanKind.SERVER, {}, CONTEXT):
+        with tracing.root("first", SpanKind.SERVER, dict, CONTEXT):
             tracing.about(message_id="of the first")
             await send(publisher, a_chatbot(), "traced")
         structlog.contextvars.clear_contextvars()
@@ -92,7 +96,7 @@ async def test_a_dead_letter_keeps_its_context(clean_broker: str, headers: dict[
         async with consuming(clean_broker, Handler(), publisher, dead=dead):
             await amqp.publish(b"?", type="message.send", message_id="m", headers=headers)
             await until(lambda: dead)
-        with tracing.root("an operator's", SpanKind.SERVER, {}, {"traceparent": TRACEPARENT.replace("4bf9", "ffff")}):
+        with tracing.root("an operator's", SpanKind.SERVER, dict, {"traceparent": TRACEPARENT.replace("4bf9", "ffff")}):
             await replayer.put_back(dead[0].original)
         [back] = await amqp.take(CONVERSATIONS.name)
     assert dead[0].original.headers == headers

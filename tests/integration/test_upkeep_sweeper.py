@@ -119,7 +119,7 @@ async def test_a_session_that_was_not_announced_is(system: System, linked: tuple
         async def move(tx: AsyncSession) -> None:
             found = await sessions.session_by_id(tx, row.session_id, lock=True)
             assert found is not None
-            sessions.move(found, found.status, wanted=True, caused_by="a crash", reason="a_crash_came")
+            sessions.move(tx, found, found.status, wanted=True, caused_by="a crash", reason="a_crash_came")
 
         await database.transact(move)
     [event] = await events.arrived(1, "session.connected")

@@ -9,8 +9,8 @@ def test_a_slow_batch_is_followed_by_half_of_it() -> None:
     sizes = [LARGEST]
     for _ in range(7):
         sizes.append(next_size(sizes[-1], sizes[-1], batching._SECONDS * 2))
-    assert sizes == [200, 100, 50, 25, 12, 6, 5, 5]
-    assert next_size(LARGEST, 30, batching._SECONDS * 2) == 15
+    assert sizes == [200, 100, 50, 25, 20, 20, 20, 20]
+    assert next_size(LARGEST, 60, batching._SECONDS * 2) == 30
     assert next_size(LARGEST, 1, 60.0) == LARGEST
 
 

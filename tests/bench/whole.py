@@ -1,0 +1,97 @@
+"""The whole path of a message through all processes: what it costs, how many go through, and how long one takes."""
+
+import asyncio
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from tests.bench.calling import percentiles, post_all, post_at
+from tests.bench.measuring import Cost, cost
+from tests.bench.stage import AT_ONCE, Make, Stage
+from whatsapp_qr_contracts.events import (
+    MessageDelivered,
+    MessageReceived,
+    MessageSent,
+    SessionConnected,
+    SessionDisconnected,
+    SessionQrReady,
+)
+from whatsapp_qr_contracts.jobs import IncomingJob
+
+_SETTLE_SECONDS = 0.5
+
+
+@dataclass(frozen=True)
+class Path:
+    """What is posted, and what follows from each: jobs for the workers, events."""
+
+    make: Make
+    follows: tuple[str, ...]
+
+
+def inbound(stage: Stage, sessions: Sequence[str] | None = None) -> Path:
+    """A customer writes: a row, a job that a worker takes, an event."""
+    return Path(stage.incoming(sessions), (IncomingJob.name, MessageReceived.name))
+
+
+def send(stage: Stage, chatbots: Sequence[str] | None = None) -> Path:
+    """A chatbot sends: SENT, and its event."""
+    return Path(stage.send(chatbots), (MessageSent.name,))
+
+
+def webhook(stage: Stage) -> Path:
+    """The gateway shows a new QR code: a row, an event."""
+    return Path(stage.qr(), (SessionQrReady.name,))
+
+
+def receipt(stage: Stage) -> Path:
+    """WhatsApp delivers what was sent: a status, an event."""
+    return Path(stage.receipt(), (MessageDelivered.name,))
+
+
+def dropped(stage: Stage) -> Path:
+    """A session loses its connection, and the gateway says so too."""
+    return Path(stage.lifeline("disconnected"), (SessionDisconnected.name,))
+
+
+def found_again(stage: Stage) -> Path:
+    """A session finds its connection again."""
+    return Path(stage.lifeline("connected"), (SessionConnected.name,))
+
+
+async def run(stage: Stage, path: Path, count: int, *, at_once: int = AT_ONCE) -> Cost:
+    """Return what each of so many messages costs on its whole path, all processes together."""
+    expected = {name: stage.reader.counts[name] + count for name in path.follows}
+    before, first = await stage.transactions(), await stage.meter.read()
+    await post_all(stage.system.api, path.make, count, at_once)
+    await stage.reader.until(expected)
+    ended = time.monotonic()
+    await asyncio.sleep(_SETTLE_SECONDS)  # what is confirmed is written down a little later
+    last = await stage.meter.read()
+    counts = {name: (value - before[name]) / count for name, value in (await stage.transactions()).items()}
+    return cost(first, last, count, seconds=ended - first.at, **counts)
+
+
+async def mixed(stage: Stage, count: int) -> Cost:
+    """Return what one customer's message, one send and two receipts cost together, all under way at once."""
+    some = [(inbound(stage), count), (send(stage), count), (receipt(stage), 2 * count)]
+    first = await stage.meter.read()
+    await asyncio.gather(*(run(stage, path, often, at_once=AT_ONCE // 3) for path, often in some))
+    return cost(first, await stage.meter.read(), count)
+
+
+async def latencies(
+    stage: Stage, incoming: Path, outgoing: Path, rate: float, count: int
+) -> dict[str, dict[str, float]]:
+    """Return p50 and p99, at so many a second, of a customer's message to its worker and of a send to the gateway."""
+    found = {}
+    for name, path, place in (("inbound", incoming, stage.reader), ("send", outgoing, stage.gateway)):
+        stage.posted.clear()
+        place.notes = True
+        expected = {event: stage.reader.counts[event] + count for event in path.follows}
+        await post_at(stage.system.api, path.make, count, rate)
+        await stage.reader.until(expected)
+        place.notes = False
+        found[name] = percentiles([place.taken[number] - at for number, at in stage.posted.items()])
+        place.taken.clear()
+    return found
