@@ -7,6 +7,7 @@ destination. A process that takes a partition over begins relayed: rows may have
 """
 
 import asyncio
+import random
 import time
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
@@ -97,6 +98,8 @@ class Relay(Loop):
         """Whether something was committed, and left in its rows, since the last look began."""
         self._failures = 0
         self._looked_at = float("-inf")
+        # Not all at the same moment: what is handled meanwhile would wait for all of them.
+        self._look_every = _LOOK_EVERY_SECONDS * random.uniform(0.8, 1.2)  # noqa: S311  # spreads load, protects nothing
         self._wake = asyncio.Event()
         self._published = asyncio.Event()
         """Whether nothing waits, and nothing that did is on its way, nor a page of the rows."""
@@ -154,7 +157,7 @@ class Relay(Loop):
             return await self._publish(outputs)
         if self._refused:
             await self._try_again()
-        if self._relayed or time.monotonic() - self._looked_at >= _LOOK_EVERY_SECONDS:
+        if self._relayed or time.monotonic() - self._looked_at >= self._look_every:
             return await self._look()
         return True
 
@@ -167,7 +170,7 @@ class Relay(Loop):
         if self._waiting or (self._relayed and self._skipped):
             return
         self._wake.clear()
-        await happens(self._wake, _LOOK_EVERY_SECONDS)
+        await happens(self._wake, self._look_every)
 
     async def _look(self) -> bool:
         """Tell what the rows leave untold, page by page; once nothing is left, the destination is direct again."""

@@ -14,6 +14,7 @@ from sqlmodel import SQLModel
 from service.domain.identities import output_id
 from service.persistence.marks import Told
 from service.persistence.tables import (
+    CommandRecord,
     CommandRow,
     ConversationRecord,
     ConversationRow,
@@ -85,7 +86,7 @@ def of_session(session: SessionRecord) -> list[Output]:
     return [Output(session_event(session), event_id, session.correlation_id, told, session.session_id)]
 
 
-def of_command(command: CommandRow) -> list[Output]:
+def of_command(command: CommandRecord) -> list[Output]:
     """Return the event that answers a command, unless it is known to be confirmed."""
     if command.told_version >= command.version or command.outcome is None:
         return []

@@ -62,8 +62,10 @@ class Database:
             self._reader = sqlite_engine(url, READ, pool_size=_SQLITE_READERS)
             self._turns = {self._writer: asyncio.Semaphore(1), self._reader: asyncio.Semaphore(_SQLITE_READERS - 1)}
         else:
-            self._writer = self._reader = postgres_engine(url, pool)
-            self._turns = {self._writer: asyncio.Semaphore(max(1, pool - _KEPT_FREE))}
+            # Each statement has a snapshot of its own anyway: to begin and to end a transaction of reads says nothing.
+            self._writer = postgres_engine(url, pool)
+            self._reader = self._writer.execution_options(isolation_level="AUTOCOMMIT")
+            self._turns = dict.fromkeys((self._writer, self._reader), asyncio.Semaphore(max(1, pool - _KEPT_FREE)))
         self._reading: set[asyncio.Task[Any]] = set()
         self._longest = None if is_sqlite else _TRANSACTION_SECONDS  # SQLite's driver must never be cut off
 

@@ -11,7 +11,7 @@ from functools import cache
 from typing import Any
 from uuid import UUID, uuid5
 
-from sqlalchemy import ScalarSelect, Select, exists, func, select, text, update
+from sqlalchemy import BigInteger, Integer, ScalarSelect, Select, bindparam, exists, func, select, text, update
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import aliased
 from sqlmodel import col
@@ -80,17 +80,19 @@ async def make_void(tx: AsyncSession, session: SessionRecord) -> None:
 
 async def due(tx: AsyncSession, part: Part, besides: Collection[str] = ()) -> list[str]:
     """Return lanes that are to be looked at now, those of this process alone, the longest waiting first."""
-    query = (
-        select(col(LaneRow.session_id))
-        .where(
-            text(AWAKE),
-            col(LaneRow.wake_at) <= select(clock(tx)).scalar_subquery(),
-            (col(LaneRow.key_hash) % part.partitions).in_(sorted(part.owned)),
-            col(LaneRow.session_id).not_in(besides),
-        )
-        .order_by(col(LaneRow.wake_at))
-    )
-    return list(await tx.scalars(query.limit(BATCH)))
+    given = {"partitions": part.partitions, "owned": sorted(part.owned), "besides": list(besides), "most": BATCH}
+    found = await (await tx.connection()).execute(_due(sqlite=on_sqlite(tx)), given)
+    return list(found.scalars())
+
+
+@cache
+def _due(*, sqlite: bool) -> Select[Any]:
+    lane = table_of(LaneRow).c
+    partition = lane.key_hash % bindparam("partitions", type_=BigInteger)
+    ours = among(partition, "owned", sqlite=sqlite), ~among(lane.session_id, "besides", sqlite=sqlite)
+    moment = DatabaseClock() if sqlite else func.statement_timestamp()
+    query = select(lane.session_id).where(text(AWAKE), lane.wake_at <= moment, *ours).order_by(lane.wake_at)
+    return query.limit(bindparam("most", type_=Integer))
 
 
 @dataclass(frozen=True, slots=True)

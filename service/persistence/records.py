@@ -8,7 +8,7 @@ from collections.abc import Collection, Mapping
 from functools import cache
 from typing import Any, Generic, TypeVar
 
-from sqlalchemy import ARRAY, Column, ColumnElement, Select, Table, Update, any_, bindparam, select, update
+from sqlalchemy import ARRAY, ColumnElement, Select, Table, Update, any_, bindparam, select, update
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlmodel import SQLModel
 
@@ -23,7 +23,7 @@ def table_of(row: type[SQLModel]) -> Table:
     return row.__table__  # type: ignore[attr-defined, no-any-return]
 
 
-def among(column: Column[Any], name: str, *, sqlite: bool) -> ColumnElement[bool]:
+def among(column: ColumnElement[Any], name: str, *, sqlite: bool) -> ColumnElement[bool]:
     """Return the condition that a column has one of the values of a parameter, a list.
 
     On PostgreSQL it is one array, so that the statement is the same, and prepared once, however many there are.

@@ -102,14 +102,11 @@ class SessionRow(SessionRecord, table=True):
     __mapper_args__: ClassVar[dict[str, Any]] = _UNREAD
 
 
-class CommandRow(SQLModel, table=True):
+class CommandRecord(SQLModel):
     """A command about a session, a chatbot or a message: with an outcome it is never executed again. Kept for 24 h.
 
     A `message.send` has a row only where it was rejected: else its message's row says all.
     """
-
-    __tablename__ = "commands"
-    __table_args__ = (_partial("commands_untold", "created_at", where=UNTOLD),)
 
     chatbot_id: UUID = Field(primary_key=True)
     command_id: str = Field(primary_key=True, max_length=255)
@@ -124,6 +121,13 @@ class CommandRow(SQLModel, table=True):
     """1 once that event is known to be confirmed."""
     key_hash: int = _hash()
     created_at: datetime = _when(default_factory=now, index=True)
+
+
+class CommandRow(CommandRecord, table=True):
+    """A command that the ORM follows."""
+
+    __tablename__ = "commands"
+    __table_args__ = (_partial("commands_untold", "created_at", where=UNTOLD),)
 
 
 class ConversationRecord(SQLModel):

@@ -2,22 +2,29 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
+from functools import cache
 from typing import Any
 
-from sqlalchemy import select, text
+from sqlalchemy import BigInteger, Integer, Interval, Select, bindparam, select, text
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlmodel import SQLModel
 
 from service.domain.identities import key_hash
-from service.persistence.database import clock
+from service.persistence.columns import DatabaseClock, UtcDateTime
+from service.persistence.database import on_sqlite
+from service.persistence.records import among, table_of
 from service.persistence.tables import (
     TO_ENQUEUE,
     TO_HAND_OVER,
     UNTOLD,
+    CommandRecord,
     CommandRow,
+    ConversationRecord,
     ConversationRow,
+    MessageRecord,
     MessageRow,
+    SessionRecord,
     SessionRow,
 )
 
@@ -47,34 +54,56 @@ class Untold:
     """Rows of one table of which something is untold.
 
     Args:
+        row: their class.
+        record: the class of what they are read as.
         condition: which they are; written out, for the partial index.
         changed: the column that says when a row was last written.
         order: the columns by which they are told.
     """
 
-    table: type[SQLModel]
+    row: type[SQLModel]
+    record: type[SQLModel]
     condition: str
     changed: str
     order: tuple[str, ...]
 
     async def page(self, tx: AsyncSession, part: Part) -> Sequence[Any]:
         """Return the first rows that a process may tell."""
-        columns = self.table.__table__.c  # type: ignore[attr-defined]
-        mine = (columns.key_hash % part.partitions).in_(sorted(part.owned))
-        query = select(self.table).where(text(self.condition), mine)
+        given: dict[str, Any] = {"partitions": part.partitions, "owned": sorted(part.owned), "page": part.page}
+        sqlite, age = on_sqlite(tx), timedelta(seconds=part.age)
         if part.age:
-            query = query.where(columns[self.changed] <= clock(tx, -timedelta(seconds=part.age)))
-        if part.busy and self.table is SessionRow:
-            query = query.where(columns.key_hash.not_in(map(key_hash, part.busy)))
-        order = (columns[name] for name in self.order)
-        return (await tx.scalars(query.order_by(*order).limit(part.page))).all()
+            given |= {"before": datetime.now(UTC) - age} if sqlite else {"age": age}
+        if busy := part.busy if self.row is SessionRow else ():
+            given["busy"] = [key_hash(key) for key in busy]
+        statement = _page(self, settled=bool(part.age), some_busy=bool(busy), sqlite=sqlite)
+        found = await (await tx.connection()).execute(statement, given)
+        return [self.record(**row) for row in found.mappings()]
 
 
-SESSIONS = Untold(SessionRow, UNTOLD, "moved_at", ("session_id",))
-CONVERSATIONS = Untold(ConversationRow, UNTOLD, "changed_at", ("chatbot_id",))
-COMMANDS = Untold(CommandRow, f"{UNTOLD} AND name NOT LIKE 'message.%'", "created_at", ("created_at",))
-MESSAGE_COMMANDS = Untold(CommandRow, f"{UNTOLD} AND name LIKE 'message.%'", "created_at", ("created_at",))
-RECEIVED = Untold(MessageRow, f"{UNTOLD} AND role = 'USER'", "changed_at", ("conversation_id", "created_at"))
-STATUSES = Untold(MessageRow, f"{UNTOLD} AND role = 'ASSISTANT'", "changed_at", ("conversation_id", "created_at"))
-TO_THE_WORKERS = Untold(MessageRow, TO_HAND_OVER, "changed_at", ("conversation_id", "sequence"))
-TO_THE_LANES = Untold(MessageRow, TO_ENQUEUE, "changed_at", ("session_id", "lane_number"))
+@cache
+def _page(untold: Untold, *, settled: bool, some_busy: bool, sqlite: bool) -> Select[Any]:
+    table = table_of(untold.row)
+    columns, partition = table.c, table.c.key_hash % bindparam("partitions", type_=BigInteger)
+    query = select(table).where(text(untold.condition), among(partition, "owned", sqlite=sqlite))
+    if settled:
+        before = DatabaseClock() - bindparam("age", type_=Interval)
+        query = query.where(columns[untold.changed] <= (bindparam("before", type_=UtcDateTime) if sqlite else before))
+    if some_busy:
+        query = query.where(~among(columns.key_hash, "busy", sqlite=sqlite))
+    return query.order_by(*(columns[name] for name in untold.order)).limit(bindparam("page", type_=Integer))
+
+
+SESSIONS = Untold(SessionRow, SessionRecord, UNTOLD, "moved_at", ("session_id",))
+CONVERSATIONS = Untold(ConversationRow, ConversationRecord, UNTOLD, "changed_at", ("chatbot_id",))
+COMMANDS = Untold(CommandRow, CommandRecord, f"{UNTOLD} AND name NOT LIKE 'message.%'", "created_at", ("created_at",))
+MESSAGE_COMMANDS = Untold(
+    CommandRow, CommandRecord, f"{UNTOLD} AND name LIKE 'message.%'", "created_at", ("created_at",)
+)
+RECEIVED = Untold(
+    MessageRow, MessageRecord, f"{UNTOLD} AND role = 'USER'", "changed_at", ("conversation_id", "created_at")
+)
+STATUSES = Untold(
+    MessageRow, MessageRecord, f"{UNTOLD} AND role = 'ASSISTANT'", "changed_at", ("conversation_id", "created_at")
+)
+TO_THE_WORKERS = Untold(MessageRow, MessageRecord, TO_HAND_OVER, "changed_at", ("conversation_id", "sequence"))
+TO_THE_LANES = Untold(MessageRow, MessageRecord, TO_ENQUEUE, "changed_at", ("session_id", "lane_number"))

@@ -43,24 +43,29 @@ def machine() -> dict[str, Any]:
 
 
 async def main(names: list[str]) -> int:
-    """Measure, print, compare with the baseline, and record where asked for; return the exit status."""
-    found: dict[str, Any] = {"machine": machine()}
+    """Measure, print, record where asked for, and compare with the baseline; return the exit status."""
+    found: dict[str, Any] = {}
     for name in names:
         with tempfile.TemporaryDirectory() as folder:
             found[name] = await parts.PARTS[name](Path(folder))
         print(table.part(name, found), flush=True)
-    recorded = json.loads(DATA.read_text()) if DATA.exists() else {}
-    if os.environ.get("RECORD"):
-        recorded |= found
-        DATA.write_text(json.dumps(recorded, indent=1) + "\n")
-        needed = {"carried": needs.carried(recorded), "model": needs.scales(recorded)}
-        table.publish(PAGE, measured=table.everything(recorded), **needed)
-        if "table" in found:
-            BASELINE.write_text(json.dumps(comparing.baseline_of(found["table"]), indent=1) + "\n")
+        if os.environ.get("RECORD"):
+            record(name, found[name])
     worse = list(comparing.worse(found, json.loads(BASELINE.read_text())))
     for sentence in worse:
         print(f"worse: {sentence}", file=sys.stderr)
     return 1 if worse else 0
+
+
+def record(name: str, found: dict[str, Any]) -> None:
+    """Write down what a part has found, and what follows from it once the parts are there that it follows from."""
+    recorded = (json.loads(DATA.read_text()) if DATA.exists() else {}) | {"machine": machine(), name: found}
+    DATA.write_text(json.dumps(recorded, indent=1) + "\n")
+    if name == "table":
+        BASELINE.write_text(json.dumps(comparing.baseline_of(found), indent=1) + "\n")
+    if {"table", "loads"} <= recorded.keys():
+        needed = {"carried": needs.carried(recorded), "model": needs.scales(recorded)}
+        table.publish(PAGE, measured=table.everything(recorded), **needed)
 
 
 if __name__ == "__main__":

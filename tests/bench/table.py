@@ -64,7 +64,7 @@ def _of_kind(kind: str, of: Mapping[str, Any]) -> str:
         lines.append((f"{name}: {path}", _spread(one["hops"]), _spread(one["per_second"]), f"{rate:.0f}", target))
     cpu = ((f"{name}: {path}", *cost_cells(one["cost"])) for path, one in of["paths"].items())
     slow = ((f"{name}: send, gateway 200 ms, 210 sessions", *cost_cells(of["slow gateway"])),)
-    mixed = ((f"{name}: message, send and two receipts", *cost_cells(of["mixed"])),)
+    mixed = ((f"{name}: message, send and receipt at once", *cost_cells(of["mixed"])),)
     unit = f"One raw hop: {median(hop['cpu_ms']):.3f} ms of CPU, {median(hop['per_second']):.0f} per s."
     return "\n\n".join((unit, rows(head, lines), rows(("path", *COST_HEAD), (*cpu, *slow, *mixed)), _latency(name, of)))
 

@@ -4,6 +4,7 @@ import itertools
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -13,8 +14,16 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from sqlmodel import SQLModel
 
 from service.persistence.database import Database, on_sqlite
+from service.persistence.lanes import send_round
+from service.persistence.reading import before_sends
 from tests.bench.filling import Rows, fill
 from tests.bench.growth import looks
+from tests.component import rows
+from tests.component.conversing import a_receipt
+from tests.component.rows import POLICY, a_command, a_report, a_session, answered, enqueue, handle
+from tests.component.standins import World as SessionWorld
+from whatsapp_qr_contracts.gateway import GatewayQr
+from whatsapp_qr_contracts.message import SessionStatus
 
 ROWS = Rows(messages=4000, sessions=400, live=40, parked=500)
 # Sessions are counted by their status, all of them: 100 000 take some 30 ms, every 5 s at most.
@@ -75,15 +84,50 @@ def reads_all(steps: list[str]) -> list[str]:
     return found
 
 
+async def whole_reads(database: Database, statements: list[tuple[str, Any]]) -> list[str]:
+    """Return those statements that read the whole of a table that grows."""
+    whole = []
+    for statement, parameters in dict(statements).items():
+        steps = await database.transact(partial(plan_of, statement=statement, parameters=parameters))
+        if COUNTED not in statement and (found := reads_all(steps)):
+            whole.append("\n".join((statement, *found)))
+    return whole
+
+
 async def test_every_look_goes_by_an_index(filled: Database) -> None:
     """Sweeps, the reconciler, gauges, claims and relays: none reads a whole table that grows."""
     with heard(filled) as statements:
         for look in looks(ROWS).values():
             await look(filled)
     assert len({statement for statement, _ in statements}) > 20
-    whole = []
-    for statement, parameters in dict(statements).items():
-        steps = await filled.read(partial(plan_of, statement=statement, parameters=parameters))
-        if COUNTED not in statement and (found := reads_all(steps)):
-            whole.append("\n".join((statement, *found)))
-    assert whole == []
+    assert await whole_reads(filled, statements) == []
+
+
+async def test_whatever_a_message_needs_goes_by_an_index(filled: Database) -> None:
+    """In both directions: storing, sending, its receipt, a new QR code, what the ingress looks for before a send."""
+    session, linking = await a_session(filled), await a_session(filled, status=SessionStatus.QR_READY)
+    with heard(filled) as statements:
+        await handle(filled, a_report(session), a_report(session), a_command(session))
+        message = await enqueue(filled, session, wakes=False)
+        work = partial(send_round, answers=[], due=[], policy=POLICY, jobs=[message.id], room=1)
+        [claimed] = (await filled.transact(work)).claimed
+        await answered(filled, claimed, "W1")
+        await handle(filled, a_receipt(session, "W1"))
+        await SessionWorld(filled).handle(GatewayQr(type="qr", session_id=linking.session_id, data={"qrCode": "x"}))
+        await filled.read(partial(before_sends, keys=[(session.chatbot_id, message.id)]))
+    assert len({statement for statement, _ in statements}) > 12
+    assert await whole_reads(filled, statements) == []
+
+
+async def test_claims_go_lane_by_lane_whatever_the_statistics_say(database: Database) -> None:
+    """Taken while nothing waits, they make the index of what expires look better: it would sort each lane."""
+    await database.transact(partial(fill, rows=replace(ROWS, parked=0, waiting=0)))
+    session = await a_session(database)
+    for _ in range(20):
+        await enqueue(database, session)
+    with heard(database) as statements:
+        assert len((await rows.send_round(database, session)).claimed) == 1
+    [claim] = [(statement, given) for statement, given in statements if "waiting" in statement]
+    steps = await database.transact(partial(plan_of, statement=claim[0], parameters=claim[1]))
+    assert any("messages_lane" in step for step in steps)
+    assert not any("messages_expiring" in step for step in steps)
