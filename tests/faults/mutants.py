@@ -12,7 +12,8 @@ from service.consumers.relay import Relay
 from service.consumers.telling import Output
 from service.domain.sending import SendPolicy
 from service.messaging import publishing
-from service.messaging.consuming import Consumer
+from service.messaging.handling import Handling, acknowledge
+from service.messaging.pipelining import Pipeline
 from service.persistence.intake import Intake
 
 
@@ -42,32 +43,39 @@ def _skips_duplicates() -> None:
 def _acknowledges_first() -> None:
     """A message is acknowledged when it comes, not when its work is done."""
 
-    def acknowledging(live: Callable[..., Any]) -> Callable[..., Any]:
-        async def living(consumer: Consumer, batch: Any) -> None:
-            await consumer._acknowledge(batch.deliveries)
-            await live(consumer, batch)
+    def acknowledging(end: Callable[..., Any]) -> Callable[..., Any]:
+        async def ending(handling: Handling, batch: Any, **how: Any) -> Any:
+            await acknowledge(batch.deliveries)
+            return await end(handling, batch, **how)
 
-        return living
+        return ending
 
-    _replace(Consumer, "_live", acknowledging)
+    _replace(Handling, "end", acknowledging)
 
 
 def _reverses_batches() -> None:
     """What waits is taken together, and the newest is handled first."""
 
-    def reversing(live: Callable[..., Any]) -> Callable[..., Any]:
-        async def living(consumer: Consumer, batch: Any) -> None:
+    def reversing(end: Callable[..., Any]) -> Callable[..., Any]:
+        async def ending(handling: Handling, batch: Any, **how: Any) -> Any:
             batch.readable.reverse()
-            await live(consumer, batch)
+            return await end(handling, batch, **how)
 
-        return living
+        return ending
 
-    _replace(Consumer, "_live", reversing)
+    _replace(Handling, "end", reversing)
 
 
 def _publishes_unconfirmed() -> None:
     """A publish is believed to have arrived once it was written to the socket."""
+
+    async def publish(pipeline: Pipeline, body: bytes, exchange: str, routing_key: str, *given: Any, **_: Any) -> None:
+        await pipeline.channel.basic_publish(
+            body, exchange=exchange, routing_key=routing_key, properties=given[0], wait=False
+        )
+
     publishing.Channel = lambda **_: Channel(publisher_confirms=False, on_return_raises=False)  # type: ignore[assignment,misc]
+    _replace(Pipeline, "publish", lambda _: publish)
 
 
 def _claims_too_briefly() -> None:

@@ -45,7 +45,7 @@ from service.consumers.relay import Relay
 from service.errors import DatabaseUnavailable, GatewayRefused, PublishRefused
 from service.gateway import Gateway
 from service.messaging import dead_letter_queue
-from service.messaging.consuming import Consumer
+from service.messaging.handling import Handling
 from service.messaging.inbox import Delivery
 from service.messaging.publishing import Publisher
 from service.messaging.receiving import is_probe, name_of
@@ -171,7 +171,7 @@ def _install(faults: Faults) -> None:
 
     def build(database: Database, *given: Any) -> None:
         build_database(database, *given)
-        if database._writer is not database._reader:  # SQLite
+        if database._writer.dialect.name == "sqlite":
             event.listen(database._writer.sync_engine, "begin", faults.limit_pages)
 
     Database.__init__ = build  # type: ignore[assignment,method-assign]
@@ -179,7 +179,7 @@ def _install(faults: Faults) -> None:
     _around(Publisher, "publish_raw", partial(_publishing, faults))
     _around(Gateway, "_call", partial(_stepping, step, "call", "called", (GatewayRefused,)))
     _around(Delivery, "acknowledge", partial(_stepping, step, "ack", "acked", ()))
-    _around(Consumer, "_live", _live)
+    _around(Handling, "end", _end)
     _around(Relay, "_step", _relay)
     _around(Relay, "_page", partial(_look, step))
     _around(Marks, "flush", _mark)
@@ -239,14 +239,14 @@ async def _stepping(
     return result
 
 
-async def _live(do: Callable[..., Awaitable[None]], consumer: Consumer, batch: Any) -> None:
+async def _end(do: Callable[..., Awaitable[Any]], handling: Handling, batch: Any, **how: Any) -> Any:
     names = {
-        f"entry {name_of(delivery)}" if delivery.number == consumer._count else name_of(delivery)
+        f"entry {name_of(delivery)}" if delivery.number == handling._count else name_of(delivery)
         for delivery in batch.deliveries
         if not is_probe(delivery)
     }
     with _working(lambda: names):
-        await do(consumer, batch)
+        return await do(handling, batch, **how)
 
 
 async def _relay(do: Callable[..., Awaitable[bool]], relay: Relay) -> bool:
