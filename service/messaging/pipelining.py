@@ -54,6 +54,11 @@ class Pipeline:
             if channel.message_id_delivery_tag.get(message_id) == tag:
                 del channel.message_id_delivery_tag[message_id]
 
+    def close(self) -> None:
+        """Write nothing any more: the connection is given up, and may never take what waits."""
+        if self._writing is not None:
+            self._writing.cancel()
+
     async def _write(self) -> None:
         try:
             while self._waiting and not self.channel.is_closed:

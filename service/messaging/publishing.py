@@ -95,6 +95,7 @@ class _Link:
                 raise ChannelInvalidStateError(f"{channel} is closed")
             underlay = await channel.get_underlay_channel()
             if self._pipeline is None or self._pipeline.channel is not underlay:  # a new one after each lost connection
+                self._drop_pipeline()
                 self._pipeline = Pipeline(underlay)
             # Nobody may be listening to an event; everything else must have reached a queue.
             await self._pipeline.publish(body, exchange, routing_key, properties, mandatory=exchange != EVENTS)
@@ -116,9 +117,15 @@ class _Link:
         finally:
             self._connecting = None
 
+    def _drop_pipeline(self) -> None:
+        if self._pipeline is not None:
+            self._pipeline.close()
+            self._pipeline = None
+
     def _replace(self, broker: RabbitBroker | None) -> None:
         if broker is not None and broker is self._broker:
             self._broker = None
+            self._drop_pipeline()
             closing = asyncio.create_task(close_broker(broker), context=Context())
             self._closing.add(closing)
             closing.add_done_callback(self._closing.discard)

@@ -4,7 +4,6 @@ import itertools
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -18,7 +17,6 @@ from service.persistence.lanes import send_round
 from service.persistence.reading import before_sends
 from tests.bench.filling import Rows, fill
 from tests.bench.growth import looks
-from tests.component import rows
 from tests.component.conversing import a_receipt
 from tests.component.rows import POLICY, a_command, a_report, a_session, answered, enqueue, handle
 from tests.component.standins import World as SessionWorld
@@ -117,17 +115,3 @@ async def test_whatever_a_message_needs_goes_by_an_index(filled: Database) -> No
         await filled.read(partial(before_sends, keys=[(session.chatbot_id, message.id)]))
     assert len({statement for statement, _ in statements}) > 12
     assert await whole_reads(filled, statements) == []
-
-
-async def test_claims_go_lane_by_lane_whatever_the_statistics_say(database: Database) -> None:
-    """Taken while nothing waits, they make the index of what expires look better: it would sort each lane."""
-    await database.transact(partial(fill, rows=replace(ROWS, parked=0, waiting=0)))
-    session = await a_session(database)
-    for _ in range(20):
-        await enqueue(database, session)
-    with heard(database) as statements:
-        assert len((await rows.send_round(database, session)).claimed) == 1
-    [claim] = [(statement, given) for statement, given in statements if "waiting" in statement]
-    steps = await database.transact(partial(plan_of, statement=claim[0], parameters=claim[1]))
-    assert any("messages_lane" in step for step in steps)
-    assert not any("messages_expiring" in step for step in steps)

@@ -31,6 +31,24 @@ async def publish_job(publisher: Publisher, message_id: str = "job") -> None:
     await publisher.publish(a_job(), message_id=message_id, correlation_id="c")
 
 
+async def test_what_is_published_at_once_leaves_together(clean_broker: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each is confirmed by itself; a write for each would cost more than all the rest."""
+    async with publishing(clean_broker) as publisher, Amqp(clean_broker) as amqp:
+        await publish_job(publisher, "first")
+        [pipeline] = [link._pipeline for link in publisher._links.values() if link._pipeline]
+        queue, writes = pipeline.channel.write_queue, list[int]()
+        put = queue.put
+
+        async def counted(frame: Any) -> None:
+            writes.append(len(frame.payload))
+            await put(frame)
+
+        monkeypatch.setattr(queue, "put", counted)
+        await asyncio.gather(*(publish_job(publisher, f"job {number}") for number in range(50)))
+        assert len(writes) == 1
+        assert await amqp.waiting(SendJob.name) == 51
+
+
 async def test_unroutable_publish_raises(clean_broker: str) -> None:
     """A job whose queue is missing does not vanish behind a success, and the publisher goes on."""
     async with publishing(clean_broker) as publisher, Amqp(clean_broker) as amqp:
