@@ -30,7 +30,7 @@ from service.persistence.heartbeats import Heartbeats
 from service.persistence.surveying import survey
 from service.persistence.tables import SessionRow
 from service.persistence.untold import Part
-from tests.bench.filling import Rows, fill
+from tests.bench.filling import Rows, fill, session_of
 from tests.servers import Postgres
 
 LIMIT = 1.0
@@ -46,7 +46,7 @@ async def _void(tx: AsyncSession) -> None:
 
 
 async def _first(tx: AsyncSession) -> Any:
-    return (await tx.execute(select(SessionRow.id).where(SessionRow.session_id == "session_1"))).scalar_one()  # type: ignore[arg-type]
+    return (await tx.execute(select(SessionRow.id).where(SessionRow.session_id == session_of(1)))).scalar_one()  # type: ignore[arg-type]
 
 
 async def _claims(database: Database, *, of: list[str] | None = None) -> int:
@@ -58,7 +58,7 @@ async def _claims(database: Database, *, of: list[str] | None = None) -> int:
 
 async def _voids(database: Database) -> None:
     await database.transact(_void)
-    assert await _claims(database, of=["session_1"]) == 0
+    assert await _claims(database, of=[session_of(1)]) == 0
 
 
 async def _page(database: Database, *, of: untold.Untold) -> None:
@@ -67,7 +67,7 @@ async def _page(database: Database, *, of: untold.Untold) -> None:
 
 def looks(rows: Rows) -> dict[str, Look]:
     """Return every look, by its name, in the order in which they are taken."""
-    listed = [f"session_{number}" for number in range(1, rows.live + 1)]
+    listed = [session_of(number) for number in range(1, rows.live + 1)]
     return {
         "sweep: what has expired": lambda database: database.transact(sweeping.wake_expired),
         "sweep: what sleeps": lambda database: database.transact(

@@ -203,7 +203,7 @@ async def replicas(folder: Path) -> Found:
             for count in (1, 2, 4):
                 await stage.stop(consumer)
                 for core in range(count):
-                    await stage.start(consumer, core=core, HEARTBEAT_PERIOD="1")
+                    await stage.start(consumer, core=core, HEARTBEAT_PERIOD="3")
                 await stage.shared(consumer, count)
                 await whole.run(stage, paths[name], _WARM)
                 found[f"{name}, {count} x {consumer}"] = (await whole.run(stage, paths[name], _COUNTS[name])).as_json()

@@ -19,7 +19,7 @@ from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
 
 from tests.bench.calling import Request, post_all
-from tests.bench.filling import Rows, chatbot_of, fill
+from tests.bench.filling import Rows, chatbot_of, fill, session_of
 from tests.bench.measuring import LOOK_SECONDS, Meter, pid_of, total, transactions
 from tests.bench.stub_gateway import StubGateway
 from tests.servers import Broker, Postgres
@@ -195,7 +195,7 @@ class Stage:
             await fill(tx, Rows(messages, sessions, live=sessions, parked=0, waiting=0))
         await engine.dispose()
         self.filled_chatbots = [chatbot_of(number) for number in range(1, sessions + 1)]
-        self.filled_sessions = [f"session_{number}" for number in range(1, sessions + 1)]
+        self.filled_sessions = [session_of(number) for number in range(1, sessions + 1)]
 
     async def shared(self, name: str, count: int) -> None:
         """Wait until so many replicas of a consumer have shared the partitions."""
