@@ -100,7 +100,7 @@ async def fill(tx: AsyncSession, rows: Rows) -> None:
 
 
 async def _hash_keys(tx: AsyncSession, sessions: int) -> None:
-    """Give rows the hash of their chatbot's key, which SQL cannot compute: it says which process tells and sends them."""
+    """Give rows the hash of their chatbot's key, which SQL cannot compute: it says who tells and sends them."""
     of = {session_of(number): chatbot_of(number) for number in range(1, sessions + 1)}
     given = [{"name": name, "chatbot": UUID(chatbot), "hash": key_hash(chatbot)} for name, chatbot in of.items()]
     connection = await tx.connection()
