@@ -3,7 +3,7 @@
 import asyncio
 import sqlite3
 import time
-from collections.abc import Awaitable, Callable, Collection, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine
 from contextlib import AbstractAsyncContextManager, nullcontext
 from datetime import UTC, datetime, timedelta
 from typing import Any, Literal, TypeVar, cast
@@ -15,7 +15,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
-from sqlmodel import SQLModel, col
+from sqlmodel import SQLModel
 
 from service import tracing
 from service.errors import DatabaseUnavailable
@@ -27,7 +27,6 @@ from service.tasks import let_end, within
 log = structlog.get_logger()
 
 T = TypeVar("T")
-R = TypeVar("R", bound=SQLModel)
 Work = Callable[[AsyncSession], Awaitable[T]]
 
 _POOL_SIZE = 10
@@ -164,14 +163,6 @@ def clock(tx: AsyncSession, offset: timedelta = timedelta()) -> ColumnElement[da
 async def present(tx: AsyncSession, offset: timedelta = timedelta()) -> datetime:
     """Return the time that `clock` gives."""
     return (await tx.execute(select(clock(tx, offset)))).scalar_one()
-
-
-async def locked(tx: AsyncSession, table: type[R], key: Any, values: Collection[Any]) -> list[R]:
-    """Return the rows that have one of these values in a column, locked in its order: so nobody waits in a circle."""
-    if not values:
-        return []
-    query = select(table).where(col(key).in_(list(values))).order_by(col(key)).with_for_update()
-    return list(await tx.scalars(query))
 
 
 def upsert(tx: AsyncSession, table: type[SQLModel]) -> postgresql.Insert:
