@@ -53,7 +53,7 @@ neighbours: setup ## Measure what one chatbot's or subscriber's misbehaviour cos
 	@docker version >/dev/null 2>&1 || deploy/local/setup.sh rabbitmq postgresql
 	$(BIN)/python -m pytest tests/neighbours -q
 
-bench: setup ## Measure each process and what its work costs the servers; RECORD=1 writes it into docs/capacity.md
+bench: setup ## Measure whole paths in hops and compare with the baseline; RECORD=1 writes it into docs/capacity.md
 	@docker version >/dev/null 2>&1 || deploy/local/setup.sh rabbitmq postgresql
 	$(BIN)/python tests/bench/run.py
 

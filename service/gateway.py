@@ -66,7 +66,7 @@ class Gateway:
         self._server: dict[str, str | int] = {"server.address": url.host or ""}
         if url.explicit_port is not None:
             self._server["server.port"] = url.explicit_port
-        self._base_url = base_url.rstrip("/")
+        self._base_url = str(url).rstrip("/")
 
     @cached_property
     def _http(self) -> aiohttp.ClientSession:

@@ -137,8 +137,7 @@ async def send_round(
     sent = [(answer.claimed.message, answer.result) for answer in answers if isinstance(answer.result, str)]
     if renamed := {message.session_id for message, taken_as in sent if taken_as != message.whatsapp_message_id}:
         # A receipt for an id that is not known is kept under this lock too: neither may miss the other.
-        query = select(col(SessionRow.id)).where(col(SessionRow.session_id).in_(renamed))
-        await tx.execute(query.order_by(col(SessionRow.id)).with_for_update())
+        await Records(SessionRecord, SessionRow).lock(tx, renamed, by="session_id")
     answered, lanes_of = {answer.claimed.message.session_id for answer in answers}, await _lanes_of(tx, jobs)
     locked, at, stale = await _locked_lanes(tx, {*answered, *due, *lanes_of.values()})
     lanes = {lane.session_id: lane for lane in locked.all}

@@ -117,8 +117,14 @@ def _replicas(found: Mapping[str, Any]) -> str:
     for name, one in found.items():
         cpu, of = sum(one["cpu_ms"].values()), name.rpartition("x ")[2]
         alone = next(other for known, other in found.items() if known.endswith(f"1 x {of}"))
-        lines.append((name, *cost_cells(one), f"{cpu / sum(alone['cpu_ms'].values()):.2f}"))
+        times = cpu / sum(alone["cpu_ms"].values())
+        judged = _judged(times <= comparing.MOST_BY_TWO_REPLICAS) if " 2 x " in name else ""
+        lines.append((name, *cost_cells(one), f"{times:.2f}{judged}"))
     return rows(("path and replicas", *COST_HEAD, "CPU, times that of one"), lines)
+
+
+def _judged(met: bool) -> str:  # noqa: FBT001
+    return ": met" if met else ": **not met**"
 
 
 def _growth(found: Mapping[str, Any]) -> str:
@@ -148,7 +154,11 @@ def _memory(found: Mapping[str, Any]) -> str:
     lines = []
     for name in found["idle"]:
         values = [found[state].get(name) for state in ("idle", "sent", "busy")]
-        lines.append((name, *("" if value is None else f"{value:.0f}" for value in values)))
+        after = values[-1] or 0
+        judged = _judged(after < comparing.MOST_MEGABYTES) if name.endswith("consumer") else ""
+        lines.append(
+            (name, *("" if value is None else f"{value:.0f}" for value in values[:-1]), f"{after:.0f}{judged}")
+        )
     drained = found["drain"]
     tenths = (
         (f"tenth {number}", f"{rate:.0f}", f"{size:.0f}")
