@@ -4,6 +4,7 @@ import asyncio
 from collections import defaultdict
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from uuid import UUID
 
@@ -20,6 +21,19 @@ from tests.system import CONSUMERS, Heard, System, eventually
 from whatsapp_qr_contracts.commands import Command
 
 PATIENCE = 40.0
+
+
+@dataclass
+class Run:
+    """One run of a handler."""
+
+    steps: dict[int, str] = field(default_factory=dict)
+    shared: bool = False
+    """Whether it is for several messages: then each step has several lines."""
+
+    @property
+    def kinds(self) -> list[str]:
+        return [kind for _, kind in sorted(self.steps.items())]
 
 
 class Drill:
@@ -90,29 +104,37 @@ class Drill:
     def folder(self, process: str) -> Path:
         return self.system.folder / process
 
-    async def steps(self, process: str, handler: str, ended: Callable[[list[str]], bool]) -> dict[int, str]:
-        """Return the steps of a handler's longest run that was recorded from its beginning, once one has ended."""
+    async def steps(
+        self, process: str, handler: str, drive: Awaitable[object], ended: Callable[[list[str]], bool]
+    ) -> dict[int, str] | None:
+        """Let something happen, and return the steps of the handler's longest run that was ever recorded as a whole.
 
-        async def runs() -> list[dict[int, str]]:
-            return [
-                steps
-                for steps in self._recorded(process, handler, alone=True)
-                if 1 in steps and ended([*steps.values()])
-            ]
+        Returns:
+            None where each run was one for several messages: such a batch has more steps.
+        """
+        record = self.folder(process) / "record"
 
-        return max(await eventually(runs), key=len)  # others may be about old news
+        async def runs() -> list[Run]:
+            return [run for run in self._recorded(process, handler) if 1 in run.steps and ended(run.kinds)]
 
-    def _recorded(self, process: str, handler: str, since: int = 0, *, alone: bool = False) -> list[dict[int, str]]:
-        """Return the steps of each run of a handler; `alone`: not of batches with messages for others, that do more."""
-        runs: dict[str, dict[int, str]] = defaultdict(dict)
-        shared: set[str] = set()
+        record.touch()
+        await drive
+        alone = [run.steps for run in await eventually(runs) if not run.shared]
+        record.unlink()
+        return max(alone, key=len, default=None)  # others may be about old news
+
+    def _recorded(self, process: str, handler: str, since: int = 0) -> list[Run]:
+        """Return what was recorded of each run of a handler."""
+        runs: dict[str, Run] = defaultdict(Run)
+        mine: set[str] = set()
         for line in self._log(process)[since:]:
-            who, run, step, kind = line.rsplit(" ", 3)
+            who, name, step, kind = line.rsplit(" ", 3)
+            run = runs[name]
+            run.shared |= run.steps.get(int(step)) is not None
+            run.steps[int(step)] = kind
             if who == f"{process} {handler}":
-                runs[run][int(step)] = kind
-            else:
-                shared.add(run)
-        return [dict(sorted(steps.items())) for run, steps in runs.items() if not alone or run not in shared]
+                mine.add(name)
+        return [run for name, run in runs.items() if name in mine]
 
     def _log(self, process: str) -> list[str]:
         log = self.folder(process) / "steps.log"
@@ -136,7 +158,7 @@ class Drill:
         driving = asyncio.ensure_future(drive)
 
         async def over() -> bool:
-            return taken.exists() or any(ended([*run.values()]) for run in self._recorded(process, handler, since))
+            return taken.exists() or any(ended(run.kinds) for run in self._recorded(process, handler, since))
 
         async def died() -> list[int]:
             return self.supervisor.ended[process][deaths:]

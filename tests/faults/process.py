@@ -9,7 +9,8 @@ crash     one line `<process> <handler> <step>`, where `*` stands for any proces
 full      while it exists SQLite's disk is full
 unsure    while it exists each third transaction is committed, and who waits for it is told that it failed
 refused   while it exists each third job is refused, as by a queue that is full for a moment
-record    while it exists each step is appended to `steps.log`: `<process> <handler> <run> <step> <kind>`
+record    while it exists each step is appended to `steps.log`: `<process> <handler> <run> <step> <kind>`; of a batch
+          one line for each message
 
 A handler is one of
 
@@ -240,11 +241,11 @@ async def _stepping(
 
 
 async def _end(do: Callable[..., Awaitable[Any]], handling: Handling, batch: Any, **how: Any) -> Any:
-    names = {
+    names = [  # each as often as the batch has it
         f"entry {name_of(delivery)}" if delivery.number == handling._count else name_of(delivery)
         for delivery in batch.deliveries
         if not is_probe(delivery)
-    }
+    ]
     with _working(lambda: names):
         return await do(handling, batch, **how)
 
