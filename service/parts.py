@@ -4,7 +4,8 @@ import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from typing import Protocol
+from functools import cached_property
+from typing import TYPE_CHECKING, Protocol
 
 from starlette.applications import Starlette
 from uuid_utils.compat import uuid7
@@ -12,7 +13,6 @@ from uuid_utils.compat import uuid7
 from service.consumers.announcing import Announcer
 from service.consumers.sharing import Sharing
 from service.ending import Ending
-from service.gateway import Gateway, Timeouts
 from service.health import Health
 from service.messaging import topology
 from service.messaging.consuming import Consumer
@@ -26,6 +26,9 @@ from service.persistence.schema import Schema
 from service.persistence.untold import Part
 from service.settings import Settings
 
+if TYPE_CHECKING:
+    from service.gateway import Gateway
+
 
 @dataclass(frozen=True)
 class Parts:
@@ -34,22 +37,26 @@ class Parts:
     settings: Settings
     database: Database
     publisher: Publisher
-    gateway: Gateway
     hold: Hold
 
     @classmethod
     def of(cls, settings: Settings) -> "Parts":
         """Build the parts; nothing connects yet."""
-        seconds = settings.gateway_timeout
         return cls(
             settings=settings,
             database=Database(settings.database_url, settings.database_pool),
             publisher=Publisher(settings.amqp_url, settings.partitions),
-            gateway=Gateway(
-                settings.whatsapp_qr_service_url, Timeouts(send=seconds, init=seconds * 0.8, other=seconds / 2)
-            ),
             hold=Hold(settings.give_up_after),
         )
+
+    @cached_property
+    def gateway(self) -> "Gateway":
+        """The client of the gateway. A process that does not call it does not import it."""
+        from service.gateway import Gateway, Timeouts
+
+        seconds = self.settings.gateway_timeout
+        timeouts = Timeouts(send=seconds, init=seconds * 0.8, other=seconds / 2)
+        return Gateway(self.settings.whatsapp_qr_service_url, timeouts)
 
     def consumer(self, queue: topology.PartitionedQueue, handler: Handler, announcer: Announcer) -> Consumer:
         """Return the consumer of a queue; before it gives a partition up, the announcer tells what follows."""
@@ -78,7 +85,8 @@ class Parts:
 
     async def close(self) -> None:
         """Close what connects; the publisher before the database, because closing it may still take a while."""
-        await self.gateway.close()
+        if "gateway" in vars(self):
+            await self.gateway.close()
         await self.publisher.close()
         await self.database.close()
 

@@ -70,6 +70,7 @@ def postgres_engine(url: str, pool: int) -> AsyncEngine:
         pool_size=pool,
         max_overflow=0,
         pool_timeout=10,
+        pool_use_lifo=True,  # the server has the plans of the last one's statements ready, and its cache is warm
         hide_parameters=True,
         connect_args={
             "timeout": _CONNECT_SECONDS,

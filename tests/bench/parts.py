@@ -222,8 +222,9 @@ async def memory(folder: Path) -> Found:
         await stage.handled("conversation-consumer", _BACKLOG, type="message.send")
         found["sent"] = _memories(stage)
         await stage.analyze()
+        sent = stage.reader.counts[MessageSent.name]
         await stage.start("outbound-consumer")
-        found["drain"] = await _drain(stage, stage.reader.counts[MessageSent.name])
+        found["drain"] = await _drain(stage, sent)
         await whole.run(stage, paths["webhook"], _BACKLOG)
         found["busy"] = _memories(stage)
     return found

@@ -18,6 +18,7 @@ from whatsapp_qr_contracts.events import (
 )
 from whatsapp_qr_contracts.jobs import IncomingJob
 
+_WARM_SECONDS = 2
 _SETTLE_SECONDS = 0.5
 
 
@@ -80,17 +81,16 @@ async def mixed(stage: Stage, count: int) -> Cost:
     return cost(first, await stage.meter.read(), count)
 
 
-async def latencies(
-    stage: Stage, incoming: Path, outgoing: Path, rate: float, count: int
-) -> dict[str, dict[str, float]]:
+async def latencies(stage: Stage, incoming: Path, outgoing: Path, rate: int, count: int) -> dict[str, dict[str, float]]:
     """Return p50 and p99, at so many a second, of a customer's message to its worker and of a send to the gateway."""
     found = {}
     for name, path, place in (("inbound", incoming, stage.reader), ("send", outgoing, stage.gateway)):
-        stage.posted.clear()
-        place.notes = True
-        expected = {event: stage.reader.counts[event] + count for event in path.follows}
-        await post_at(stage.system.api, path.make, count, rate)
-        await stage.reader.until(expected)
+        for notes, posts in ((False, rate * _WARM_SECONDS), (True, count)):
+            stage.posted.clear()
+            place.notes = notes
+            expected = {event: stage.reader.counts[event] + posts for event in path.follows}
+            await post_at(stage.system.api, path.make, posts, rate)
+            await stage.reader.until(expected)
         place.notes = False
         found[name] = percentiles([place.taken[number] - at for number, at in stage.posted.items()])
         place.taken.clear()
