@@ -5,7 +5,13 @@
     AI workers ─ message.send ────────────────┘                        │
                                                             whatsapp-qr-send ─> consumers/outbound ─> gateway /send
 
-domain decides (pure), persistence remembers, messaging knows RabbitMQ, gateway knows the WhatsApp gateway, upkeep
-mends what redelivery cannot, operating is what people do with dead letters, metrics tell Prometheus, apps puts the
-processes together from parts, local runs them all on one machine.
+domain       decisions, without I/O
+persistence  rows and transactions
+messaging    RabbitMQ
+gateway      the client of the WhatsApp gateway
+singletons   jobs that one process runs at a time: they repair what redelivery cannot
+operating    the operator's commands, for example for dead letters
+metrics      what Prometheus reads
+apps         the composition root: puts each process together from `parts`
+local        runs all processes on one machine
 """

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from fastapi import FastAPI
     from starlette.applications import Starlette
 
-    from service.upkeep.hosting import Duty
+    from service.singletons.running import SingletonJob
 
 
 def migrate(settings: Settings, *, repartition: bool = False) -> None:
@@ -117,25 +117,27 @@ def session_consumer_app(settings: Settings) -> "Starlette":
     """Return the session consumer: the state machine."""
     from service.consumers.announcing import OF_SESSIONS, Announcer
     from service.consumers.session import SessionConsumer
-    from service.upkeep.gauges import Gauges
-    from service.upkeep.hosting import Upkeep
+    from service.singletons.gauges import Gauges
+    from service.singletons.running import SingletonJobs
 
     parts = Parts.of(settings)
-    announcer = Announcer(parts.database, parts.publisher, parts.hold, OF_SESSIONS, lambda: parts.part(consumer))
+    announcer = Announcer(parts.database, parts.publisher, parts.retry, OF_SESSIONS, lambda: parts.part(consumer))
     handler = SessionConsumer(parts.database, parts.gateway, announcer, strict=settings.chatbots == "strict")
     consumer = parts.consumer(topology.SESSIONS, handler, announcer)
-    upkeep = Upkeep(parts.database, _duties(parts), seconds=settings.lease)
-    return consumer_app(parts, consumer, announcer, topology.SESSIONS, upkeep, observe=Gauges(parts.database).refresh)
+    singletons = SingletonJobs(parts.database, _jobs(parts), seconds=settings.lease)
+    return consumer_app(
+        parts, consumer, announcer, topology.SESSIONS, singletons, observe=Gauges(parts.database).refresh
+    )
 
 
-def _duties(parts: Parts) -> list["Duty"]:
+def _jobs(parts: Parts) -> list["SingletonJob"]:
     """Return what one session consumer at a time does for all processes."""
     from service.domain.reconciling import Patience
     from service.messaging.dead_letter_queue import DeadLetterQueue
     from service.persistence.dead_letters import DeadLetters
-    from service.upkeep.hosting import Duty
-    from service.upkeep.reconciler import Reconciler
-    from service.upkeep.sweeper import Sweeper
+    from service.singletons.reconciler import Reconciler
+    from service.singletons.running import SingletonJob
+    from service.singletons.sweeper import Sweeper
 
     settings = parts.settings
     sweeper = Sweeper(parts.database, timedelta(seconds=settings.sweep_age))
@@ -145,9 +147,9 @@ def _duties(parts: Parts) -> list["Duty"]:
     )
     queue = DeadLetterQueue(settings.amqp_url, settings.partitions, declares=settings.declare_topology)
     return [
-        Duty("sweeper", settings.sweep_period, sweeper.run),
-        Duty("reconciler", settings.reconcile_period, reconciler.run),
-        Duty("dead-letter-store", 1.0, partial(queue.consume, DeadLetters(parts.database).keep)),
+        SingletonJob("sweeper", settings.sweep_period, sweeper.run),
+        SingletonJob("reconciler", settings.reconcile_period, reconciler.run),
+        SingletonJob("dead-letter-store", 1.0, partial(queue.consume, DeadLetters(parts.database).keep)),
     ]
 
 
@@ -157,7 +159,7 @@ def conversation_consumer_app(settings: Settings) -> "Starlette":
     from service.consumers.conversation import ConversationConsumer
 
     parts = Parts.of(settings)
-    announcer = Announcer(parts.database, parts.publisher, parts.hold, OF_CONVERSATIONS, lambda: parts.part(consumer))
+    announcer = Announcer(parts.database, parts.publisher, parts.retry, OF_CONVERSATIONS, lambda: parts.part(consumer))
     handler = ConversationConsumer(parts.database, announcer, timedelta(seconds=settings.send_expiry))
     consumer = parts.consumer(topology.CONVERSATIONS, handler, announcer)
     return consumer_app(parts, consumer, announcer, topology.CONVERSATIONS)
@@ -178,8 +180,8 @@ def outbound_consumer_app(settings: Settings) -> "Starlette":
         expiry=settings.send_expiry,
         call_timeout=settings.gateway_timeout,
     )
-    announcer = Announcer(parts.database, parts.publisher, parts.hold, OF_SENDING, lambda: parts.part(consumer))
-    sender = Sender(parts.database, parts.gateway, parts.hold, announcer, policy, lambda: parts.part(consumer))
+    announcer = Announcer(parts.database, parts.publisher, parts.retry, OF_SENDING, lambda: parts.part(consumer))
+    sender = Sender(parts.database, parts.gateway, parts.retry, announcer, policy, lambda: parts.part(consumer))
     consumer = parts.consumer(topology.SENDS, OutboundConsumer(sender), announcer)
     return consumer_app(parts, consumer, announcer, topology.SENDS, sender)
 

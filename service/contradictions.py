@@ -42,12 +42,12 @@ def _unacknowledged_too_long(settings: Settings) -> Iterator[str]:
     # Of one session's commands and reports each waits for the one before. The longest ask the gateway (half of
     # GATEWAY_TIMEOUT), end a pairing (as much) and open a session (0.8), or ask three times with pauses of 4 s in all.
     each = max(1.8 * seconds, 1.5 * seconds + 4)
-    held = max(settings.give_up_after, LONGEST_PATIENCE)  # GIVE_UP_AFTER is doubled while giving up changes nothing
+    held = max(settings.release_after, LONGEST_PATIENCE)  # RELEASE_AFTER is doubled while giving up changes nothing
     most = int((BROKER_CONSUMER_TIMEOUT - held - GRACE_SECONDS) / each)
     if settings.prefetch > most:
-        remedy = f"Set PREFETCH to at most {most}" if most > 0 else "Lower GATEWAY_TIMEOUT or GIVE_UP_AFTER"
+        remedy = f"Set PREFETCH to at most {most}" if most > 0 else "Lower GATEWAY_TIMEOUT or RELEASE_AFTER"
         yield (
-            f"PREFETCH={settings.prefetch}, GATEWAY_TIMEOUT={seconds:g} and GIVE_UP_AFTER={settings.give_up_after:g}:"
+            f"PREFETCH={settings.prefetch}, GATEWAY_TIMEOUT={seconds:g} and RELEASE_AFTER={settings.release_after:g}:"
             f" so many reports of one session may take longer than {BROKER_CONSUMER_TIMEOUT:.0f} s, after which"
             f" RabbitMQ closes the channel of a consumer that has not acknowledged them. {remedy}"
         )

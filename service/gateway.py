@@ -14,7 +14,7 @@ from pydantic import TypeAdapter, ValidationError
 from yarl import URL
 
 from service import tracing
-from service.domain.saying import Connected, NoAnswer, OtherState, Said, UnknownSession, UnknownWord
+from service.domain.reported import Connected, NoAnswer, OtherState, Reported, UnknownSession, UnknownWord
 from service.errors import GatewayError, GatewayOutcomeUnknown, GatewayRefused, GatewayUnreachable
 from service.metrics import GATEWAY_SECONDS
 from whatsapp_qr_contracts.message import Identifier, SessionStatus, Text
@@ -57,7 +57,7 @@ class Gateway:
     """Calls the gateway over pooled connections.
 
     Every method but `status` raises GatewayUnreachable where the call was not taken, GatewayOutcomeUnknown where it is
-    not known whether it was, and GatewayRefused where the gateway said no.
+    not known whether it was, and GatewayRefused where the gateway reported no.
     """
 
     def __init__(self, base_url: str, timeouts: Timeouts | None = None) -> None:
@@ -91,16 +91,16 @@ class Gateway:
             if error.code != "unknown_session":
                 raise
 
-    async def status(self, session_id: str) -> Said:
+    async def status(self, session_id: str) -> Reported:
         """Return what the gateway says about a session; that it says nothing is an answer too."""
         try:
             answer = await self._call("status", "GET", f"/status/{_quoted(session_id)}", seconds=self._timeouts.other)
         except GatewayError as error:
             return UnknownSession() if error.code == "unknown_session" else NoAnswer(error)
         session = answer.get("session")
-        return _said(session if isinstance(session, dict) else {})
+        return _reported(session if isinstance(session, dict) else {})
 
-    async def sessions(self) -> dict[str, Said] | None:
+    async def sessions(self) -> dict[str, Reported] | None:
         """Return what the gateway says about all its sessions, by their ids, or None where it has no such list."""
         try:
             answer = await self._call("sessions", "GET", "/sessions", seconds=self._timeouts.other)
@@ -110,7 +110,7 @@ class Gateway:
         if not isinstance(listed, list):
             return None
         found = [(_valid(_IDENTIFIER, entry.get("sessionId")), entry) for entry in listed if isinstance(entry, dict)]
-        return {session_id: _said(entry) for session_id, entry in found if session_id}
+        return {session_id: _reported(entry) for session_id, entry in found if session_id}
 
     async def qr_code(self, session_id: str) -> str | None:
         """Return the QR code that waits to be scanned, where there is one."""
@@ -206,7 +206,7 @@ def _valid(kind: TypeAdapter[str], value: Any) -> str | None:
         return None
 
 
-def _said(session: dict[str, Any]) -> Said:
+def _reported(session: dict[str, Any]) -> Reported:
     try:
         status = SessionStatus(str(session.get("status", "")).upper())
     except ValueError:

@@ -48,7 +48,7 @@ PUBLISHED = Counter(
     "confirmed; it may have arrived).",
     ["type", "outcome"],
 )
-HELD = Gauge("whatsapp_qr_held", "Operations that wait for the database or the broker at this moment.")
+RETRYING = Gauge("whatsapp_qr_retrying", "Operations that wait for the database or the broker at this moment.")
 PARTITIONS_OWNED = Gauge(
     "whatsapp_qr_partitions_owned", "Partitions on which this process is the active consumer.", ["queue"]
 )
@@ -75,8 +75,14 @@ RELAYED = Counter(
 REDRIVEN = Counter(
     "whatsapp_qr_redriven", "What the sweeper and the reconciler mended, by kind: zero while all is well.", ["kind"]
 )
-DUTY_HELD = Gauge("whatsapp_qr_duty_held", "1 where this process does a duty that one alone does at a time.", ["duty"])
-DUTY_RUNS = Counter("whatsapp_qr_duty_runs", "Runs of such duties, by outcome: done or failed.", ["duty", "outcome"])
+SINGLETON_JOB_HELD = Gauge(
+    "whatsapp_qr_singleton_job_held", "1 if this process runs a singleton job.", ["singleton_job"]
+)
+SINGLETON_JOB_RUNS = Counter(
+    "whatsapp_qr_singleton_job_runs",
+    "Runs of singleton jobs, by outcome: done or failed.",
+    ["singleton_job", "outcome"],
+)
 TRANSITIONS = Counter(
     "whatsapp_qr_session_transitions",
     "Changes of sessions by the status and reason that they led to; reason other: one that the gateway made up.",

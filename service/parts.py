@@ -17,13 +17,13 @@ from service.health import Health
 from service.messaging import topology
 from service.messaging.consuming import Consumer
 from service.messaging.handling import Handler
-from service.messaging.holding import Hold
 from service.messaging.publishing import Publisher
+from service.messaging.retrying import RetryWhileUnavailable
 from service.persistence.database import Database
 from service.persistence.dead_letters import DeadLetters
 from service.persistence.heartbeats import Heartbeats
 from service.persistence.schema import Schema
-from service.persistence.untold import Part
+from service.persistence.unpublished import Part
 from service.settings import Settings
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ class Parts:
     settings: Settings
     database: Database
     publisher: Publisher
-    hold: Hold
+    retry: RetryWhileUnavailable
 
     @classmethod
     def of(cls, settings: Settings) -> "Parts":
@@ -46,7 +46,7 @@ class Parts:
             settings=settings,
             database=Database(settings.database_url, settings.database_pool),
             publisher=Publisher(settings.amqp_url, settings.partitions),
-            hold=Hold(settings.give_up_after),
+            retry=RetryWhileUnavailable(settings.release_after),
         )
 
     @cached_property
@@ -64,9 +64,9 @@ class Parts:
             self.settings.amqp_url,
             queue,
             handler,
-            bury=DeadLetters(self.database).keep,
+            keep_dead_letter=DeadLetters(self.database).keep,
             publisher=self.publisher,
-            hold=self.hold,
+            retry=self.retry,
             prefetch=self.settings.prefetch,
             settle=announcer.settle,
         )

@@ -179,7 +179,7 @@ class Settings(BaseSettings):
     heartbeat_period: float = Field(
         default=15, gt=0, description="Seconds between two heartbeats by which consumers of a kind share the partitions"
     )
-    give_up_after: float = Field(
+    release_after: float = Field(
         default=60,
         gt=0,
         description="Seconds that work is held for the database or the broker before partitions are given up",
@@ -218,7 +218,7 @@ class Settings(BaseSettings):
     lease: float = Field(
         default=30,
         ge=0.3,
-        description="Seconds until another session consumer takes over the duties of one that was killed",
+        description="Seconds until another session consumer takes over the singleton jobs of one that was killed",
     )
     secrets_dir: Path | None = Field(
         default=None,

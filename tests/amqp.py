@@ -18,10 +18,10 @@ from service.messaging import handling, topology
 from service.messaging.consuming import Consumer
 from service.messaging.envelope import Envelope, Properties
 from service.messaging.handling import NotDone
-from service.messaging.holding import Hold
 from service.messaging.partitions import Settle
 from service.messaging.publishing import Publisher
 from service.messaging.receiving import Received
+from service.messaging.retrying import RetryWhileUnavailable
 from whatsapp_qr_contracts.commands import SendMessage
 from whatsapp_qr_contracts.message import COMMANDS, Message
 from whatsapp_qr_contracts.partitions import partition_of
@@ -68,7 +68,7 @@ class Handler(handling.Handler):
 
     def __init__(self, work: Callable[[SendMessage], Any] | None = None, *, side_by_side: bool = True) -> None:
         self._work = work
-        self.alone = frozenset(self.models) if side_by_side else frozenset[str]()
+        self.slow = frozenset(self.models) if side_by_side else frozenset[str]()
         self.batches: list[int] = []
         self.begun: list[str] = []
         self.done: list[str] = []
@@ -85,7 +85,7 @@ class Handler(handling.Handler):
                 failures.append((received, error))
         return failures
 
-    async def handle_alone(self, received: Received) -> None:
+    async def handle_slow(self, received: Received) -> None:
         self.batches.append(1)
         await self._handle(cast("SendMessage", received.body), received.envelope)
 
@@ -135,11 +135,16 @@ async def consuming(
         settle: tells what follows from what was done, before a partition is given up.
     """
 
-    async def bury(letter: DeadLetter) -> None:
+    async def keep_dead_letter(letter: DeadLetter) -> None:
         assert dead is not None, letter
         dead.append(letter)
 
-    parts: dict[str, Any] = {"bury": bury, "publisher": publisher, "hold": Hold(), "settle": settle}
+    parts: dict[str, Any] = {
+        "keep_dead_letter": keep_dead_letter,
+        "publisher": publisher,
+        "hold": RetryWhileUnavailable(),
+        "settle": settle,
+    }
     consumer = Consumer(url, topology.CONVERSATIONS, handler, prefetch=prefetch, **parts)
     consumer.start()
     try:

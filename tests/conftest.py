@@ -33,7 +33,7 @@ _ON_ONE_DATABASE = {
     "test_an_earlier_database_under_the_present_broker": "postgres",
     "test_an_empty_broker_under_the_present_database": "postgres",
     "test_a_lane_whose_timer_died_is_resumed": "sqlite",
-    "test_the_duties_of_a_killed_process_are_taken_over": "postgres",
+    "test_the_singleton_jobs_of_a_killed_process_are_taken_over": "postgres",
     "test_everything_returns_after_a_long_outage": "sqlite",
     "test_a_pairing_that_hangs_is_begun_anew": "postgres",
     "test_three_unknown_outcomes_fail_the_message": "sqlite",

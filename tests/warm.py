@@ -14,5 +14,5 @@ import service.operating.messages
 import service.operating.topology
 import service.persistence.migrations
 import service.simulator.app
-import service.upkeep.reconciler
-import service.upkeep.sweeper  # noqa: F401
+import service.singletons.reconciler
+import service.singletons.sweeper  # noqa: F401

@@ -6,17 +6,17 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 
-from service.consumers import telling
+from service.consumers import row_outputs
 from service.consumers.relay import Relay, Source
-from service.consumers.telling import Output
+from service.consumers.row_outputs import Output
 from service.messaging import topology
-from service.messaging.holding import Hold
 from service.messaging.publishing import Publisher
+from service.messaging.retrying import RetryWhileUnavailable
 from service.messaging.topology import SENDS
-from service.persistence import untold
+from service.persistence import unpublished
+from service.persistence.confirmations import Confirmations
 from service.persistence.database import Database
-from service.persistence.marks import Marks
-from service.persistence.untold import Part
+from service.persistence.unpublished import Part
 from whatsapp_qr_contracts.jobs import IncomingJob, SendJob
 from whatsapp_qr_contracts.message import EVENTS, Message
 from whatsapp_qr_contracts.partitions import partition_of
@@ -25,18 +25,18 @@ Sources = Mapping[str, Sequence[Source]]
 """By destination, the rows that a kind of consumer tells: one kind alone for each destination of a row."""
 
 OF_SESSIONS: Sources = {
-    EVENTS: (Source(untold.COMMANDS, telling.of_command), Source(untold.SESSIONS, telling.of_session))
+    EVENTS: (Source(unpublished.COMMANDS, row_outputs.of_command), Source(unpublished.SESSIONS, row_outputs.of_session))
 }
 OF_CONVERSATIONS: Sources = {
     EVENTS: (
-        Source(untold.CONVERSATIONS, telling.of_conversation),
-        Source(untold.RECEIVED, telling.event_of),
-        Source(untold.MESSAGE_COMMANDS, telling.of_command),
+        Source(unpublished.CONVERSATIONS, row_outputs.of_conversation),
+        Source(unpublished.RECEIVED, row_outputs.event_of),
+        Source(unpublished.MESSAGE_COMMANDS, row_outputs.of_command),
     ),
-    IncomingJob.name: (Source(untold.TO_THE_WORKERS, telling.job_of),),
-    SendJob.name: (Source(untold.TO_THE_LANES, telling.job_of),),
+    IncomingJob.name: (Source(unpublished.TO_THE_WORKERS, row_outputs.job_of),),
+    SendJob.name: (Source(unpublished.TO_THE_LANES, row_outputs.job_of),),
 }
-OF_SENDING: Sources = {EVENTS: (Source(untold.STATUSES, telling.event_of),)}
+OF_SENDING: Sources = {EVENTS: (Source(unpublished.STATUSES, row_outputs.event_of),)}
 
 _SETTLE_SECONDS = 3.0
 
@@ -45,9 +45,14 @@ class Announcer:
     """Tells what was committed. A handler gives it the outputs and goes on: it never waits for a destination."""
 
     def __init__(
-        self, database: Database, publisher: Publisher, hold: Hold, sources: Sources, part: Callable[[], Part]
+        self,
+        database: Database,
+        publisher: Publisher,
+        retry: RetryWhileUnavailable,
+        sources: Sources,
+        part: Callable[[], Part],
     ) -> None:
-        self.marks = Marks(database)
+        self.confirmations = Confirmations(database)
         self._partitions, self._part = publisher.partitions, part
         self._relays: dict[str, Relay] = {}
         for name, rows in sources.items():
@@ -55,21 +60,23 @@ class Announcer:
             if name == SENDS.name:  # each partition may be full alone: it must not keep the others' jobs back
                 parts = {SENDS.queue_name(n): partial(_one, part, n) for n in range(self._partitions)}
             for queue, of in parts.items():
-                relay = Relay(queue, publisher, database, hold, self.marks, rows, of, gives_up=name == EVENTS)
+                relay = Relay(
+                    queue, publisher, database, retry, self.confirmations, rows, of, skips_refused=name == EVENTS
+                )
                 self._relays[queue] = relay
 
     def start(self) -> None:
         """Begin to tell; returns at once."""
-        self.marks.start()
+        self.confirmations.start()
         for relay in self._relays.values():
             relay.start()
 
     @property
     def alive(self) -> bool:
         """Whether all its tasks are there."""
-        return self.marks.alive and all(relay.alive for relay in self._relays.values())
+        return self.confirmations.alive and all(relay.alive for relay in self._relays.values())
 
-    def tell(self, outputs: Sequence[Output]) -> None:
+    def publish_soon(self, outputs: Sequence[Output]) -> None:
         """Publish what was committed, soon; what is not confirmed is told from its rows.
 
         So is what belongs to a partition that this process has just lost: its next owner tells what came before it.
@@ -81,9 +88,9 @@ class Announcer:
             if number in owned:
                 by_destination[_destination(output.message, number)].append(output)
         for name, some in by_destination.items():
-            self._relays[name].tell(some)
+            self._relays[name].publish_soon(some)
 
-    async def told(self, seconds: float) -> None:
+    async def published(self, seconds: float) -> None:
         """Wait, for at most so many seconds, until what was told is published."""
         await asyncio.gather(*(relay.settle(seconds) for relay in self._relays.values()))
 
@@ -92,15 +99,15 @@ class Announcer:
 
         Who takes a partition over looks at its rows at once, and tells again what is not written down.
         """
-        await self.told(_SETTLE_SECONDS)
-        await self.marks.settle(_SETTLE_SECONDS)
+        await self.published(_SETTLE_SECONDS)
+        await self.confirmations.settle(_SETTLE_SECONDS)
 
     async def stop(self) -> None:
         """Settle, and end."""
         await self.settle()
         await asyncio.gather(*(relay.end() for relay in self._relays.values()))
-        await self.marks.end()
-        await self.marks.settle(_SETTLE_SECONDS)
+        await self.confirmations.end()
+        await self.confirmations.settle(_SETTLE_SECONDS)
 
 
 def _destination(message: Message, number: int) -> str:

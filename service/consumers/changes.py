@@ -31,7 +31,7 @@ def phone(text: str | None) -> str | None:
     return (customer_address(text) or None) if text else None
 
 
-def is_old_news(session: SessionRecord, change: Change) -> bool:
+def is_noop(session: SessionRecord, change: Change) -> bool:
     """Say whether a change that the state machine allows would change nothing."""
     match change.trigger, session.status:
         case Trigger.QR, SessionStatus.QR_READY:

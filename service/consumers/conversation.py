@@ -16,10 +16,10 @@ import structlog
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from service import tracing
-from service.consumers import message_commands, telling
+from service.consumers import message_commands, row_outputs
 from service.consumers.announcing import Announcer
 from service.consumers.outcomes import end
-from service.consumers.telling import Output
+from service.consumers.row_outputs import Output
 from service.domain import identities
 from service.errors import Rejected, Undeliverable
 from service.messaging.envelope import Envelope
@@ -52,7 +52,7 @@ class ConversationConsumer(Handler):
     async def handle(self, batch: Sequence[Received]) -> NotDone:
         """Do what a batch asks for, in one transaction, and tell what follows."""
         outputs, failures = await self.database.transact(partial(self._do_all, batch=batch))
-        self.announcer.tell(list({output.message_id: output for output in outputs}.values()))
+        self.announcer.publish_soon(list({output.message_id: output for output in outputs}.values()))
         return failures
 
     async def _do_all(self, tx: AsyncSession, *, batch: Sequence[Received]) -> tuple[list[Output], NotDone]:
@@ -89,10 +89,10 @@ class ConversationConsumer(Handler):
         session, known = rows.chatbots.get(command.chatbot_id), rows.messages.get(message_id)
         tracing.about(session_id=session and session.session_id)
         if known is not None and conversations.same_content(known, command):
-            return telling.job_of(known)
+            return row_outputs.job_of(known)
         command_id = _command_id(command, envelope)
         if (command.chatbot_id, command_id) in rows.commands:  # it was rejected, and stays so whatever came meanwhile
-            return telling.of_command(message_commands.row_of(rows, command, command_id))
+            return row_outputs.of_command(message_commands.row_of(rows, command, command_id))
         if known is not None:
             reused = "a message with other content was sent under this id: use a new id for a new message"
             return _reject(rows, command, command_id, Rejected(reused, code=RejectionCode.ID_REUSED), message_id)
@@ -114,7 +114,7 @@ class ConversationConsumer(Handler):
             conversations.raise_status(message, DeliveryStatus.FAILED, now(), code=code, detail=removed)
             message.handed_over = True
         rows.add(message)
-        return [*begun, *telling.of_message(message)]
+        return [*begun, *row_outputs.of_message(message)]
 
     def _receive(self, rows: Intake, report: GatewayMessage, envelope: Envelope) -> list[Output]:
         """Store the message once."""
@@ -123,7 +123,7 @@ class ConversationConsumer(Handler):
         first, other = rows.messages.get(first_id), rows.messages.get(other_id)
         if known := first if first and conversations.same_incoming(first, report) else other:
             # Where nobody knew whether it was committed it is told now, before what comes after it.
-            return telling.of_message(known)
+            return row_outputs.of_message(known)
         if first is not None:
             log.info("whatsapp_id_reused", session_id=shown(report.session_id))
         address = identities.customer_address(report.sender)
@@ -136,7 +136,7 @@ class ConversationConsumer(Handler):
             message_id=first_id if first is None else other_id,
         )
         rows.add(message)
-        return [*begun, *telling.of_message(message)]
+        return [*begun, *row_outputs.of_message(message)]
 
     def _follow_receipt(self, rows: Intake, report: GatewayReceipt) -> list[Output]:
         """Raise the status of the message that it is about; keep it where that is not known yet."""
@@ -158,7 +158,7 @@ class ConversationConsumer(Handler):
             return []
         code = FailureCode.FAILED_BY_WHATSAPP
         conversations.raise_status(message, status, at, code=code, detail=receipt.error)
-        return telling.event_of(message)
+        return row_outputs.event_of(message)
 
 
 def _conversation(
@@ -170,7 +170,7 @@ def _conversation(
         return known, []
     new = conversations.new_conversation(session, external_user_id, correlation_id=cause)
     rows.add(new)
-    return new, telling.of_conversation(new)
+    return new, row_outputs.of_conversation(new)
 
 
 def _known(rows: Intake, report: GatewayReport) -> SessionRecord:
@@ -184,7 +184,7 @@ def _known(rows: Intake, report: GatewayReport) -> SessionRecord:
 def _reject(rows: Intake, command: SendMessage, command_id: str, error: Rejected, message_id: UUID) -> list[Output]:
     row = message_commands.row_of(rows, command, command_id)
     end(row, command, error, about=message_id)
-    return telling.of_command(row)
+    return row_outputs.of_command(row)
 
 
 def _command_id(command: Command, envelope: Envelope) -> str:

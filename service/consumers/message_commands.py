@@ -6,9 +6,9 @@ Part of the conversation consumer: a chatbot's commands are carried out in the o
 from datetime import datetime
 
 from service import tracing
-from service.consumers import telling
+from service.consumers import row_outputs
 from service.consumers.outcomes import end, new_row, repeated
-from service.consumers.telling import Output
+from service.consumers.row_outputs import Output
 from service.errors import Rejected
 from service.messaging.envelope import Envelope
 from service.persistence import lanes
@@ -23,32 +23,32 @@ def cancel(rows: Intake, command: CancelMessage, envelope: Envelope) -> list[Out
     """Fail a message that waits."""
     row = row_of(rows, command, envelope.id_or_dead_letter())
     if row.outcome is not None:
-        return telling.of_command(row)
+        return row_outputs.of_command(row)
     try:
         message = _own(rows, command)
         lanes.cancel(message, rows.lanes.get(message.session_id), rows.at)
     except Rejected as error:
         end(row, command, error, about=command.message_id)
-        return telling.of_command(row)
-    end(row, command, telling.told_as(MessageCancelled, message, telling.reached_at(message)))
-    return [*telling.event_of(message), *telling.of_command(row)]
+        return row_outputs.of_command(row)
+    end(row, command, row_outputs.event_as(MessageCancelled, message, row_outputs.reached_at(message)))
+    return [*row_outputs.event_of(message), *row_outputs.of_command(row)]
 
 
 def retry(rows: Intake, command: RetryMessage, envelope: Envelope, *, expires_at: datetime) -> list[Output]:
     """Put a failed message at the end of its lane."""
     row = row_of(rows, command, envelope.id_or_dead_letter())
     if row.outcome is not None:
-        return telling.of_command(row)
+        return row_outputs.of_command(row)
     try:
         session = _usable(rows, command)
         message = _own(rows, command)
-        failed = telling.event_of(message)  # its failure is told before it is none any more
+        failed = row_outputs.event_of(message)  # its failure is told before it is none any more
         lanes.enqueue_again(session, message, expires_at=expires_at, retry=envelope.message_id)
     except Rejected as error:
         end(row, command, error, about=command.message_id)
-        return telling.of_command(row)
-    end(row, command, telling.told_as(MessageQueued, message, now()))
-    return [*failed, *telling.job_of(message), *telling.of_command(row)]
+        return row_outputs.of_command(row)
+    end(row, command, row_outputs.event_as(MessageQueued, message, now()))
+    return [*failed, *row_outputs.job_of(message), *row_outputs.of_command(row)]
 
 
 def row_of(rows: Intake, command: Command, command_id: str) -> CommandRow:

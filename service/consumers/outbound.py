@@ -18,20 +18,20 @@ from uuid import UUID
 import structlog
 
 from service import metrics, tracing
-from service.consumers import telling
+from service.consumers import row_outputs
 from service.consumers.announcing import Announcer
-from service.domain.saying import Connected, NoAnswer
+from service.domain.reported import Connected, NoAnswer
 from service.domain.sending import Retry, SendPolicy, after_failure
 from service.errors import GatewayError, GatewayOutcomeUnknown, GatewayRefused, GatewayUnreachable, Undeliverable
 from service.gateway import MAX_CONNECTIONS, Gateway
 from service.messaging.handling import Handler, NotDone
-from service.messaging.holding import Hold, Stopping
 from service.messaging.receiving import Received
+from service.messaging.retrying import RetryWhileUnavailable, Stopping
 from service.messaging.subscriptions import GRACE_SECONDS
 from service.persistence import lanes
 from service.persistence.database import Database
 from service.persistence.lanes import Answer, Claimed, Round
-from service.persistence.untold import Part
+from service.persistence.unpublished import Part
 from service.privacy import shown_code
 from service.tasks import Loop, end, happens
 from whatsapp_qr_contracts.codes import DeadLetterReason, FailureCode
@@ -74,12 +74,12 @@ class Sender(Loop):
         self,
         database: Database,
         gateway: Gateway,
-        hold: Hold,
+        retry: RetryWhileUnavailable,
         announcer: Announcer,
         policy: SendPolicy,
         part: Callable[[], Part],
     ) -> None:
-        self.database, self.gateway, self.hold, self.announcer = database, gateway, hold, announcer
+        self.database, self.gateway, self.retry, self.announcer = database, gateway, retry, announcer
         self.policy, self._part = policy, part
         self._due: dict[str, None] = {}
         """Lanes to look at, in their order: the longest waiting first."""
@@ -118,9 +118,9 @@ class Sender(Loop):
             try:
                 if failures and self._jobs:
                     await self._only_wake()
-                await self.hold(self._look_for_due)
-                await self.hold(self._round)
-                await self.announcer.told(_LONGEST_TELLING)
+                await self.retry(self._look_for_due)
+                await self.retry(self._round)
+                await self.announcer.published(_LONGEST_TELLING)
                 failures = 0
             except Exception as error:
                 failures += 1
@@ -142,7 +142,7 @@ class Sender(Loop):
         """Do what jobs ask for without anything else, which has just failed."""
         jobs = dict(self._jobs)
         try:
-            await self.hold(partial(self._transact, jobs, answers=[], due=[], room=0))
+            await self.retry(partial(self._transact, jobs, answers=[], due=[], room=0))
         except Exception as error:
             self._fail(jobs, error)
             raise
@@ -198,7 +198,7 @@ class Sender(Loop):
         for message in done.changed:
             if message.error_code == FailureCode.EXPIRED:
                 metrics.SENDS.labels(message.error_code).inc()
-        self.announcer.tell([output for message in done.changed for output in telling.event_of(message)])
+        self.announcer.publish_soon([output for message in done.changed for output in row_outputs.event_of(message)])
         for claimed in done.claimed:
             self._call(claimed)
         if done.next_at is not None:

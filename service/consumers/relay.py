@@ -18,15 +18,15 @@ from typing import Any
 import structlog
 
 from service import tracing
-from service.consumers.telling import Output
+from service.consumers.row_outputs import Output
 from service.domain.sending import backoff
 from service.errors import BrokerUnavailable, PublishRefused
-from service.messaging.holding import Hold, Stopping
 from service.messaging.publishing import Publisher
+from service.messaging.retrying import RetryWhileUnavailable, Stopping
 from service.metrics import EVENTS_REFUSED, RELAYED, RELAYING
+from service.persistence.confirmations import Confirmations
 from service.persistence.database import Database
-from service.persistence.marks import Marks
-from service.persistence.untold import PAGE, Part, Untold
+from service.persistence.unpublished import PAGE, Part, Unpublished
 from service.tasks import Loop, happens
 
 log = structlog.get_logger()
@@ -50,7 +50,7 @@ class Source:
         settled: seconds for which a row must not have changed, where another may be about to tell it.
     """
 
-    untold: Untold
+    unpublished: Unpublished
     outputs: Callable[[Any], list[Output]]
     settled: float = _SETTLED_SECONDS
 
@@ -68,8 +68,8 @@ class Relay(Loop):
     """What tells one destination, in this process.
 
     Args:
-        gives_up: whether an output that is refused EVENT_TRIES times counts as told: an event. The refusal does not
-            say which queue was full, and the others have it.
+        skips_refused: whether an output counts as confirmed after EVENT_TRIES refusals, as events do. The refusal does
+            not say which of the bound queues was full, and the others have the event.
     """
 
     def __init__(
@@ -77,16 +77,16 @@ class Relay(Loop):
         name: str,
         publisher: Publisher,
         database: Database,
-        hold: Hold,
-        marks: Marks,
+        retry: RetryWhileUnavailable,
+        confirmations: Confirmations,
         sources: Sequence[Source],
         part: Callable[[], Part],
         *,
-        gives_up: bool = False,
+        skips_refused: bool = False,
     ) -> None:
         self.name = name
-        self._publisher, self._database, self._hold, self._marks = publisher, database, hold, marks
-        self._sources, self._part, self._gives_up = sources, part, gives_up
+        self._publisher, self._database, self._retry, self._confirmations = publisher, database, retry, confirmations
+        self._sources, self._part, self._gives_up = sources, part, skips_refused
         self._waiting: list[Output] = []
         self._refused: dict[str, _Refused] = {}
         self._places = asyncio.Semaphore(_UNDER_WAY)
@@ -106,7 +106,7 @@ class Relay(Loop):
         self._published.set()
         RELAYING.labels(name).set_function(lambda: float(self._relayed))
 
-    def tell(self, outputs: Sequence[Output]) -> None:
+    def publish_soon(self, outputs: Sequence[Output]) -> None:
         """Publish what was committed, soon; where the destination is relayed, the rows already have it."""
         self._notice_taken_over()
         if self._relayed or len(self._waiting) + len(outputs) > _MOST_DIRECT:
@@ -175,14 +175,14 @@ class Relay(Loop):
     async def _look(self) -> bool:
         """Tell what the rows leave untold, page by page; once nothing is left, the destination is direct again."""
         self._skipped = False
-        await self._hold(self._marks.flush)
+        await self._retry(self._confirmations.flush)
         for source in self._sources:
             while outputs := await self._page(source):
                 RELAYED.labels(self.name).inc(len(outputs))
                 self._published.clear()
                 if not await self._publish(outputs):
                     return False
-                await self._hold(self._marks.flush)
+                await self._retry(self._confirmations.flush)
         self._looked_at = time.monotonic()
         if self._relayed and not self._skipped:
             self._relayed = False
@@ -194,7 +194,7 @@ class Relay(Loop):
         part = replace(self._part(), age=age, page=PAGE + len(self._refused))
         if not part.owned:
             return []
-        rows = await self._hold(partial(self._database.read, partial(source.untold.page, part=part)))
+        rows = await self._retry(partial(self._database.read, partial(source.unpublished.page, part=part)))
         outputs = [output for row in rows for output in self._outputs(source, row)]
         return [output for output in outputs if output.message_id not in self._refused]
 
@@ -235,7 +235,7 @@ class Relay(Loop):
                 self._refuse(output, tries)
                 return True
             return self._failed(error.detail)
-        self._marks.note(output.told)
+        self._confirmations.note(output.confirmation)
         return True
 
     def _failed(self, reason: str) -> bool:
@@ -251,7 +251,7 @@ class Relay(Loop):
             self._refused[output.message_id] = _Refused(output, tries, due)
             return
         EVENTS_REFUSED.labels(output.message.name).inc()
-        self._marks.note(output.told)
+        self._confirmations.note(output.confirmation)
 
     async def _try_again(self) -> None:
         at = time.monotonic()

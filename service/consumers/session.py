@@ -16,15 +16,15 @@ import structlog
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from service import tracing
-from service.consumers import telling
+from service.consumers import row_outputs
 from service.consumers.announcing import Announcer
-from service.consumers.changes import Change, apply, is_old_news, move, phone
+from service.consumers.changes import Change, apply, is_noop, move, phone
 from service.consumers.outcomes import begin, end
-from service.consumers.telling import Output, session_event, session_event_id
+from service.consumers.row_outputs import Output, session_event, session_event_id
 from service.domain import session as machine
 from service.domain.identities import new_session_id
 from service.domain.reconciling import NO_QR_CODE
-from service.domain.saying import Connected, NoAnswer, OtherState, UnknownSession, UnknownWord
+from service.domain.reported import Connected, NoAnswer, OtherState, UnknownSession, UnknownWord
 from service.domain.session import Trigger
 from service.errors import GatewayError, GatewayUnreachable, Rejected, Undeliverable
 from service.gateway import Gateway
@@ -60,12 +60,12 @@ class SessionConsumer(Handler):
     strict: bool = False
     """Whether a chatbot must be registered before its first initialize."""
     models: ClassVar[Mapping[str, Any]] = {model.name: model for model in SESSIONS.carries}
-    alone = frozenset(models) - {GatewayQr.name}
+    slow = frozenset(models) - {GatewayQr.name}
 
     async def handle(self, batch: Sequence[Received]) -> NotDone:
         """Move sessions as their reports say, in one transaction; leave those that the gateway must confirm."""
         outputs, not_done = await self.database.transact(partial(self._follow_all, batch=batch))
-        self.announcer.tell(outputs)
+        self.announcer.publish_soon(outputs)
         return not_done
 
     async def _follow_all(self, tx: AsyncSession, *, batch: Sequence[Received]) -> tuple[list[Output], NotDone]:
@@ -86,11 +86,11 @@ class SessionConsumer(Handler):
             elif _moves(session, change):
                 with received.traced(SESSIONS.name):
                     move(tx, session, change, caused_by=received.envelope.message_id)
-                    outputs += telling.of_session(session)
+                    outputs += row_outputs.of_session(session)
         await rows.write(tx)
         return outputs, not_done
 
-    async def handle_alone(self, received: Received) -> None:
+    async def handle_slow(self, received: Received) -> None:
         """Do what a message asks for."""
         with received.traced(SESSIONS.name):
             await self._do(received.body, received.envelope)
@@ -111,7 +111,7 @@ class SessionConsumer(Handler):
         opened = await self.database.transact(partial(self._open, command=command, envelope=envelope))
         if isinstance(opened, SessionRow):
             opened = await self._initialize(opened, command, envelope)
-        self.announcer.tell(telling.of_command(opened))
+        self.announcer.publish_soon(row_outputs.of_command(opened))
 
     async def _open(
         self, tx: AsyncSession, *, command: InitializeSession, envelope: Envelope
@@ -137,11 +137,11 @@ class SessionConsumer(Handler):
         finish = partial(self._end, command=command, envelope=envelope)
         repairs = command.repair_of is not None
         connected = seen.status is SessionStatus.CONNECTED
-        said = await self.gateway.status(seen.session_id) if seen.version else UnknownSession()
-        match said:
+        reported = await self.gateway.status(seen.session_id) if seen.version else UnknownSession()
+        match reported:
             case Connected(number):
                 change = Change(Trigger.CONNECTED, wanted=True, phone_number=phone(number))
-                return await finish(seen, None if is_old_news(seen, change) else change)
+                return await finish(seen, None if is_noop(seen, change) else change)
             case NoAnswer(error) if connected:
                 return await finish(Rejected(f"the session stays connected: {error.detail}", code=_reason(error)))
             case UnknownWord() if connected:
@@ -152,7 +152,7 @@ class SessionConsumer(Handler):
         connecting = await self._change(
             seen, Change(Trigger.INITIALIZE, wanted=True, reason=reason), caused_by=envelope.message_id
         )
-        if repairs and machine.hangs(said, linked=connecting.phone_number is not None):
+        if repairs and machine.hangs(reported, linked=connecting.phone_number is not None):
             await self._tell_gateway(connecting.session_id)  # it would leave a pairing that runs as it is
         try:
             await self.gateway.initialize(connecting.session_id, str(connecting.chatbot_id))
@@ -171,13 +171,13 @@ class SessionConsumer(Handler):
             if closed is not None:
                 await self._tell_gateway(closed.session_id)
             if isinstance(command, RemoveChatbot):
-                self.announcer.tell(telling.of_session(closed) if closed else [])
+                self.announcer.publish_soon(row_outputs.of_session(closed) if closed else [])
                 closed = await self.database.transact(partial(self._forget, command=command, envelope=envelope))
             else:
                 detail = "the chatbot has no session: nothing to disconnect"
                 result = closed or Rejected(detail, code=RejectionCode.NO_SESSION)
                 closed = await self._end(result, command=command, envelope=envelope)
-        self.announcer.tell(telling.of_command(closed))
+        self.announcer.publish_soon(row_outputs.of_command(closed))
 
     async def _forget(self, tx: AsyncSession, *, command: RemoveChatbot, envelope: Envelope) -> CommandRow:
         row = await begin(tx, command, envelope.message_id)
@@ -214,7 +214,7 @@ class SessionConsumer(Handler):
                 end(row, command, ChatbotRegistered(chatbot_id=command.chatbot_id))
             return row
 
-        self.announcer.tell(telling.of_command(await self.database.transact(register)))
+        self.announcer.publish_soon(row_outputs.of_command(await self.database.transact(register)))
 
     async def follow(self, report: GatewayReport, envelope: Envelope) -> None:
         """Move the session as the gateway reports; once it is connected, what waited to be sent goes out."""
@@ -225,7 +225,7 @@ class SessionConsumer(Handler):
         if _moves(session, change):
             if confirmed := await self._confirmed(session, change):
                 changed = await self._change(session, confirmed, caused_by=envelope.message_id)
-                self.announcer.tell(telling.of_session(changed))
+                self.announcer.publish_soon(row_outputs.of_session(changed))
         elif change.trigger is Trigger.CONNECTED and not session.wanted:
             await self._tell_gateway(session.session_id)
 
@@ -235,9 +235,9 @@ class SessionConsumer(Handler):
             return change
         for pause in (0.0, *_ASK_AGAIN_AFTER):
             await asyncio.sleep(pause)
-            said = await self.gateway.status(session.session_id)
-            if machine.confirms(said, change.trigger, before=session.status):
-                number = said.phone_number if isinstance(said, Connected) else None
+            reported = await self.gateway.status(session.session_id)
+            if machine.confirms(reported, change.trigger, before=session.status):
+                number = reported.phone_number if isinstance(reported, Connected) else None
                 return replace(change, phone_number=change.phone_number or phone(number))
         log.info("report_contradicted", report=change.trigger)
         return None
@@ -278,7 +278,7 @@ def _change_of(session: SessionRecord, report: GatewayReport) -> Change:
 
 def _moves(session: SessionRecord, change: Change) -> bool:
     target = machine.target(session.status, change.trigger, wanted=session.wanted)
-    return target is not None and not is_old_news(session, change)
+    return target is not None and not is_noop(session, change)
 
 
 def _reported(report: GatewayReport) -> Change:

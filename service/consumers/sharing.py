@@ -17,7 +17,7 @@ from service.domain import sharing
 from service.domain.sharing import Peer
 from service.ending import Ending
 from service.errors import ConfigurationError, DatabaseUnavailable, Unavailable
-from service.messaging.holding import Stopping
+from service.messaging.retrying import Stopping
 from service.messaging.subscriptions import Subscriptions
 from service.metrics import PARTITIONS_OWNED
 from service.persistence.heartbeats import Heartbeats

@@ -45,7 +45,7 @@ class DeadLetter:
         reason: stable code.
         detail: the reason in words.
         source: the queue that it was read from, the path of a callback, or the exchange that had no queue for it.
-        burial: identifies this death, however often its dead letter is delivered; empty where nothing does.
+        death_id: identifies this death, however often its dead letter is delivered; empty where nothing does.
         redelivered: whether this dead letter may have been stored before.
         died_at: when it died, where that is known.
     """
@@ -54,7 +54,7 @@ class DeadLetter:
     reason: str
     detail: str
     source: str
-    burial: str
+    death_id: str
     redelivered: bool
     died_at: datetime | None
 
@@ -70,10 +70,10 @@ class DeadLetter:
         return uuid5(_NAMESPACE, f"{came_to}\n{self.original.text('messageId').strip()}\n{digest}")
 
 
-def is_repetition(dead: DeadLetter, *, last_burial: str, replayed: bool) -> bool:
+def is_repetition(dead: DeadLetter, *, last_death_id: str, replayed: bool) -> bool:
     """Say whether a dead letter is a death that its row knows already.
 
     In doubt, where the message was replayed meanwhile, it counts as a new one: none may stay hidden as replayed.
     """
-    same = dead.burial == last_burial if dead.burial else dead.redelivered
+    same = dead.death_id == last_death_id if dead.death_id else dead.redelivered
     return same and not replayed

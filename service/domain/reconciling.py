@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from service.domain.identities import customer_address
-from service.domain.saying import Connected, NoAnswer, OtherState, Said, UnknownSession, UnknownWord
+from service.domain.reported import Connected, NoAnswer, OtherState, Reported, UnknownSession, UnknownWord
 from whatsapp_qr_contracts.message import SessionStatus
 
 _S = SessionStatus
@@ -41,7 +41,7 @@ class Step(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class Known:
+class Stored:
     """What the row says, and what has been seen since it last changed."""
 
     status: SessionStatus
@@ -53,7 +53,7 @@ class Known:
     qr_code: str | None = None
     stuck: float | None = None
     """Seconds for which the first message of its lane has been seen tried in vain; None where none has."""
-    said_for: float = 0.0
+    reported_for: float = 0.0
     """Seconds for which the gateway has been seen to say what it says now: CONNECTING, or that it knows no session."""
 
 
@@ -69,68 +69,68 @@ class Patience:
     """Sends that fail although everybody says CONNECTED."""
 
 
-def step(known: Known, said: Said, patience: Patience) -> Step | None:
+def step(stored: Stored, reported: Reported, patience: Patience) -> Step | None:
     """Return what mends the session, or None where nothing is wrong, the gateway does not say, or time will tell."""
-    match said:
+    match reported:
         case NoAnswer() | UnknownWord():
             return None
         case UnknownSession() | OtherState(status=_S.DISCONNECTED):
-            return _gone_there(known, said, patience) if known.wanted else None
-        case _ if not known.wanted:
+            return _gone_there(stored, reported, patience) if stored.wanted else None
+        case _ if not stored.wanted:
             return Step.END
         case Connected():
-            return _connected_there(known, said, patience)
+            return _connected_there(stored, reported, patience)
         case OtherState(status=_S.QR_READY):
-            return _shown_there(known, said, patience)
+            return _shown_there(stored, reported, patience)
         case _:
-            return _connecting_there(known, patience)
+            return _connecting_there(stored, patience)
 
 
-def _connected_there(known: Known, said: Connected, patience: Patience) -> Step | None:
-    if known.status is not _S.CONNECTED or _another_number(known, said):
+def _connected_there(stored: Stored, reported: Connected, patience: Patience) -> Step | None:
+    if stored.status is not _S.CONNECTED or _another_number(stored, reported):
         return Step.CONNECTED
-    if known.reason == ACTION_REQUIRED:
-        return Step.CONNECTED if known.stuck is None else None
-    return Step.WARN if known.stuck is not None and known.stuck >= patience.stuck else None
+    if stored.reason == ACTION_REQUIRED:
+        return Step.CONNECTED if stored.stuck is None else None
+    return Step.WARN if stored.stuck is not None and stored.stuck >= patience.stuck else None
 
 
-def _another_number(known: Known, said: Connected) -> bool:
-    number = customer_address(said.phone_number) if said.phone_number else ""
-    return number not in {"", known.phone_number}  # a blank one is none
+def _another_number(stored: Stored, reported: Connected) -> bool:
+    number = customer_address(reported.phone_number) if reported.phone_number else ""
+    return number not in {"", stored.phone_number}  # a blank one is none
 
 
-def _shown_there(known: Known, said: OtherState, patience: Patience) -> Step | None:
-    if known.status is not _S.QR_READY:
+def _shown_there(stored: Stored, reported: OtherState, patience: Patience) -> Step | None:
+    if stored.status is not _S.QR_READY:
         return Step.QR
-    if known.age < patience.renewal:
+    if stored.age < patience.renewal:
         return None
     # A gateway renews its codes: this one was missed, or it is dead there as well.
-    return Step.INITIALIZE if said.qr_code == known.qr_code else Step.QR
+    return Step.INITIALIZE if reported.qr_code == stored.qr_code else Step.QR
 
 
-def _connecting_there(known: Known, patience: Patience) -> Step | None:
-    match known.status:
+def _connecting_there(stored: Stored, patience: Patience) -> Step | None:
+    match stored.status:
         case _S.CONNECTED:
             return Step.DISCONNECTED
         case _S.CONNECTING:
-            return Step.INITIALIZE if known.age >= patience.passing else None
+            return Step.INITIALIZE if stored.age >= patience.passing else None
         case _S.QR_READY:
             # The code may have been scanned in its last second: its age says nothing about the login that follows.
-            return Step.INITIALIZE if known.said_for >= patience.passing else None
+            return Step.INITIALIZE if stored.reported_for >= patience.passing else None
         case _:
             return None
 
 
-def _gone_there(known: Known, said: UnknownSession | OtherState, patience: Patience) -> Step | None:
-    match known.status:
-        case _S.CONNECTED | _S.QR_READY if isinstance(said, OtherState):
+def _gone_there(stored: Stored, reported: UnknownSession | OtherState, patience: Patience) -> Step | None:
+    match stored.status:
+        case _S.CONNECTED | _S.QR_READY if isinstance(reported, OtherState):
             return Step.DISCONNECTED
         case _S.CONNECTED:
             # A gateway that was restarted lists a session only once it has opened it; a second login ends the first.
-            return Step.INITIALIZE if known.said_for >= patience.passing else None
+            return Step.INITIALIZE if stored.reported_for >= patience.passing else None
         case _S.QR_READY:
             return Step.INITIALIZE
-        case _S.DISCONNECTED if known.reason in _WAITS_FOR_THE_USER:
+        case _S.DISCONNECTED if stored.reason in _WAITS_FOR_THE_USER:
             return None
         case _:
-            return Step.INITIALIZE if known.age >= patience.passing else None
+            return Step.INITIALIZE if stored.age >= patience.passing else None

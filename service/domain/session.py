@@ -6,7 +6,7 @@ replayed report does no harm.
 
 from enum import StrEnum
 
-from service.domain.saying import Connected, NoAnswer, OtherState, Said, UnknownSession, UnknownWord
+from service.domain.reported import Connected, NoAnswer, OtherState, Reported, UnknownSession, UnknownWord
 from whatsapp_qr_contracts.message import SessionStatus
 
 _S = SessionStatus
@@ -77,21 +77,23 @@ def must_be_confirmed(status: SessionStatus, trigger: Trigger) -> bool:
     return trigger in {Trigger.CONNECTED, Trigger.DISCONNECTED} or status is SessionStatus.CONNECTED
 
 
-def confirms(said: Said, trigger: Trigger, *, before: SessionStatus) -> bool:
+def confirms(reported: Reported, trigger: Trigger, *, before: SessionStatus) -> bool:
     """Say whether the gateway's present answer agrees with its report; where it cannot say, its report stands.
 
     Args:
-        said: the answer.
+        reported: the answer.
         trigger: the report.
         before: the session's status before it.
     """
-    if isinstance(said, NoAnswer | UnknownWord):
+    if isinstance(reported, NoAnswer | UnknownWord):
         return True
     if trigger is Trigger.CONNECTED:
-        return isinstance(said, Connected)
+        return isinstance(reported, Connected)
     if trigger is Trigger.QR or before is SessionStatus.CONNECTED:
-        return not isinstance(said, Connected)
-    return isinstance(said, UnknownSession) or (isinstance(said, OtherState) and said.status is _S.DISCONNECTED)
+        return not isinstance(reported, Connected)
+    return isinstance(reported, UnknownSession) or (
+        isinstance(reported, OtherState) and reported.status is _S.DISCONNECTED
+    )
 
 
 def still_wanted(reason: str | None) -> bool:
@@ -99,9 +101,9 @@ def still_wanted(reason: str | None) -> bool:
     return reason not in _ENDS_THE_WISH
 
 
-def hangs(said: Said, *, linked: bool) -> bool:
+def hangs(reported: Reported, *, linked: bool) -> bool:
     """Say whether a pairing may be ended without ending a link: logging out is what the gateway does then."""
-    match said:
+    match reported:
         case OtherState(SessionStatus.QR_READY):
             return True
         case OtherState(SessionStatus.CONNECTING):

@@ -16,10 +16,10 @@ from service.ingress.commands import Commands
 from service.ingress.counting import Counting
 from service.ingress.describing import describe
 from service.ingress.documents import documents
-from service.ingress.doors import Doors
 from service.ingress.guard import Guard
 from service.ingress.keys import Keys
 from service.ingress.limits import BodyLimit
+from service.ingress.ports import Ports
 from service.ingress.problems import Problems
 from service.ingress.reads import Reads
 from service.ingress.streams import Streams
@@ -78,7 +78,7 @@ def build_ingress(
     app.state.streams, app.state.ending = streams, ending
     app.add_middleware(Guard, keys=keys)
     app.add_middleware(BodyLimit)  # the last one added comes first: what the guard reads is limited too
-    app.add_middleware(Doors, internal_port=internal_port)
+    app.add_middleware(Ports, internal_port=internal_port)
     app.add_middleware(Counting)
     Problems(publisher).install(app)
     app.include_router(Commands(publisher, database, waiters).router())
@@ -88,7 +88,7 @@ def build_ingress(
 
     @app.get("/livez", tags=["Health"])
     async def livez() -> Accepted:
-        """Answer as long as the process turns."""
+        """Answer while the process is alive."""
         return Accepted()
 
     @app.get("/readyz", tags=["Health"])

@@ -56,7 +56,7 @@ _HEADERS = {
     "401": ("WWW-Authenticate", "What to bring", "Bearer"),
     "503": ("Retry-After", "Seconds after which to try again", "2"),
 }
-_METRICS = "# HELP whatsapp_qr_held Operations that wait for the database or the broker\nwhatsapp_qr_held 0.0\n"
+_METRICS = "# HELP whatsapp_qr_retrying Operations that wait for the database or the broker\nwhatsapp_qr_retrying 0.0\n"
 
 
 def describe(app: FastAPI) -> None:

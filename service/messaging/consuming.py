@@ -1,4 +1,4 @@
-"""All partitions of one queue in one process: what comes is taken in batches; what may take long runs beside them."""
+"""Consumes the partitions of one queue: in batches, with slow messages in tasks of their own."""
 
 import asyncio
 import time
@@ -10,12 +10,12 @@ import structlog
 from service.domain.batching import LARGEST, next_size
 from service.errors import BrokerUnavailable
 from service.messaging import topology
-from service.messaging.handling import Batch, Bury, Handler, Handling
-from service.messaging.holding import Hold
+from service.messaging.handling import Batch, BatchProcessor, Handler, KeepDeadLetter
 from service.messaging.inbox import Delivery, Inbox
 from service.messaging.partitions import Partition, Settle
 from service.messaging.publishing import Publisher
 from service.messaging.receiving import Received
+from service.messaging.retrying import RetryWhileUnavailable
 from service.messaging.subscriptions import GRACE_SECONDS, Check, Share, Subscriptions
 from service.tasks import end
 
@@ -23,7 +23,7 @@ log = structlog.get_logger()
 
 
 class Consumer:
-    """All partitions of one queue in this process."""
+    """Consumes the partitions of one queue in this process."""
 
     def __init__(
         self,
@@ -31,21 +31,21 @@ class Consumer:
         queue: topology.PartitionedQueue,
         handler: Handler,
         *,
-        bury: Bury,
+        keep_dead_letter: KeepDeadLetter,
         publisher: Publisher,
-        hold: Hold,
+        retry: RetryWhileUnavailable,
         prefetch: int,
         settle: Settle | None = None,
     ) -> None:
-        self._queue, self._alone, self._publisher, self._hold = queue, handler.alone, publisher, hold
+        self._queue, self._slow, self._publisher, self._retry = queue, handler.slow, publisher, retry
         self._count = publisher.partitions
-        self._handling = Handling(
+        self._processor = BatchProcessor(
             queue,
             handler,
             lambda delivery: self.subscriptions.partitions[delivery.number].name,
-            bury=bury,
+            keep_dead_letter=keep_dead_letter,
             publisher=publisher,
-            hold=hold,
+            retry=retry,
         )
         self._inbox, self._entry = Inbox(), Inbox()
         self._chains: dict[str, asyncio.Task[None]] = {}
@@ -54,15 +54,15 @@ class Consumer:
         changed = asyncio.Event()
         make = partial(Partition, url, receive=self._receive, changed=changed, settle=settle, prefetch=prefetch)
         partitions = [make(topology.declared_queue(name), number=number) for number, name in enumerate(names)]
-        self.subscriptions = Subscriptions(url, partitions, publisher, hold, changed)
+        self.subscriptions = Subscriptions(url, partitions, publisher, retry, changed)
 
     def start(self, share: Share | None = None, check: Check | None = None, *, declares: bool = True) -> None:
         """Subscribe as soon as the broker is there; returns at once.
 
         Args:
-            share: says which partitions to subscribe to before the others; all of them, where it is not given.
-            check: raises Unavailable while a part besides the broker is away; asked before subscribing again.
-            declares: whether it declares all exchanges and queues before; else they have to be there.
+            share: returns the partitions to subscribe to first. Default: all.
+            check: raises Unavailable while the database is unavailable; called before subscribing again.
+            declares: declare all exchanges and queues first; if False, they must exist.
         """
 
         async def everything() -> Sequence[int]:
@@ -79,22 +79,22 @@ class Consumer:
 
     @property
     def ready(self) -> bool:
-        """Whether every partition is subscribed and nothing is held."""
-        return self.subscriptions.ready and not self._hold.held
+        """Whether every partition is subscribed and no operation is being retried."""
+        return self.subscriptions.ready and not self._retry.waiting
 
     @property
     def alive(self) -> bool:
-        """Whether what subscribes and what works is there; the broker may be away."""
-        working = self._hold.stopped or not any(task.done() for task in self._tasks)
+        """Whether the tasks run; the broker may be unavailable."""
+        working = self._retry.stopped or not any(task.done() for task in self._tasks)
         return self.subscriptions.alive and working
 
     @property
     def busy(self) -> frozenset[str]:
-        """Keys of which messages are handled alone at this moment, or wait for that."""
+        """Keys that have slow messages, running or waiting."""
         return frozenset(self._chains)
 
     async def stop(self, seconds: float = GRACE_SECONDS) -> None:
-        """Finish what has begun, for at most so many seconds, and give up all partitions."""
+        """Finish the messages in progress, for at most so many seconds, and release all partitions."""
         await self.subscriptions.stop(seconds)
         await end([*self._tasks, *self._chains.values()])
 
@@ -104,30 +104,30 @@ class Consumer:
     async def _work(self, inbox: Inbox) -> None:
         most = LARGEST
         while True:
-            batch = self._handling.read(await inbox.take(most))
+            batch = self._processor.read(await inbox.take(most))
             began = time.perf_counter()
-            alone = self._to_be_alone(batch) if inbox is self._inbox else []
-            for received in alone:
+            slow = self._slow_of(batch) if inbox is self._inbox else []
+            for received in slow:
                 self._chain(received)
-            at_once = batch.without(alone)
+            at_once = batch.without(slow)
             if at_once.deliveries:
-                for received in await self._handling.end(at_once):
+                for received in await self._processor.process(at_once):
                     self._chain(received)
             most = next_size(most, len(batch.deliveries), time.perf_counter() - began)
 
-    def _to_be_alone(self, batch: Batch) -> list[Received]:
-        """Return the messages of a batch that may take long, and those behind such a one of their key."""
-        if not self._alone:
+    def _slow_of(self, batch: Batch) -> list[Received]:
+        """Return the slow messages of a batch, and all messages behind a slow one of the same key."""
+        if not self._slow:
             return []
-        keys, alone = set(self._chains), []
+        keys, slow = set(self._chains), []
         for received in batch.readable:
-            if received.body.name in self._alone or received.key in keys:
+            if received.body.name in self._slow or received.key in keys:
                 keys.add(received.key)
-                alone.append(received)
-        return alone
+                slow.append(received)
+        return slow
 
     def _chain(self, received: Received) -> None:
-        """Let a message be handled behind those of its key, beside all others."""
+        """Handle a message in a task, after the earlier messages of its key."""
         task = asyncio.create_task(self._after(self._chains.get(received.key), received))
         self._chains[received.key] = task
         task.add_done_callback(partial(self._unchain, received.key))
@@ -137,7 +137,7 @@ class Consumer:
             del self._chains[key]
         if not task.cancelled() and (error := task.exception()):
             log.error("message_not_ended", queue=self._queue.name, exc_info=error)
-            self._tasks.append(task)  # not alive any more: only a new process gets the message again
+            self._tasks.append(task)  # reports not alive: only a new process gets the message again
 
     async def _after(self, before: asyncio.Task[None] | None, received: Received) -> None:
         if before is not None:
@@ -145,4 +145,4 @@ class Consumer:
         if received.delivery.is_void:
             received.delivery.gate.leave(received.delivery)
         else:
-            await self._handling.end(Batch([received.delivery], [received]), alone=True)
+            await self._processor.process(Batch([received.delivery], [received]), slow=True)

@@ -10,9 +10,9 @@ from service.domain.dead_letters import DeadLetter
 from service.messaging import topology
 from service.messaging.connections import reach
 from service.messaging.dead_letters import read_dead_letter
-from service.messaging.holding import Hold, Stopping
 from service.messaging.inbox import Inbox
 from service.messaging.partitions import Partition
+from service.messaging.retrying import RetryWhileUnavailable, Stopping
 from service.tasks import end, let_end
 
 log = structlog.get_logger()
@@ -36,17 +36,17 @@ class DeadLetterQueue:
 
     async def consume(self, keep: Keep) -> None:
         """Keep what comes until cancelled; then finish what has begun and give the queue up."""
-        hold, inbox = Hold(), Inbox()
+        retry, inbox = RetryWhileUnavailable(), Inbox()
         queue = topology.declared_queue(topology.DEAD_LETTERS)
         reader = Partition(self._url, queue, inbox.add, asyncio.Event(), prefetch=_PREFETCH)
         working: asyncio.Task[None] | None = None
         try:
-            await hold(partial(reach, partial(self._subscribe, reader), _SUBSCRIBE_SECONDS))
-            working = asyncio.create_task(_work(inbox, hold, keep))
+            await retry(partial(reach, partial(self._subscribe, reader), _SUBSCRIBE_SECONDS))
+            working = asyncio.create_task(_work(inbox, retry, keep))
             await asyncio.wait([working])
             working.result()
         finally:
-            hold.stop()
+            retry.stop()
             # Cut off by a second cancellation it would leave a subscription that acknowledges nothing.
             await let_end(asyncio.create_task(_finish(reader, working)))
 
@@ -57,16 +57,16 @@ class DeadLetterQueue:
 
 
 async def _finish(reader: Partition, working: asyncio.Task[None] | None) -> None:
-    await reader.give_up(_GRACE_SECONDS)
+    await reader.release(_GRACE_SECONDS)
     if working is not None:
         await end([working])
 
 
-async def _work(inbox: Inbox, hold: Hold, keep: Keep) -> None:
+async def _work(inbox: Inbox, retry: RetryWhileUnavailable, keep: Keep) -> None:
     while True:
         for delivery in await inbox.take(_PREFETCH):
             try:
-                await hold(partial(keep, read_dead_letter(delivery.raw)))
+                await retry(partial(keep, read_dead_letter(delivery.raw)))
                 await delivery.acknowledge()
             except Stopping:
                 delivery.gate.closed = True

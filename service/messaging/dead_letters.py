@@ -25,7 +25,7 @@ from whatsapp_qr_contracts.message import MAX_BODY_BYTES, storable
 
 _DETAIL_CHARACTERS = 8_000
 _OURS = frozenset(
-    ["source-queue", "source-exchange", "source-routing-key", "source-path", "reason", "detail", "burial", "original"]
+    ["source-queue", "source-exchange", "source-routing-key", "source-path", "reason", "detail", "death-id", "original"]
 )
 _PROPERTIES = (
     *("message_id", "correlation_id", "type", "content_type", "content_encoding", "reply_to"),
@@ -41,7 +41,7 @@ def dead_letter_of(raw: Any, error: Undeliverable, *, queue: str) -> DeadLetter:
         reason=error.code,
         detail=error.detail[:_DETAIL_CHARACTERS],
         source=queue,
-        burial="",
+        death_id="",
         redelivered=bool(raw.redelivered),
         died_at=None,
     )
@@ -61,7 +61,7 @@ async def dead_letter_callback(publisher: Publisher, body: bytes, error: Undeliv
     """Keep the body of a gateway callback that fails validation: the ingress does not write to the database."""
     headers = {
         "source-path": path,
-        "burial": uuid7().hex,
+        "death-id": uuid7().hex,
         "original": "{}",
         "reason": error.code,
         "detail": error.detail[:_DETAIL_CHARACTERS],
@@ -102,10 +102,10 @@ def read_dead_letter(raw: Any) -> DeadLetter:
 def _read(raw: Any) -> DeadLetter:
     if raw.exchange != DEAD_LETTERS:
         return _unroutable(raw)
-    return _moved(raw) if "x-death" in (raw.headers or {}) else _buried(raw)
+    return _moved(raw) if "x-death" in (raw.headers or {}) else _published(raw)
 
 
-def _buried(raw: Any) -> DeadLetter:
+def _published(raw: Any) -> DeadLetter:
     headers = raw.headers or {}
     # What was buried before this header existed is as its own properties say.
     properties: dict[str, Any] = _rest_in(headers["original"]) if "original" in headers else _properties(raw)
@@ -122,7 +122,7 @@ def _buried(raw: Any) -> DeadLetter:
         reason=str(headers.get("reason") or raw.routing_key or "unknown"),
         detail=str(headers.get("detail", "")),
         source=str(headers.get("source-path") or headers.get("source-queue", "")),
-        burial=str(storable(str(headers.get("burial", "")))),
+        death_id=str(storable(str(headers.get("death-id", "")))),
         redelivered=bool(raw.redelivered),
         died_at=raw.timestamp,
     )
@@ -173,7 +173,7 @@ def _moved(raw: Any) -> DeadLetter:
         reason=reason,
         detail=f"the broker moved it from {death.get('queue')}: {reason}",
         source=topology.name_of(str(death.get("queue", ""))),
-        burial=hashlib.sha256(what.encode()).hexdigest(),
+        death_id=hashlib.sha256(what.encode()).hexdigest(),
         redelivered=bool(raw.redelivered),
         died_at=at if isinstance(at, datetime) else None,
     )
@@ -185,7 +185,7 @@ def _unroutable(raw: Any) -> DeadLetter:
         reason=UNROUTABLE,
         detail=f"no queue is bound to {raw.exchange!r} under {raw.routing_key!r}",
         source=raw.exchange or "",
-        burial="",
+        death_id="",
         redelivered=bool(raw.redelivered),
         died_at=None,
     )

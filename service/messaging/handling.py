@@ -1,11 +1,14 @@
-"""The life of a delivery: read it, handle it, acknowledge it. What follows from it is told from the rows, by others.
+"""The life of a delivery: read it, handle it, acknowledge it. The relays publish the outputs later, from the rows.
 
-done          handled: what it asks for is committed                 acknowledged
-rerouted      its key belongs to another partition                   acknowledged once the copy is confirmed
-dead letter   it can never be processed, or failed three times       acknowledged once it is in the table
-alone         it may take long                                       handled beside the others, behind those of its key
-held          the database or the broker is away                     waits here, is tried again
-left          the process ends, or gives up, while it is held        unacknowledged: another process gets it
+A delivery ends in one of four ways:
+
+done          the handler has committed                             acknowledged
+rerouted      the key belongs to another partition                  acknowledged after the copy is confirmed
+dead letter   it can never be processed, or failed three times      acknowledged after it is in the table
+left          the process stops, or releases its partitions         not acknowledged: the broker delivers it again
+
+A slow message is handled in a task of its own, after the earlier messages of its key. If the database or the broker is
+unavailable, the handler is retried here until it succeeds.
 """
 
 import asyncio
@@ -26,11 +29,11 @@ from service.domain.sending import backoff
 from service.errors import Undeliverable
 from service.messaging import topology
 from service.messaging.dead_letters import dead_letter_of
-from service.messaging.holding import Hold, Stopping
 from service.messaging.inbox import Delivery
 from service.messaging.publishing import Publisher
 from service.messaging.receiving import Received, is_probe, name_of, read, traced
 from service.messaging.rerouting import check_hops, reroute
+from service.messaging.retrying import RetryWhileUnavailable, Stopping
 from service.metrics import DEAD_LETTERS, HANDLED, HANDLER_ERRORS, HANDLING_SECONDS, MESSAGE_AGE
 from whatsapp_qr_contracts.codes import DeadLetterReason
 from whatsapp_qr_contracts.message import Message
@@ -43,18 +46,18 @@ _TRACEBACK_CHARACTERS = 8_000
 _UNKNOWN = "unknown"
 
 NotDone = list[tuple[Received, Undeliverable | None]]
-"""Messages of a batch, each with why it can never be processed; with None it is to be handled alone."""
-Bury = Callable[[DeadLetter], Awaitable[None]]
-"""Keeps a dead letter for good; raises Unavailable where that is not possible at present."""
+"""Messages of a batch, each with why it can never be processed; with None it is to be handled as a slow one."""
+KeepDeadLetter = Callable[[DeadLetter], Awaitable[None]]
+"""Stores a dead letter; raises Unavailable if that is not possible at present."""
 
 
 class Handler(ABC):
-    """Does what messages ask for. It may be run again for the same messages at any time."""
+    """Handles the messages of one queue. It must be idempotent: any message may come again."""
 
     models: ClassVar[Mapping[str, type[Message]]]
-    """The messages that it knows, by name."""
-    alone: frozenset[str] = frozenset()
-    """Names of those that may take long: each is handled alone, beside what has other keys."""
+    """The message models that it accepts, by name."""
+    slow: frozenset[str] = frozenset()
+    """Names of slow messages: each is handled by itself, concurrently with messages of other keys."""
 
     @abstractmethod
     async def handle(self, batch: Sequence[Received]) -> NotDone:
@@ -64,7 +67,7 @@ class Handler(ABC):
             Unavailable: a part is away; nothing was committed as far as is known.
         """
 
-    async def handle_alone(self, received: Received) -> None:
+    async def handle_slow(self, received: Received) -> None:
         """Do what one message asks for, and commit it.
 
         Raises:
@@ -76,7 +79,7 @@ class Handler(ABC):
 
 @dataclass(slots=True)
 class Batch:
-    """Deliveries that were taken together, and what they are."""
+    """Deliveries that were taken together, sorted by what must be done with them."""
 
     deliveries: list[Delivery]
     readable: list[Received] = field(default_factory=list)
@@ -84,7 +87,7 @@ class Batch:
     dead: list[tuple[Delivery, Undeliverable]] = field(default_factory=list)
 
     def without(self, received: Sequence[Received]) -> "Batch":
-        """Return what is left of it without some messages."""
+        """Return the batch without these messages."""
         gone = {one.delivery for one in received}
         return Batch(
             [delivery for delivery in self.deliveries if delivery not in gone],
@@ -94,8 +97,8 @@ class Batch:
         )
 
 
-class Handling:
-    """What becomes of the deliveries of one queue in this process.
+class BatchProcessor:
+    """Processes the deliveries of one queue in this process.
 
     Args:
         source: returns the name of the queue of a delivery.
@@ -107,19 +110,19 @@ class Handling:
         handler: Handler,
         source: Callable[[Delivery], str],
         *,
-        bury: Bury,
+        keep_dead_letter: KeepDeadLetter,
         publisher: Publisher,
-        hold: Hold,
+        retry: RetryWhileUnavailable,
     ) -> None:
         self._queue, self._handler, self._source = queue, handler, source
-        self._bury_one, self._publisher, self._hold = bury, publisher, hold
+        self._keep_dead_letter, self._publisher, self._retry = keep_dead_letter, publisher, retry
         self._count = publisher.partitions
         # Only names that we know may be a label: anybody may publish any other.
         self._seconds = {name: HANDLING_SECONDS.labels(queue.name, name) for name in (*handler.models, _UNKNOWN)}
         self._age = MESSAGE_AGE.labels(queue.name)
 
     def read(self, deliveries: list[Delivery]) -> Batch:
-        """Return what deliveries are."""
+        """Read the deliveries and sort them."""
         batch = Batch(deliveries)
         for delivery in deliveries:
             raw = delivery.raw
@@ -138,24 +141,24 @@ class Handling:
                 batch.dead.append((delivery, error))
         return batch
 
-    async def end(self, batch: Batch, *, alone: bool = False) -> list[Received]:
-        """Bring a batch to its end; return the messages that are to be handled alone, and are not at their end."""
+    async def process(self, batch: Batch, *, slow: bool = False) -> list[Received]:
+        """Process a batch to its end; return the messages that the handler left, to be handled as slow ones."""
         began, left, ended = time.perf_counter(), list[Received](), batch
         try:
             if batch.strays:
                 strays = list(batch.strays)
-                await self._hold(partial(reroute, self._publisher, strays))
+                await self._retry(partial(reroute, self._publisher, strays))
             if batch.readable:
-                not_done = await self._handle(batch.readable, alone=alone)
+                not_done = await self._handle(batch.readable, slow=slow)
                 left = [received for received, error in not_done if error is None]
                 ended = batch.without(left)
                 ended.dead += [(received.delivery, error) for received, error in not_done if error is not None]
             for delivery, error in ended.dead:
-                await self._bury(delivery, error)
+                await self._dead_letter(delivery, error)
         except Stopping:
             left, ended = [], batch
             for delivery in batch.deliveries:
-                delivery.gate.closed = True  # what is left may not be overtaken
+                delivery.gate.closed = True  # a later message must not overtake one that is left
         else:
             self._count_ended(ended, time.perf_counter() - began)
             await acknowledge(ended.deliveries)
@@ -164,18 +167,18 @@ class Handling:
                 delivery.gate.leave(delivery)
         return left
 
-    async def _handle(self, batch: Sequence[Received], attempt: int = 1, *, alone: bool) -> NotDone:
-        """Handle a batch; one that fails for a reason of its own is split until the culprit is alone."""
+    async def _handle(self, batch: Sequence[Received], attempt: int = 1, *, slow: bool) -> NotDone:
+        """Handle a batch. If it fails, split it until the failing message is found."""
         try:
-            return await self._hold(partial(self._alone if alone else self._handler.handle, batch))
+            return await self._retry(partial(self._slow if slow else self._handler.handle, batch))
         except Stopping:
             raise
-        except Exception as error:  # noqa: BLE001  # whatever it is, it must not stop those behind it
+        except Exception as error:  # noqa: BLE001  # no error of one message may stop the messages behind it
             failure = error
         if len(batch) > 1:
             log.warning("batch_split", queue=self._queue.name, messages=len(batch), error=type(failure).__name__)
             half = len(batch) // 2
-            return [*await self._handle(batch[:half], alone=alone), *await self._handle(batch[half:], alone=alone)]
+            return [*await self._handle(batch[:half], slow=slow), *await self._handle(batch[half:], slow=slow)]
         [received] = batch
         HANDLER_ERRORS.labels(self._queue.name, type(received.body).name).inc()
         with received.traced(self._queue.name) as span:
@@ -185,22 +188,22 @@ class Handling:
             reason = "".join(traceback.format_exception(failure))[-_TRACEBACK_CHARACTERS:]
             return [(received, Undeliverable(reason, code=DeadLetterReason.HANDLER_FAILED))]
         await asyncio.sleep(backoff(attempt))
-        return await self._handle(batch, attempt + 1, alone=alone)
+        return await self._handle(batch, attempt + 1, slow=slow)
 
-    async def _alone(self, batch: Sequence[Received]) -> NotDone:
+    async def _slow(self, batch: Sequence[Received]) -> NotDone:
         [received] = batch
         try:
-            await self._handler.handle_alone(received)
+            await self._handler.handle_slow(received)
         except Undeliverable as error:
             return [(received, error)]
         return []
 
-    async def _bury(self, delivery: Delivery, error: Undeliverable) -> None:
+    async def _dead_letter(self, delivery: Delivery, error: Undeliverable) -> None:
         with traced(delivery, self._queue.name) as span:
             log.error("dead_letter", queue=self._queue.name, code=error.code)
             tracing.failed(span, error)
         source = topology.name_of(self._source(delivery))
-        await self._hold(partial(self._bury_one, dead_letter_of(delivery.raw, error, queue=source)))
+        await self._retry(partial(self._keep_dead_letter, dead_letter_of(delivery.raw, error, queue=source)))
         DEAD_LETTERS.labels(error.code).inc()
 
     def _count_ended(self, batch: Batch, seconds: float) -> None:
@@ -215,7 +218,7 @@ class Handling:
 
 
 async def acknowledge(deliveries: Sequence[Delivery]) -> None:
-    """Acknowledge deliveries: those of a queue by one acknowledgement, where nothing before the last is unfinished."""
+    """Acknowledge deliveries; with one acknowledgement for a channel if all its earlier deliveries are finished."""
     ended, last = set(deliveries), {delivery.gate: delivery for delivery in deliveries}
     for gate, newest in last.items():
         if gate.is_all_before(newest, ended):

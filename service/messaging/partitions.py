@@ -130,7 +130,7 @@ class Partition:
         """Believe that another process is active, until the next delivery."""
         self._heard_on = None
 
-    async def give_up(self, seconds: float) -> None:
+    async def release(self, seconds: float) -> None:
         """Finish what has begun, for at most so many seconds, then close the channel. What has not begun goes back."""
         broker, self._broker = self._broker, None
         if broker is None or broker._connection is None:  # noqa: SLF001  # nothing public

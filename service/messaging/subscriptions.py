@@ -20,9 +20,9 @@ from service.errors import BrokerUnavailable
 from service.messaging import topology
 from service.messaging.connections import reach
 from service.messaging.envelope import Properties
-from service.messaging.holding import Hold, Stopping
 from service.messaging.partitions import Partition
 from service.messaging.publishing import Publisher
+from service.messaging.retrying import RetryWhileUnavailable, Stopping
 from service.tasks import end, raise_if_cancelled
 from whatsapp_qr_contracts.message import JOBS
 
@@ -52,13 +52,18 @@ class Subscriptions:
     """
 
     def __init__(
-        self, url: str, partitions: Sequence[Partition], publisher: Publisher, hold: Hold, changed: asyncio.Event
+        self,
+        url: str,
+        partitions: Sequence[Partition],
+        publisher: Publisher,
+        retry: RetryWhileUnavailable,
+        changed: asyncio.Event,
     ) -> None:
         self.partitions, self.changed = partitions, changed
         self._url = url
         self._publisher = publisher
-        self._hold = hold
-        self._patience = hold.patience
+        self._retry = retry
+        self._patience = retry.patience
         self._orders: asyncio.Queue[Callable[[], Awaitable[None]]] = asyncio.Queue()
         self._running: list[asyncio.Task[None]] = []
         self._handing_over: Partition | None = None
@@ -74,7 +79,7 @@ class Subscriptions:
         self._running = [asyncio.create_task(self._obey()), asyncio.create_task(self._watch())]
 
     async def _obey(self) -> None:
-        while not self._hold.stopped:
+        while not self._retry.stopped:
             order = await self._orders.get()
             try:
                 await order()
@@ -86,16 +91,16 @@ class Subscriptions:
                 self._orders.put_nowait(self._subscribe_later)
 
     async def _subscribe_later(self) -> None:
-        await self._hold.pause(_FIRST_LONGEST_PAUSE)
+        await self._retry.pause(_FIRST_LONGEST_PAUSE)
         await self._subscribe(longest=_LONGEST_PAUSE)
 
     async def _subscribe(self, *, longest: float) -> None:
         """Subscribe to every partition that is not subscribed to."""
-        await self._hold(partial(reach, self._prepare), longest=longest)
-        own = await self._hold(self._share, longest=longest)
+        await self._retry(partial(reach, self._prepare), longest=longest)
+        own = await self._retry(self._share, longest=longest)
         await self._subscribe_to(own, longest)
         if others := [number for number in range(len(self.partitions)) if number not in own]:
-            await self._hold.pause(_OTHERS_FIRST_SECONDS)
+            await self._retry.pause(_OTHERS_FIRST_SECONDS)
             await self._subscribe_to(others, longest)
         self._subscribed_at = asyncio.get_running_loop().time()
         self.changed.set()
@@ -110,10 +115,10 @@ class Subscriptions:
     async def _subscribe_to(self, numbers: Sequence[int], longest: float) -> None:
         new = [number for number in numbers if not self.partitions[number].started]
         for number in new:
-            if self._hold.stopped:
+            if self._retry.stopped:
                 raise Stopping
-            await self._hold(partial(reach, self.partitions[number].start), longest=longest)
-        await self._hold.pause(_QUIET_SECONDS if new else 0)
+            await self._retry(partial(reach, self.partitions[number].start), longest=longest)
+        await self._retry.pause(_QUIET_SECONDS if new else 0)
         for number in new:
             if not self.partitions[number].active:  # nothing waited for it: a backlog needs no probe behind it
                 await self._probe_if_possible(number)
@@ -121,7 +126,7 @@ class Subscriptions:
     @property
     def alive(self) -> bool:
         """Whether the task that subscribes is there, or the process ends."""
-        return self._hold.stopped or (bool(self._running) and not any(task.done() for task in self._running))
+        return self._retry.stopped or (bool(self._running) and not any(task.done() for task in self._running))
 
     @property
     def ready(self) -> bool:
@@ -173,15 +178,15 @@ class Subscriptions:
 
     async def _hand_over(self, number: int) -> None:
         partition = self.partitions[number]
-        if not partition.active or self._hold.held:
+        if not partition.active or self._retry.waiting:
             return
         self._handing_over = partition
         try:
-            await partition.give_up(GRACE_SECONDS)
+            await partition.release(GRACE_SECONDS)
             self.changed.set()
             log.info("handed_over", queue=partition.name)
             await self._probe_if_possible(number)
-            await self._hold.pause(_STAND_BY_SECONDS)
+            await self._retry.pause(_STAND_BY_SECONDS)
             await self._subscribe_to([number], _FIRST_LONGEST_PAUSE)
         finally:
             self._handing_over = None
@@ -189,8 +194,8 @@ class Subscriptions:
     async def _watch(self) -> None:
         """Give up all partitions, soon, each time that something has been held for too long."""
         while True:
-            await self._hold.too_long.wait()
-            self._hold.too_long.clear()
+            await self._retry.too_long.wait()
+            self._retry.too_long.clear()
             if not self._withdrawing and any(partition.started for partition in self.partitions):
                 self._withdrawing = True
                 self._orders.put_nowait(self._withdraw)
@@ -198,38 +203,38 @@ class Subscriptions:
     async def _withdraw(self) -> None:
         """Give up all partitions, wait until all parts are there again, subscribe again."""
         self._withdrawing = False
-        if not self._hold.held:
+        if not self._retry.waiting:
             return
-        log.warning("giving_up", queue=self.partitions[0].name, held=self._hold.held)
+        log.warning("releasing_partitions", queue=self.partitions[0].name, held=self._retry.waiting)
         self._be_more_patient()
-        self._hold.leave()
+        self._retry.leave()
         try:
-            await self._give_up(GRACE_SECONDS)
+            await self._release(GRACE_SECONDS)
         finally:
             self.changed.set()
-            self._hold.resume()
-        await self._hold(self._check)
+            self._retry.resume()
+        await self._retry(self._check)
         await self._subscribe(longest=_LONGEST_PAUSE)
 
     def _be_more_patient(self) -> None:
         """Hold longer after a give-up that changed nothing: each counts as a delivery of all that was prefetched."""
         lasted = asyncio.get_running_loop().time() - self._subscribed_at
-        fruitless = lasted < 2 * self._hold.patience
+        fruitless = lasted < 2 * self._retry.patience
         longest = max(LONGEST_PATIENCE, self._patience)
-        self._hold.patience = min(self._hold.patience * 2, longest) if fruitless else self._patience
+        self._retry.patience = min(self._retry.patience * 2, longest) if fruitless else self._patience
 
-    async def _give_up(self, seconds: float) -> None:
-        given_up = (partition.give_up(seconds) for partition in self.partitions)
-        for result in await asyncio.gather(*given_up, return_exceptions=True):  # each whatever becomes of the others
+    async def _release(self, seconds: float) -> None:
+        released = (partition.release(seconds) for partition in self.partitions)
+        for result in await asyncio.gather(*released, return_exceptions=True):  # each whatever becomes of the others
             if isinstance(result, BaseException):
-                log.error("giving_up_failed", queue=self.partitions[0].name, exc_info=result)
+                log.error("release_failed", queue=self.partitions[0].name, exc_info=result)
 
     async def stop(self, seconds: float = GRACE_SECONDS) -> None:
         """Finish what has begun, for at most so many seconds, and give up all partitions."""
-        self._hold.stop()
-        self._orders.put_nowait(partial(self._hold.pause, 1))  # wakes the task, so that it ends
-        await asyncio.gather(self._give_up(seconds), self._ended(), return_exceptions=True)
-        await self._give_up(seconds)  # what the task was about to subscribe to
+        self._retry.stop()
+        self._orders.put_nowait(partial(self._retry.pause, 1))  # wakes the task, so that it ends
+        await asyncio.gather(self._release(seconds), self._ended(), return_exceptions=True)
+        await self._release(seconds)  # what the task was about to subscribe to
 
     async def _ended(self) -> None:
         if self._running:

@@ -58,7 +58,7 @@ def _bare(dead: DeadLetter, error: Exception) -> DeadLetter:
             headers={},
         ),
         detail=f"{dead.detail}\n(stored without headers and most properties: {type(error).__name__})",
-        burial=storable(dead.burial),
+        death_id=storable(dead.death_id),
     )
 
 
@@ -72,7 +72,7 @@ async def store(tx: AsyncSession, dead: DeadLetter) -> None:
     if row is None:  # discarded between the two
         await insert_new(tx, DeadLetterRow, id=dead.id, attempts=1, replayed_at=None, **fields)
         return
-    if is_repetition(dead, last_burial=row.burial, replayed=row.replayed_at is not None):
+    if is_repetition(dead, last_death_id=row.burial, replayed=row.replayed_at is not None):
         return
     for name, value in fields.items():
         setattr(row, name, value)
@@ -94,7 +94,7 @@ def _fields(dead: DeadLetter) -> dict[str, Any]:
         "body": original.body,
         "properties": {**original.properties, "exchange": original.exchange, "routingKey": original.routing_key},
         "headers": dict(original.headers),
-        "burial": dead.burial[:64],
+        "burial": dead.death_id[:64],
         "died_at": dead.died_at or now(),
     }
 

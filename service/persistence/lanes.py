@@ -36,7 +36,7 @@ from service.persistence.tables import (
     SessionRow,
     now,
 )
-from service.persistence.untold import Part
+from service.persistence.unpublished import Part
 from whatsapp_qr_contracts.codes import FailureCode, RejectionCode
 from whatsapp_qr_contracts.message import DeliveryStatus, SessionStatus
 

@@ -1,4 +1,4 @@
-"""Leases: the right to do a duty that one process alone does at a time, by the database's clock."""
+"""Leases: the right to run a singleton job, which one process runs at a time, by the database's clock."""
 
 from datetime import timedelta
 
@@ -10,12 +10,12 @@ from service.persistence.database import clock, upsert
 from service.persistence.tables import LeaseRow
 
 
-async def take(tx: AsyncSession, *, duty: str, holder: str, seconds: float) -> bool:
+async def take(tx: AsyncSession, *, job: str, holder: str, seconds: float) -> bool:
     """Take a lease that is free or has run out, or renew one's own; say whether it is held now. One statement."""
     until = clock(tx, timedelta(seconds=seconds))
     statement = (
         upsert(tx, LeaseRow)
-        .values(duty=duty, holder=holder, until=until)
+        .values(duty=job, holder=holder, until=until)
         .on_conflict_do_update(
             index_elements=["duty"],
             set_={"holder": holder, "until": until},
@@ -26,6 +26,6 @@ async def take(tx: AsyncSession, *, duty: str, holder: str, seconds: float) -> b
     return (await tx.execute(statement)).one_or_none() is not None
 
 
-async def release(tx: AsyncSession, *, duty: str, holder: str) -> None:
+async def release(tx: AsyncSession, *, job: str, holder: str) -> None:
     """Give one's own lease back, so that nobody has to wait until it has run out."""
-    await tx.execute(delete(LeaseRow).where(col(LeaseRow.duty) == duty, col(LeaseRow.holder) == holder))
+    await tx.execute(delete(LeaseRow).where(col(LeaseRow.duty) == job, col(LeaseRow.holder) == holder))

@@ -13,7 +13,7 @@ from sqlalchemy import ColumnElement, TextClause, select, text
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlmodel import col
 
-from service.domain.reconciling import Known
+from service.domain.reconciling import Stored
 from service.persistence.database import Database, clock
 from service.persistence.sweeping import tried_in_vain
 from service.persistence.tables import ENDED, LIVE, SessionRow
@@ -31,7 +31,7 @@ class Surveyed:
     session_id: str
     chatbot_id: UUID
     version: int
-    known: Known
+    stored: Stored
 
 
 @dataclass(slots=True)
@@ -105,7 +105,7 @@ async def _page(tx: AsyncSession, *where: Condition) -> list[Surveyed]:
         clock(tx),
     ).where(*where)
     return [
-        Surveyed(session_id, chatbot_id, version, Known(status, wanted, (at - moved_at).total_seconds(), *more))
+        Surveyed(session_id, chatbot_id, version, Stored(status, wanted, (at - moved_at).total_seconds(), *more))
         for session_id, chatbot_id, version, status, wanted, moved_at, *more, at in await tx.execute(
             query.order_by(col(row.session_id)).limit(PAGE)
         )

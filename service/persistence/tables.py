@@ -31,7 +31,7 @@ def _hash() -> Any:
     return Field(default=0, sa_type=BigInteger, sa_column_kwargs={"server_default": "0"})
 
 
-UNTOLD = "told_version < version"
+UNPUBLISHED = "told_version < version"
 TO_HAND_OVER = "NOT handed_over AND role = 'USER'"
 TO_ENQUEUE = "NOT handed_over AND role = 'ASSISTANT'"
 PENDING = "delivery_status = 'PENDING'"
@@ -95,7 +95,7 @@ class SessionRow(SessionRecord, table=True):
 
     __tablename__ = "sessions"
     __table_args__ = (
-        _partial("sessions_untold", "session_id", where=UNTOLD),
+        _partial("sessions_untold", "session_id", where=UNPUBLISHED),
         _partial("sessions_live", "session_id", where=LIVE),
         _partial("sessions_ended", "moved_at", where=ENDED),
     )
@@ -127,7 +127,7 @@ class CommandRow(CommandRecord, table=True):
     """A command that the ORM follows."""
 
     __tablename__ = "commands"
-    __table_args__ = (_partial("commands_untold", "created_at", where=UNTOLD),)
+    __table_args__ = (_partial("commands_untold", "created_at", where=UNPUBLISHED),)
 
 
 class ConversationRecord(SQLModel):
@@ -160,7 +160,7 @@ class ConversationRow(ConversationRecord, table=True):
     __table_args__ = (
         UniqueConstraint("chatbot_id", "channel", "external_user_id"),
         Index("conversations_newest_first", "chatbot_id", "last_message_at", "id"),
-        _partial("conversations_untold", "chatbot_id", where=UNTOLD),
+        _partial("conversations_untold", "chatbot_id", where=UNPUBLISHED),
     )
     __mapper_args__: ClassVar[dict[str, Any]] = _UNREAD
 
@@ -229,7 +229,7 @@ class MessageRow(MessageRecord, table=True):
         _partial("messages_lane", "session_id", "lane_number", where=PENDING, unique=True),
         _partial("messages_to_hand_over", "conversation_id", "sequence", where=TO_HAND_OVER),
         _partial("messages_to_enqueue", "session_id", "lane_number", where=TO_ENQUEUE),
-        _partial("messages_untold", "conversation_id", "created_at", where=UNTOLD),
+        _partial("messages_untold", "conversation_id", "created_at", where=UNPUBLISHED),
         _partial("messages_expiring", "expires_at", where=EXPIRING),
     )
     __mapper_args__: ClassVar[dict[str, Any]] = _UNREAD
@@ -283,7 +283,7 @@ class ReceiptRow(SQLModel, table=True):
 
 
 class LeaseRow(SQLModel, table=True):
-    """The right to do a duty that one process alone may do at a time."""
+    """The right to run a singleton job."""
 
     __tablename__ = "leases"
 

@@ -24,12 +24,12 @@ from sqlalchemy import select
 from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
 
 from service.domain.sending import SendPolicy
-from service.persistence import lanes, migrations, observing, sweeping, untold
+from service.persistence import lanes, migrations, observing, sweeping, unpublished
 from service.persistence.database import Database
 from service.persistence.heartbeats import Heartbeats
 from service.persistence.surveying import survey
 from service.persistence.tables import SessionRow
-from service.persistence.untold import Part
+from service.persistence.unpublished import Part
 from tests.bench.filling import Rows, fill, session_of
 from tests.servers import Postgres
 
@@ -37,7 +37,7 @@ LIMIT = 1.0
 _RUNS = 5
 _PARTITIONS = 4
 _EVERYTHING = Part(_PARTITIONS, dict.fromkeys(range(_PARTITIONS), 0.0))
-_OF_ROWS = {name: one for name, one in vars(untold).items() if isinstance(one, untold.Untold)}
+_OF_ROWS = {name: one for name, one in vars(unpublished).items() if isinstance(one, unpublished.Unpublished)}
 Look = Callable[[Database], Awaitable[Any]]
 
 
@@ -61,7 +61,7 @@ async def _voids(database: Database) -> None:
     assert await _claims(database, of=[session_of(1)]) == 0
 
 
-async def _page(database: Database, *, of: untold.Untold) -> None:
+async def _page(database: Database, *, of: unpublished.Unpublished) -> None:
     await database.read(partial(of.page, part=_EVERYTHING))
 
 

@@ -33,7 +33,7 @@ async def hop(url: str, count: int) -> None:
             began, cpu = time.perf_counter(), time.process_time()
             await work
             _say("end", step, seconds=time.perf_counter() - began, cpu=time.process_time() - cpu)
-        await _alone(channel, queue.name)
+        await _slow(channel, queue.name)
         await queue.delete(if_unused=False, if_empty=False)
 
 
@@ -68,7 +68,7 @@ async def _consume(queue: aio_pika.abc.AbstractQueue, count: int) -> None:
     await queue.cancel(tag)
 
 
-async def _alone(channel: aio_pika.abc.AbstractChannel, queue: str) -> None:
+async def _slow(channel: aio_pika.abc.AbstractChannel, queue: str) -> None:
     """Say how long one confirmed publish takes while nothing else is under way.
 
     Publishes come at the rate at which the service's waiting is measured: what runs seldom runs slowly, on a processor

@@ -120,7 +120,7 @@ async def _latency(stage: Stage) -> Found:
 
 
 async def loads(folder: Path) -> Found:
-    """What happens seldom: an idle second, pairings, lost connections, duties; and the size of rows."""
+    """What happens seldom: an idle second, pairings, lost connections, singleton jobs; and the size of rows."""
     async with staged("postgres", folder) as stage:
         found = {"idle, one second": await _idle(stage)}
         first, begun = await stage.meter.read(), await stage.transactions()
@@ -130,11 +130,13 @@ async def loads(folder: Path) -> Found:
         found["pairing"] = cost(first, last, _SESSIONS, **counts)
         found["dropped"] = await whole.run(stage, whole.dropped(stage), _SESSIONS)
         found["found again"] = await whole.run(stage, whole.found_again(stage), _SESSIONS)
-        for duty, setting in (("reconciler", "RECONCILE_PERIOD"), ("sweeper", "SWEEP_PERIOD")):
+        for job, setting in (("reconciler", "RECONCILE_PERIOD"), ("sweeper", "SWEEP_PERIOD")):
             await stage.stop("session-consumer")
             process = await stage.start("session-consumer", **{setting: "0.1", "RECONCILE_PAUSE": "0.1"})
-            labels = {"duty": duty, "outcome": "done"}
-            found[duty] = await stage.meter.counted(process, _DUTY_RUNS, "whatsapp_qr_duty_runs_total", **labels)
+            labels = {"singleton_job": job, "outcome": "done"}
+            found[job] = await stage.meter.counted(
+                process, _DUTY_RUNS, "whatsapp_qr_singleton_job_runs_total", **labels
+            )
         await whole.run(stage, whole.inbound(stage, stage.sessions), 2 * _SESSIONS)
         rows = await stage.row_bytes("messages", "conversations", "sessions")
     return {

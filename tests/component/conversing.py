@@ -3,11 +3,11 @@
 from collections.abc import Sequence
 from typing import Any
 
-from service.consumers.telling import Output
+from service.consumers.row_outputs import Output
+from service.persistence.confirmations import Confirmations
 from service.persistence.database import Database
-from service.persistence.marks import Marks
 from service.persistence.tables import SessionRow
-from tests.component.rows import Told, handle
+from tests.component.rows import Confirmation, handle
 from whatsapp_qr_contracts.gateway import GatewayReceipt
 from whatsapp_qr_contracts.message import Message
 
@@ -16,17 +16,17 @@ class World:
     """One process with a conversation consumer, and an announcer that only keeps what it is given."""
 
     def __init__(self, database: Database) -> None:
-        self.database, self.told = database, Told()
+        self.database, self.outputs = database, Confirmation()
 
     async def handle(self, *messages: Message, message_id: str = "c") -> list[Output]:
         """Handle messages in one batch; return what is told of them."""
-        assert await handle(self.database, *messages, message_id=message_id, told=self.told) == []
-        return self.told.take()
+        assert await handle(self.database, *messages, message_id=message_id, announcer=self.outputs) == []
+        return self.outputs.take()
 
     async def refuses(self, message: Message, message_id: str = "c") -> str:
         """Handle a message that can never be processed; return why."""
-        [(_, error)] = await handle(self.database, message, message_id=message_id, told=self.told)
-        assert self.told.outputs == []
+        [(_, error)] = await handle(self.database, message, message_id=message_id, announcer=self.outputs)
+        assert self.outputs.outputs == []
         return error.code
 
     async def confirm(self, outputs: Sequence[Output]) -> None:
@@ -36,9 +36,9 @@ class World:
 
 async def confirm(database: Database, *outputs: Output) -> None:
     """Write down that the broker has confirmed outputs."""
-    marks = Marks(database)
+    marks = Confirmations(database)
     for output in outputs:
-        marks.note(output.told)
+        marks.note(output.confirmation)
     await marks.flush()
 
 

@@ -10,7 +10,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from sqlmodel import col, select
 
 from service.consumers.conversation import ConversationConsumer
-from service.consumers.telling import Output
+from service.consumers.row_outputs import Output
 from service.domain.identities import incoming_message_id, outgoing_message_id
 from service.domain.sending import GiveUp, Retry, SendPolicy
 from service.messaging.envelope import Envelope
@@ -62,16 +62,16 @@ def received(body: Message, message_id: str = "c", timestamp: datetime | None = 
     return Received(delivery, body, Envelope(message_id, timestamp, redelivered=False), body.partition_key)
 
 
-class Told:
-    """Stands for the announcer: keeps the outputs that it is given, and tells nobody."""
+class Outputs:
+    """Stands for the announcer: keeps the outputs that it is given, and publishes nothing."""
 
     def __init__(self) -> None:
         self.outputs: list[Output] = []
 
-    def tell(self, outputs: Sequence[Output]) -> None:
+    def publish_soon(self, outputs: Sequence[Output]) -> None:
         self.outputs += outputs
 
-    async def told(self, seconds: float) -> None:
+    async def published(self, seconds: float) -> None:
         """Have nothing to wait for."""
 
     @property
@@ -91,9 +91,11 @@ class Told:
         return taken
 
 
-async def handle(database: Database, *bodies: Message, message_id: str = "c", told: Told | None = None) -> NotDone:
+async def handle(
+    database: Database, *bodies: Message, message_id: str = "c", announcer: Outputs | None = None
+) -> NotDone:
     """Handle messages as the conversation consumer does, in one batch."""
-    consumer = ConversationConsumer(database, told or Told(), timedelta(hours=1))  # type: ignore[arg-type]
+    consumer = ConversationConsumer(database, announcer or Outputs(), timedelta(hours=1))  # type: ignore[arg-type]
     return await consumer.handle([received(body, message_id) for body in bodies])
 
 
@@ -114,7 +116,7 @@ async def enqueue(
 ) -> MessageRow:
     """Store a message to send as the conversation consumer does, and wake its lane as its job does."""
     command = a_command(session, **fields)
-    consumer = ConversationConsumer(database, Told(), expiry)  # type: ignore[arg-type]
+    consumer = ConversationConsumer(database, Outputs(), expiry)  # type: ignore[arg-type]
     await consumer.handle([received(command, "command")])
     message_id = outgoing_message_id(command.chatbot_id, str(command.message_id))
     if wakes:

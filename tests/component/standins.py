@@ -8,18 +8,18 @@ from typing import Any
 from uuid import UUID
 
 from service.consumers.session import SessionConsumer
-from service.domain.saying import Connected, OtherState, Said, UnknownSession
+from service.domain.reported import Connected, OtherState, Reported, UnknownSession
 from service.errors import GatewayError
 from service.persistence.database import Database, Work
 from service.persistence.tables import SessionRow
-from tests.component.rows import Told, a_session, all_of, change, received
+from tests.component.rows import Outputs, a_session, all_of, change, received
 from whatsapp_qr_contracts.gateway import GatewayConnected, GatewayDisconnected
 from whatsapp_qr_contracts.message import Message, SessionStatus
 
 ASKED_AT = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
 
 
-def in_state(status: SessionStatus, *, number: str | None = None, qr_code: str | None = None) -> Said:
+def in_state(status: SessionStatus, *, number: str | None = None, qr_code: str | None = None) -> Reported:
     """Return how the gateway says that a session is in a state."""
     return Connected(number) if status is SessionStatus.CONNECTED else OtherState(status, qr_code)
 
@@ -68,14 +68,14 @@ class Gateway:
     """The gateway: gives the answers that a test scripts, the last one for ever, and remembers what it was asked."""
 
     steps: Steps = field(default_factory=Steps)
-    answers: list[Said] = field(default_factory=lambda: [UnknownSession()])
+    answers: list[Reported] = field(default_factory=lambda: [UnknownSession()])
     refusal: GatewayError | None = None
     """Its answer to whatever is to be done."""
     calls: list[str] = field(default_factory=list)
     meanwhile: Callable[[], Awaitable[None]] | None = None
     """Happens elsewhere while it is asked for the status."""
 
-    async def status(self, session_id: str) -> Said:
+    async def status(self, session_id: str) -> Reported:
         with self.steps.step():
             self.calls.append(f"status {session_id}")
         if self.meanwhile is not None:
@@ -106,24 +106,24 @@ class World:
     def __init__(self, database: Database, *, strict: bool = False) -> None:
         self.database = database
         self.steps = Steps()
-        self.told = Told()
+        self.outputs = Outputs()
         self.gateway = Gateway(self.steps)
-        parts: Any = (Committing(database, self.steps), self.gateway, self.told)
+        parts: Any = (Committing(database, self.steps), self.gateway, self.outputs)
         self.consumer = SessionConsumer(*parts, strict=strict)
 
     async def handle(self, message: Message, message_id: str = "c") -> None:
         """Handle a message as the consumer does; raise why it can never be processed."""
         one = received(message, message_id, ASKED_AT)
-        if message.name not in self.consumer.alone:
+        if message.name not in self.consumer.slow:
             not_done = await self.consumer.handle([one])
             for _, error in not_done:
                 if error is not None:
                     raise error
             if not not_done:
                 return
-        await self.consumer.handle_alone(one)
+        await self.consumer.handle_slow(one)
 
-    def says(self, *answers: Said | SessionStatus) -> None:
+    def says(self, *answers: Reported | SessionStatus) -> None:
         """Script what the gateway answers when it is asked for the status."""
         self.gateway.answers = [in_state(one) if isinstance(one, SessionStatus) else one for one in answers]
 

@@ -13,18 +13,18 @@ from sqlalchemy import update
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from service.consumers.conversation import ConversationConsumer
-from service.consumers.telling import Output
+from service.consumers.row_outputs import Output
 from service.domain.identities import outgoing_message_id, whatsapp_message_id
 from service.errors import DatabaseUnavailable
 from service.messaging.receiving import Received
 from service.persistence import lanes, sessions
+from service.persistence.confirmations import Confirmations
 from service.persistence.database import Database
-from service.persistence.marks import Marks
 from service.persistence.tables import CommandRow, ConversationRow, MessageRow, ReceiptRow, SessionRow
 from tests.component.conversing import World, a_receipt
 from tests.component.rows import (
     POLICY,
-    Told,
+    Confirmation,
     a_command,
     a_report,
     a_session,
@@ -44,8 +44,8 @@ class Process:
     """A process that takes batches."""
 
     def __init__(self, database: Database) -> None:
-        self.database, self.told, self.dead = database, Told(), list[str]()
-        self._consumer = ConversationConsumer(database, self.told, timedelta(hours=1))  # type: ignore[arg-type]
+        self.database, self.outputs, self.dead = database, Confirmation(), list[str]()
+        self._consumer = ConversationConsumer(database, self.outputs, timedelta(hours=1))  # type: ignore[arg-type]
 
     async def take(self, batch: Sequence[Received]) -> None:
         self.dead += [error.code for _, error in await self._consumer.handle(batch)]
@@ -289,12 +289,12 @@ async def test_processes_that_race_over_the_same_sessions_lose_and_double_nothin
     rounds, processes = 6, [Process(database), Process(other_process)]
 
     async def run(process: Process, *, backwards: bool) -> None:
-        marks = Marks(process.database)
+        marks = Confirmations(process.database)
         for number in range(rounds):
             batch = a_round(chatbots, f"{number}")
             await patiently(partial(process.take, batch[::-1] if backwards else batch))
             for output in process.told.take():
-                marks.note(output.told)
+                marks.note(output.confirmation)
             await patiently(marks.flush)
 
     async def send() -> None:
@@ -350,10 +350,10 @@ async def test_marks_lock_as_batches_do(database: Database, other_process: Datab
     await world.handle(a_command(session, messageId="m"))
     [message] = await all_of(database, MessageRow)
     outputs = await world.handle(CancelMessage(chatbot_id=session.chatbot_id, message_id=message.id))
-    assert [output.told.table for output in outputs] == [MessageRow, CommandRow]
-    marks = Marks(other_process)
+    assert [output.confirmation.table for output in outputs] == [MessageRow, CommandRow]
+    marks = Confirmations(other_process)
     for output in outputs:
-        marks.note(output.told)
+        marks.note(output.confirmation)
 
     async def tell_again(tx: AsyncSession) -> asyncio.Task[None]:
         await tx.get_one(MessageRow, message.id, with_for_update=True)

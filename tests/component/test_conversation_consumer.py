@@ -15,7 +15,7 @@ from service.persistence.tables import CommandRow, MessageRow, ReceiptRow, Sessi
 from tests.component.conversing import World, a_receipt, ids
 from tests.component.rows import (
     CUSTOMER,
-    Told,
+    Outputs,
     a_command,
     a_report,
     a_session,
@@ -79,7 +79,7 @@ async def test_what_was_committed_without_an_answer_is_told_before_what_follows(
     database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The answer to a commit was lost: the same batch, tried again, tells it, so that no later job comes first."""
-    session, told = await a_session(database), Told()
+    session, told = await a_session(database), Outputs()
     consumer = ConversationConsumer(database, told, timedelta(hours=1))  # type: ignore[arg-type]
     transact = database.transact
 

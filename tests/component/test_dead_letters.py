@@ -32,7 +32,7 @@ def a_death(message_id: str = "m", body: bytes = b"no json", **fields: Any) -> D
         "reason": "invalid_json",
         "detail": "why",
         "source": "whatsapp-qr.conversations",
-        "burial": "first",
+        "death_id": "first",
         "redelivered": False,
         "died_at": AT,
     }
@@ -67,7 +67,7 @@ async def test_a_message_that_dies_again_stays_one_row(database: Database, store
     await store.keep(a_death())
     [row] = await all_of(database, DeadLetterRow)
     await database.transact(lambda tx: dead_letters.mark_replayed(tx, row, now()))
-    await store.keep(a_death(burial="second", reason="handler_failed", detail="else", headers={}))
+    await store.keep(a_death(death_id="second", reason="handler_failed", detail="else", headers={}))
     [row] = await all_of(database, DeadLetterRow)
     assert (row.attempts, row.reason, row.detail, row.replayed_at) == (2, "handler_failed", "else", None)
     assert row.burial == "second"
@@ -78,7 +78,7 @@ async def test_a_death_during_a_replay_is_not_hidden(database: Database, store: 
     """A message that has died again before its replay is noted is not noted as replayed."""
     await store.keep(a_death())
     [seen] = await all_of(database, DeadLetterRow)
-    await store.keep(a_death(burial="second"))
+    await store.keep(a_death(death_id="second"))
     await database.transact(lambda tx: dead_letters.mark_replayed(tx, seen, now()))
     [row] = await all_of(database, DeadLetterRow)
     assert (row.attempts, row.replayed_at) == (2, None)
@@ -90,7 +90,7 @@ async def test_a_death_during_a_replay_is_not_hidden(database: Database, store: 
         {"message_id": "nul\x00", "detail": "\x00", "reason": "a\x00b", "source": "\x00"},
         {"headers": {"nul\x00": "\x00"}, "properties": {"type": "\x00", "correlationId": "\x00"}},
         {"exchange": "\x00", "routing_key": "\x00"},
-        {"message_id": "m" * 300, "reason": "r" * 300, "source": "s" * 300, "burial": "b" * 300},
+        {"message_id": "m" * 300, "reason": "r" * 300, "source": "s" * 300, "death_id": "b" * 300},
         {"detail": "\ud83d", "reason": "\ud83d"},
         {"body": bytes(range(256)) * 1000},
         {"body": b""},
@@ -117,7 +117,7 @@ async def test_nothing_is_refused(database: Database, store: DeadLetters, fields
 @pytest.mark.parametrize(
     "fields",
     [
-        {"burial": "b\x00"},
+        {"death-id": "b\x00"},
         {"properties": {"priority": float("nan"), "correlationId": "c"}},
         {"properties": {"timestamp": object(), "correlationId": "c"}},
         {"message_id": "half \ud800"},

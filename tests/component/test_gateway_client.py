@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from prometheus_client import REGISTRY
 
-from service.domain.saying import Connected, NoAnswer, OtherState, Said, UnknownSession, UnknownWord
+from service.domain.reported import Connected, NoAnswer, OtherState, Reported, UnknownSession, UnknownWord
 from service.errors import GatewayError, GatewayOutcomeUnknown, GatewayRefused, GatewayUnreachable
 from service.gateway import Gateway, Timeouts
 from tests.servers import free_ports
@@ -273,7 +273,7 @@ async def test_the_gateways_own_message_id_is_returned(
     ],
 )
 async def test_what_the_gateway_says_about_a_session(
-    server: GatewayServer, gateway: Gateway, said: object, understood: Said
+    server: GatewayServer, gateway: Gateway, said: object, understood: Reported
 ) -> None:
     """A word of its own is not taken for a status of ours."""
     server.answer = answering({"success": True, "session": said})

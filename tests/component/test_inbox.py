@@ -15,8 +15,8 @@ from service.domain.dead_letters import DeadLetter
 from service.errors import DatabaseUnavailable, Undeliverable
 from service.messaging import handling, holding, topology
 from service.messaging.consuming import Consumer
-from service.messaging.holding import Hold
 from service.messaging.inbox import Delivery, Gate, Inbox
+from service.messaging.retrying import RetryWhileUnavailable
 from service.messaging.subscriptions import Subscriptions
 from tests.amqp import Handler, a_chatbot, a_message
 from tests.system import eventually
@@ -92,15 +92,15 @@ async def test_it_waits_until_something_comes() -> None:
     """Also where all that waited was void."""
     inbox = Inbox()
     taking = asyncio.ensure_future(inbox.take(9))
-    given_up = arrive(inbox, 0, "of a partition that is given up")
-    given_up.closed = True
+    released = arrive(inbox, 0, "of a partition that is given up")
+    released.closed = True
     arrive(inbox, 0, "of a channel that is closed", channel=SimpleNamespace(is_closed=True))
     for _ in range(5):
         await asyncio.sleep(0)
     assert not taking.done()
     here = arrive(inbox, 0, "here")
     assert names(await taking) == ["here"]
-    assert (given_up.running, here.running) == (0, 1)
+    assert (released.running, here.running) == (0, 1)
 
 
 async def test_what_is_suspicious_is_taken_alone() -> None:
@@ -158,19 +158,24 @@ async def test_a_gate_closes_behind_what_has_begun() -> None:
 class World:
     """A consumer without a broker: deliveries come from the test."""
 
-    def __init__(self, handler: Handler, hold: Hold) -> None:
+    def __init__(self, handler: Handler, retry: RetryWhileUnavailable) -> None:
         self.acks: list[tuple[str, bool]] = []
         self.dead: list[DeadLetter] = []
         self.table_away = False
         self.gates = [Gate() for _ in range(PARTITIONS)]
         self.channels = [SimpleNamespace(is_closed=False) for _ in range(PARTITIONS)]
-        self.handler, self.hold = handler, hold
+        self.handler, self.retry = handler, retry
         publisher: Any = SimpleNamespace(partitions=PARTITIONS)
         queue = topology.CONVERSATIONS
-        parts: dict[str, Any] = {"bury": self._bury, "publisher": publisher, "hold": hold, "prefetch": 9}
+        parts: dict[str, Any] = {
+            "keep_dead_letter": self._dead_letter,
+            "publisher": publisher,
+            "retry": retry,
+            "prefetch": 9,
+        }
         self.consumer = Consumer("amqp://nowhere/", queue, handler, **parts)
 
-    async def _bury(self, letter: DeadLetter) -> None:
+    async def _dead_letter(self, letter: DeadLetter) -> None:
         if self.table_away:
             raise DatabaseUnavailable("away")
         self.dead.append(letter)
@@ -199,7 +204,7 @@ def no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @asynccontextmanager
 async def running(work: Callable[[SendMessage], Awaitable[None]], *, side_by_side: bool) -> AsyncIterator[World]:
-    world = World(Handler(work, side_by_side=side_by_side), Hold())
+    world = World(Handler(work, side_by_side=side_by_side), RetryWhileUnavailable())
     world.consumer.start()
     yield world
     await world.consumer.stop(0)
@@ -288,11 +293,11 @@ async def test_what_is_left_closes_the_gate(*, side_by_side: bool) -> None:
     async with running(work, side_by_side=side_by_side) as world:
         key = a_chatbot(0, PARTITIONS)
         world.comes(0, "left", key=key)
-        await world.until(lambda: world.hold.held)
+        await world.until(lambda: world.retry.waiting)
         world.comes(0, "behind", key=key)
-        world.hold.leave()
+        world.retry.leave()
         await world.until(lambda: world.gates[0].closed)
-        world.hold.resume()
+        world.retry.resume()
         world.comes(0, "later")
         world.comes(1, "elsewhere")
         await world.until(lambda: world.acks == [("elsewhere", True)])
@@ -322,7 +327,7 @@ async def test_a_dead_letter_is_kept_before_it_is_acknowledged(*, side_by_side: 
     async with running(Work(), side_by_side=side_by_side) as world:
         world.table_away = True
         world.comes(0, "never", "after", key=key)
-        await world.until(lambda: world.hold.held)
+        await world.until(lambda: world.retry.waiting)
         assert world.acks == []
         world.table_away = False
         await world.until(lambda: world.acks[-1:] == [("after", True)])

@@ -17,13 +17,13 @@ from service.persistence import lanes, sweeping
 from service.persistence.database import Database
 from service.persistence.lanes import Answer, Claimed, Round
 from service.persistence.tables import MessageRow, SessionRow
-from service.persistence.untold import Part
+from service.persistence.unpublished import Part
 from tests.component.conversing import a_receipt
 from tests.component.racing import Beside, after, change_lane, lane_of
 from tests.component.rows import (
     MAY_HAVE_GONE_OUT,
     POLICY,
-    Told,
+    Outputs,
     a_session,
     change,
     claimed,
@@ -66,9 +66,9 @@ async def answered(
 
 async def cancel(database: Database, message: MessageRow) -> str:
     """Cancel a message; return the event that answers."""
-    told = Told()
+    told = Outputs()
     command = CancelMessage(chatbot_id=message.chatbot_id, message_id=message.id)
-    await handle(database, command, message_id=f"cancel {message.id}", told=told)
+    await handle(database, command, message_id=f"cancel {message.id}", announcer=told)
     return told.names[-1]
 
 

@@ -11,8 +11,8 @@ from service.persistence.tables import LeaseRow
 from tests.component.rows import all_of
 
 
-async def take(database: Database, holder: str, *, seconds: float = 600, duty: str = "sweeper") -> bool:
-    return await database.transact(lambda tx: leases.take(tx, duty=duty, holder=holder, seconds=seconds))
+async def take(database: Database, holder: str, *, seconds: float = 600, job: str = "sweeper") -> bool:
+    return await database.transact(lambda tx: leases.take(tx, job=job, holder=holder, seconds=seconds))
 
 
 async def test_one_of_many_takes_a_free_lease(database: Database, other_process: Database) -> None:
@@ -24,7 +24,7 @@ async def test_one_of_many_takes_a_free_lease(database: Database, other_process:
         [row] = await all_of(database, LeaseRow)
         assert taken[int(row.holder)]
         assert [await take(one, str(number)) for number, one in enumerate(databases)] == taken
-        await database.transact(lambda tx, row=row: leases.release(tx, duty="sweeper", holder=row.holder))
+        await database.transact(lambda tx, row=row: leases.release(tx, job="sweeper", holder=row.holder))
 
 
 async def test_a_lease_that_has_run_out_is_taken_by_one(database: Database, other_process: Database) -> None:
@@ -48,23 +48,23 @@ async def test_the_holder_renews_and_gives_back(database: Database, other_proces
     assert await take(database, "a", seconds=60)
     [after] = await all_of(database, LeaseRow)
     assert (after.until - before.until).total_seconds() > 50
-    await other_process.transact(lambda tx: leases.release(tx, duty="sweeper", holder="b"))
+    await other_process.transact(lambda tx: leases.release(tx, job="sweeper", holder="b"))
     assert not await take(other_process, "b")
-    await database.transact(lambda tx: leases.release(tx, duty="sweeper", holder="a"))
+    await database.transact(lambda tx: leases.release(tx, job="sweeper", holder="a"))
     assert await take(other_process, "b")
 
 
-async def test_duties_have_leases_of_their_own(database: Database) -> None:
-    """Whoever has one duty's lease does not stand in the way of another's."""
-    assert await take(database, "a", duty="sweeper")
-    assert await take(database, "b", duty="reconciler")
+async def test_singleton_jobs_have_leases_of_their_own(database: Database) -> None:
+    """Whoever has one job's lease does not stand in the way of another's."""
+    assert await take(database, "a", job="sweeper")
+    assert await take(database, "b", job="reconciler")
 
 
 async def test_the_lease_runs_by_the_databases_clock(database: Database) -> None:
     """`until` is the database's time plus the seconds, whatever this machine's clock says."""
 
     async def work(tx: AsyncSession) -> float:
-        assert await leases.take(tx, duty="d", holder="a", seconds=3600)
+        assert await leases.take(tx, job="d", holder="a", seconds=3600)
         at = await present(tx)
         return ((await tx.get_one(LeaseRow, "d")).until - at).total_seconds()
 

@@ -21,8 +21,8 @@ TASKS = [
     ("session", "Subscriptions._obey", "consumer"),
     ("session", "Sharing._run", "sharing"),
     ("session", "Relay._run", "announcer"),
-    ("session", "Marks._run", "announcer"),
-    ("session", "Upkeep._host", "background"),
+    ("session", "Confirmations._run", "announcer"),
+    ("session", "SingletonJobs._host", "background"),
     ("outbound", "Sender._run", "background"),
 ]
 

@@ -18,15 +18,15 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from service.consumers.announcing import OF_CONVERSATIONS, OF_SENDING, OF_SESSIONS
 from service.consumers.outcomes import new_row
-from service.consumers.telling import Output
+from service.consumers.row_outputs import Output
 from service.domain.identities import whatsapp_message_id
 from service.persistence import lanes, migrations
 from service.persistence.columns import UtcDateTime
 from service.persistence.database import Database
 from service.persistence.tables import ChatbotRow, CommandRow, ConversationRow, LaneRow, MessageRow, SessionRow
-from service.persistence.untold import Part
+from service.persistence.unpublished import Part
 from service.settings import Settings
-from tests.component.rows import CUSTOMER, Told, a_session, all_of, handle, receive, send_round
+from tests.component.rows import CUSTOMER, Outputs, a_session, all_of, handle, receive, send_round
 from whatsapp_qr_contracts.commands import CancelMessage
 from whatsapp_qr_contracts.message import DeliveryStatus, Role, SessionStatus
 
@@ -166,7 +166,7 @@ async def told_by_the_rows(database: Database) -> dict[str, tuple[str, str]]:
     sources = [one for of in (OF_SESSIONS, OF_CONVERSATIONS, OF_SENDING) for some in of.values() for one in some]
 
     async def look(tx: AsyncSession) -> list[Output]:
-        pages = [(one.outputs, await one.untold.page(tx, EVERYTHING)) for one in sources]
+        pages = [(one.outputs, await one.unpublished.page(tx, EVERYTHING)) for one in sources]
         return [output for outputs, page in pages for row in page for output in outputs(row)]
 
     outputs = await database.read(look)
@@ -252,7 +252,7 @@ async def test_what_was_unfinished_is_brought_over(database_url: str) -> None:
     done = await send_round(database, left.busy, left.quiet)
     assert [one.message.id for one in done.claimed] == [left.waits]
 
-    repeated = Told()
-    assert await handle(database, left.cancel, message_id="cancelled", told=repeated) == []
+    repeated = Outputs()
+    assert await handle(database, left.cancel, message_id="cancelled", announcer=repeated) == []
     assert [(one.message.name, one.message_id) for one in repeated.outputs] == [("message.cancelled", CANCELLED)]
     await database.close()

@@ -13,8 +13,8 @@ from service.errors import DatabaseUnavailable
 from service.persistence import observing, sessions
 from service.persistence.database import Database
 from service.persistence.tables import DeadLetterRow
-from service.upkeep import gauges as gauges_module
-from service.upkeep.gauges import Gauges
+from service.singletons import gauges as gauges_module
+from service.singletons.gauges import Gauges
 from tests.component.rows import a_session, change, enqueue, receive
 from tests.system import SECONDS
 from whatsapp_qr_contracts.message import SessionStatus

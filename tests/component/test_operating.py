@@ -6,6 +6,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 import pytest
+from tests.component.doors import Recorder
 
 from service.domain.dead_letters import DeadLetter, Original
 from service.errors import BrokerUnavailable, Undeliverable
@@ -14,7 +15,6 @@ from service.persistence import dead_letters
 from service.persistence.database import Database
 from service.persistence.dead_letters import DeadLetters as Table
 from service.persistence.tables import DeadLetterRow
-from tests.component.doors import Recorder
 from tests.component.rows import all_of
 from whatsapp_qr_contracts.gateway import GatewayMessage, GatewayQr
 
@@ -51,7 +51,13 @@ class Desk:
     async def store(self, message_id: str, day: int = 1, *, body: bytes = b"x", **fields: Any) -> str:
         exchange = "" if "source" in fields else "whatsapp-qr.commands"
         original = Original(body, exchange, "key", {"messageId": message_id}, {})
-        defaults: dict[str, Any] = {"reason": "r", "detail": "", "source": "queue", "burial": "b", "redelivered": False}
+        defaults: dict[str, Any] = {
+            "reason": "r",
+            "detail": "",
+            "source": "queue",
+            "death_id": "b",
+            "redelivered": False,
+        }
         death = DeadLetter(original, died_at=AT.replace(day=day), **(defaults | fields))
         await Table(self.database).keep(death)
         return str(death.id)
@@ -91,7 +97,7 @@ async def test_very_many_go_back_page_by_page(desk: Desk, monkeypatch: pytest.Mo
     replayed: list[str] = []
     async for one in desk.dead_letters.replay(Selection(), dry_run=False):
         replayed.append(ids[one.id])
-        await desk.store(ids[one.id], 9, burial="again")
+        await desk.store(ids[one.id], 9, death_id="again")
     assert (sorted(replayed[:3]), replayed[3:]) == (["a", "b", "c"], ["d", "e"])
     assert len(await desk.replay()) == len(ids)
 

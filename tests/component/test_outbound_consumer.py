@@ -11,10 +11,10 @@ from zlib import crc32
 import pytest
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from service.consumers import outbound, telling
+from service.consumers import outbound, row_outputs
 from service.consumers.outbound import OutboundConsumer, Sender
 from service.domain import sending
-from service.domain.saying import Connected, NoAnswer, OtherState, Said, UnknownSession, UnknownWord
+from service.domain.reported import Connected, NoAnswer, OtherState, Reported, UnknownSession, UnknownWord
 from service.domain.sending import SendPolicy
 from service.errors import (
     DatabaseUnavailable,
@@ -24,15 +24,15 @@ from service.errors import (
     GatewayUnreachable,
 )
 from service.messaging.handling import NotDone
-from service.messaging.holding import Hold
+from service.messaging.retrying import RetryWhileUnavailable
 from service.persistence import lanes
 from service.persistence.database import Database, Work
 from service.persistence.tables import MessageRow, SessionRow
-from service.persistence.untold import Part
+from service.persistence.unpublished import Part
 from tests.amqp import SECONDS, until
 from tests.component.conversing import a_receipt
 from tests.component.racing import change_lane, lane_of
-from tests.component.rows import Told, a_session, claimed, enqueue, handle, received, reread
+from tests.component.rows import Outputs, a_session, claimed, enqueue, handle, received, reread
 from tests.system import eventually
 from whatsapp_qr_contracts.message import DeliveryStatus as D
 from whatsapp_qr_contracts.message import SessionStatus
@@ -48,7 +48,7 @@ class Gateway:
     """Takes every message, after the results that a test scripts; remembers all attempts."""
 
     results: list[GatewayError | str] = field(default_factory=list)
-    answer: Said = field(default_factory=Connected)
+    answer: Reported = field(default_factory=Connected)
     attempts: list[tuple[str, str]] = field(default_factory=list)
     asked: int = 0
     sending: set[str] = field(default_factory=set)
@@ -69,7 +69,7 @@ class Gateway:
             raise result
         return result
 
-    async def status(self, _session_id: str) -> Said:
+    async def status(self, _session_id: str) -> Reported:
         self.asked += 1
         return self.answer
 
@@ -94,14 +94,14 @@ class World:
     """One process with an outbound consumer and its gateway; it owns everything, unless a test says less."""
 
     def __init__(self, database: Database, policy: SendPolicy = QUICK, gateway: Gateway | None = None) -> None:
-        self.database, self.told, self.gateway = database, Told(), gateway or Gateway()
+        self.database, self.outputs, self.gateway = database, Outputs(), gateway or Gateway()
         self.part = EVERYTHING
-        self.sender = Sender(database, self.gateway, Hold(), self.told, policy, lambda: self.part)  # type: ignore[arg-type]
+        self.sender = Sender(database, self.gateway, RetryWhileUnavailable(), self.outputs, policy, lambda: self.part)  # type: ignore[arg-type]
         self.consumer = OutboundConsumer(self.sender)
 
     async def ring(self, *messages: MessageRow) -> NotDone:
         """Handle the jobs of messages, in one batch."""
-        return await self.consumer.handle([received(telling.send_job(message)) for message in messages])
+        return await self.consumer.handle([received(row_outputs.send_job(message)) for message in messages])
 
     async def send(self, *messages: MessageRow) -> None:
         """Handle the jobs of messages; wait until nothing is left of their lanes."""
@@ -162,8 +162,8 @@ async def test_one_job_sends_the_lane_in_order(database: Database, world: World)
     await world.send(messages[3])
     assert world.gateway.texts == list("12345")
     assert await statuses(database, messages) == [(D.SENT, None)] * 5
-    assert [output.message.message_id for output in world.told.outputs] == [row.id for row in messages]  # type: ignore[attr-defined]
-    assert set(world.told.names) == {"message.sent"}
+    assert [output.message.message_id for output in world.outputs.outputs] == [row.id for row in messages]  # type: ignore[attr-defined]
+    assert set(world.outputs.names) == {"message.sent"}
     await world.send(messages[4])
     assert len(world.gateway.attempts) == 5
 
@@ -176,7 +176,7 @@ async def test_sessions_go_side_by_side(database: Database, world: World) -> Non
     await world.ring(slow[0])
     await begun.wait()
     assert await world.ring(slow[1], quick[0]) == []
-    await until(lambda: world.told.names == ["message.sent"])
+    await until(lambda: world.outputs.names == ["message.sent"])
     assert world.gateway.texts == ["slow", "quick"]
     release.set()
     await world.idle(*slow)
@@ -211,7 +211,7 @@ async def test_a_call_that_outlives_its_claim_is_waited_for(database: Database, 
     await world.ring(messages[1])
     other = await lane(database, await a_session(database), "other")
     await world.ring(*other)
-    await until(lambda: world.told.names == ["message.sent"])  # a round has been since
+    await until(lambda: world.outputs.names == ["message.sent"])  # a round has been since
     assert world.gateway.texts == ["1", "other"]
     release.set()
     await world.idle(*messages)
@@ -338,7 +338,7 @@ async def test_an_unreachable_gateway_costs_no_attempt(database: Database, world
     assert world.gateway.texts == ["1"] * 6 + ["2"]
     assert len(set(world.gateway.attempts)) == 2
     assert (await reread(database, messages[0])).attempts == 0
-    assert world.told.names == ["message.sent"] * 2
+    assert world.outputs.names == ["message.sent"] * 2
     assert (await lane_of(database, session)).deferrals == 0
 
 
@@ -369,7 +369,7 @@ async def test_three_unknown_outcomes_fail_a_message(database: Database, world: 
     assert len(set(world.gateway.attempts)) == 2
     assert await statuses(database, messages) == [(D.FAILED, "outcome_unknown"), (D.SENT, None)]
     assert (await reread(database, messages[0])).attempts == 3
-    event: Any = world.told.outputs[0].message
+    event: Any = world.outputs.outputs[0].message
     assert (event.name, event.error_code, event.error_message) == ("message.failed", "outcome_unknown", "no answer")
 
 
@@ -406,7 +406,7 @@ async def test_a_refusal_fails_the_message_where_the_session_is_connected(
     ids=lambda answer: type(answer).__name__,
 )
 async def test_a_refusal_without_a_code_passes_where_the_session_is_not_connected(
-    database: Database, world: World, answer: Said
+    database: Database, world: World, answer: Reported
 ) -> None:
     """Not connected, or nobody can say: it is the session's trouble, and the message is tried again."""
     world.gateway.results, world.gateway.answer = [GatewayRefused("no")] * 2, answer
@@ -510,7 +510,7 @@ async def test_what_waited_too_long_is_not_sent(database: Database, world: World
     connected = status is SessionStatus.CONNECTED
     assert world.gateway.texts == (["new"] if connected else [])
     assert await statuses(database, [old, new]) == [(D.FAILED, "expired"), (D.SENT if connected else D.PENDING, None)]
-    event: Any = world.told.outputs[0].message
+    event: Any = world.outputs.outputs[0].message
     assert (event.message_id, event.error_code) == (old.id, "expired")
 
 
@@ -530,7 +530,7 @@ async def test_a_failed_receipt_that_overtakes_the_answer_stands(
     await world.send(message)
     row = await reread(database, message)
     assert (row.delivery_status, row.error_code, row.error_message) == (D.FAILED, "failed_by_whatsapp", "blocked")
-    told = [getattr(output.message, "error_code", None) for output in world.told.outputs]
+    told = [getattr(output.message, "error_code", None) for output in world.outputs.outputs]
     assert told == (["failed_by_whatsapp"] if own_id else [])  # the receipt's handler has told the other
 
 

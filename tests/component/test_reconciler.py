@@ -9,13 +9,13 @@ import pytest
 
 from service import metrics
 from service.domain.reconciling import Patience
-from service.domain.saying import Connected, NoAnswer, OtherState, Said, UnknownSession, UnknownWord
+from service.domain.reported import Connected, NoAnswer, OtherState, Reported, UnknownSession, UnknownWord
 from service.errors import GatewayError, GatewayUnreachable
 from service.persistence.database import Database
 from service.persistence.tables import SessionRow
-from service.upkeep import reconciler
-from service.upkeep.reconciler import Reconciler
-from service.upkeep.watching import Watch
+from service.singletons import reconciler
+from service.singletons.reconciler import Reconciler
+from service.singletons.watching import Watch
 from tests.component.rows import all_of, change, claimed, enqueue
 from tests.component.standins import in_state, settled
 from whatsapp_qr_contracts.message import Message, SessionStatus
@@ -29,22 +29,22 @@ CONNECTING, DISCONNECTED = SessionStatus.CONNECTING, SessionStatus.DISCONNECTED
 class Gateway:
     """A gateway that says what a test writes down."""
 
-    says: dict[str, Said] = field(default_factory=dict)
-    list_of: dict[str, Said] = field(default_factory=dict)
+    says: dict[str, Reported] = field(default_factory=dict)
+    list_of: dict[str, Reported] = field(default_factory=dict)
     has_list: bool = True
     qr_codes: dict[str, str | GatewayError] = field(default_factory=dict)
     asked: list[str] = field(default_factory=list)
     meanwhile: Callable[[], Awaitable[None]] | None = None
     """Happens elsewhere after the first look."""
 
-    async def sessions(self) -> dict[str, Said] | None:
+    async def sessions(self) -> dict[str, Reported] | None:
         if not self.has_list:
             return None
         if self.list_of:
             return self.list_of
         return {name: said for name, said in self.says.items() if not isinstance(said, NoAnswer)}
 
-    async def status(self, session_id: str) -> Said:
+    async def status(self, session_id: str) -> Reported:
         self.asked.append(session_id)
         return self.says.get(session_id, UnknownSession())
 

@@ -18,11 +18,11 @@ from service.consumers import announcing, relay
 from service.consumers.announcing import OF_CONVERSATIONS, OF_SENDING, OF_SESSIONS, Announcer, Sources
 from service.consumers.conversation import ConversationConsumer
 from service.errors import BrokerUnavailable, DatabaseUnavailable, PublishRefused
-from service.messaging.holding import Hold
+from service.messaging.retrying import RetryWhileUnavailable
+from service.persistence.confirmations import Confirmation
 from service.persistence.database import Database
-from service.persistence.marks import Told
 from service.persistence.tables import CommandRow, ConversationRow, MessageRow, SessionRow
-from service.persistence.untold import Part
+from service.persistence.unpublished import Part
 from tests.amqp import a_chatbot, until
 from tests.component.conversing import World, a_receipt
 from tests.component.rows import (
@@ -103,7 +103,7 @@ class Process:
         sources = {name: [replace(source, settled=60.0) for source in some] for name, some in sources.items()}
         self.part = Part(partitions, {})
         self.stopped = False
-        self.announcer = Announcer(database, self.broker, Hold(), sources, lambda: self.part)  # type: ignore[arg-type]
+        self.announcer = Announcer(database, self.broker, RetryWhileUnavailable(), sources, lambda: self.part)  # type: ignore[arg-type]
         self._consumer = ConversationConsumer(database, self.announcer, timedelta(hours=1))
 
     def owns(self, *partitions: int, since: float = 1.0, busy: frozenset[str] = frozenset()) -> None:
@@ -268,7 +268,7 @@ async def test_a_partition_is_given_up_whatever_the_database_does(
 
     with monkeypatch.context() as patched:
         patched.setattr(database, "transact", fail)
-        process.announcer.marks.note(Told(MessageRow, (message.id,), place=0))
+        process.announcer.confirmations.note(Confirmation(MessageRow, (message.id,), place=0))
         await process.announcer.settle()
         assert not (await reread(database, message)).handed_over
 

@@ -5,14 +5,14 @@ from uuid import UUID, uuid4
 
 import pytest
 
-from service.consumers import telling
-from service.consumers.telling import Output
+from service.consumers import row_outputs
+from service.consumers.row_outputs import Output
 from service.domain.identities import key_hash, output_id
-from service.domain.saying import Connected, NoAnswer, Said, UnknownSession, UnknownWord
+from service.domain.reported import Connected, NoAnswer, Reported, UnknownSession, UnknownWord
 from service.errors import GatewayError, GatewayOutcomeUnknown, GatewayRefused, GatewayUnreachable, Undeliverable
 from service.persistence import sessions
+from service.persistence.confirmations import Confirmations
 from service.persistence.database import Database
-from service.persistence.marks import Marks
 from service.persistence.tables import CommandRow, MessageRow, SessionRow
 from tests.component.rows import all_of, enqueue
 from tests.component.standins import ASKED_AT, CrashError, World, connected, disconnected, settled
@@ -49,7 +49,7 @@ async def test_a_first_initialize_opens_a_session(world: World) -> None:
     assert row.session_id == f"session_{chatbot_id}_{int(ASKED_AT.timestamp() * 1000)}"
     assert (row.status, row.wanted, row.version, row.told_version) == (S.CONNECTING, True, 1, 1)
     assert world.gateway.calls == [f"initialize {row.session_id} {chatbot_id}"]
-    [told] = world.told.outputs
+    [told] = world.outputs.outputs
     assert (told.message.name, told.message_id) == ("session.connecting", output_id(row.id, "version 1"))
     assert told.correlation_id == "c"
     assert await rows_tell(world.database, initialize(chatbot_id)) == [told]
@@ -63,7 +63,7 @@ async def test_initialize_believes_a_gateway_that_is_connected(world: World) -> 
     row = await world.row(session.chatbot_id)
     assert (row.status, row.wanted, row.phone_number) == (S.CONNECTED, True, NUMBER)
     assert world.gateway.asked == ["status"]
-    assert world.told.names == ["session.connected"]
+    assert world.outputs.names == ["session.connected"]
 
 
 @pytest.mark.parametrize(
@@ -81,7 +81,7 @@ async def test_initialize_leaves_a_connected_session_to_a_gateway_that_cannot_sa
     session = await settled(world.database)
     world.says(NoAnswer(error))
     await world.handle(initialize(session.chatbot_id))
-    [told] = world.told.outputs
+    [told] = world.outputs.outputs
     assert (told.message.name, told.message.code) == ("command.rejected", code)
     assert (told.message.command_id, told.correlation_id) == ("c", "c")
     row = await world.row(session.chatbot_id)
@@ -94,7 +94,7 @@ async def test_initialize_takes_an_unknown_word_as_no_denial(world: World) -> No
     session = await settled(world.database)
     world.says(UnknownWord())
     await world.handle(initialize(session.chatbot_id))
-    assert world.told.names == ["session.connected"]
+    assert world.outputs.names == ["session.connected"]
     assert (await world.row(session.chatbot_id)).version == session.version
     assert world.gateway.asked == ["status"]
 
@@ -104,13 +104,13 @@ async def test_initialize_shows_the_qr_code_that_is_there(world: World) -> None:
     session = await settled(world.database, status=S.QR_READY, qr_code="data:QR")
     world.says(S.QR_READY)
     await world.handle(initialize(session.chatbot_id))
-    [event] = world.told.messages
+    [event] = world.outputs.messages
     assert (event.name, event.qr_code) == ("session.qr_ready", "data:QR")
     assert world.gateway.asked == ["status"]
 
 
 @pytest.mark.parametrize("answer", [UnknownSession(), S.DISCONNECTED, S.QR_READY])
-async def test_initialize_leaves_connected_only_where_the_gateway_denies_it(world: World, answer: Said | S) -> None:
+async def test_initialize_leaves_connected_only_where_the_gateway_denies_it(world: World, answer: Reported | S) -> None:
     """A row that says CONNECTED against the gateway's word is opened anew, under the same session id."""
     session = await settled(world.database)
     world.says(answer)
@@ -131,20 +131,20 @@ async def test_initialize_ends_in_disconnected_where_the_gateway_does_not_open(
     chatbot_id = uuid4()
     world.gateway.refusal = error
     await world.handle(initialize(chatbot_id))
-    [event] = world.told.messages
+    [event] = world.outputs.messages
     assert (event.name, event.status_reason) == ("session.disconnected", reason)
     assert (await world.row(chatbot_id)).wanted
     world.gateway.refusal = None
     world.says(NoAnswer(error))
     await world.handle(initialize(chatbot_id), "again")
-    assert world.told.names[1:] == ["session.connecting"]
+    assert world.outputs.names[1:] == ["session.connecting"]
 
 
 async def test_a_strict_service_knows_its_chatbots(database: Database) -> None:
     """An unknown or removed chatbot gets no session and the gateway hears nothing; once registered it does."""
     world, chatbot_id = World(database, strict=True), uuid4()
     await world.handle(initialize(chatbot_id))
-    [event] = world.told.messages
+    [event] = world.outputs.messages
     assert (event.name, event.code) == ("command.rejected", "unknown_chatbot")
     assert await all_of(database, SessionRow) == []
     assert world.gateway.calls == []
@@ -152,7 +152,7 @@ async def test_a_strict_service_knows_its_chatbots(database: Database) -> None:
     await world.handle(initialize(chatbot_id), "now")
     await world.handle(RemoveChatbot(chatbot_id=chatbot_id), "remove")
     await world.handle(initialize(chatbot_id), "later")
-    assert world.told.names[1:] == [
+    assert world.outputs.names[1:] == [
         "chatbot.registered", "session.connecting", "session.disconnected", "chatbot.removed", "command.rejected"
     ]  # fmt: skip
 
@@ -171,15 +171,15 @@ async def test_disconnect_ends_the_wish(world: World, away: GatewayError | None)
     assert world.gateway.calls == [f"disconnect {session.session_id}"]
     await world.handle(DisconnectSession(chatbot_id=session.chatbot_id), "2")
     assert (await world.row(session.chatbot_id)).version == row.version
-    assert world.told.names == ["session.disconnected"] * 2
-    assert [told.correlation_id for told in world.told.outputs] == ["1", "2"]
-    assert len(set(world.told.ids)) == 2
+    assert world.outputs.names == ["session.disconnected"] * 2
+    assert [told.correlation_id for told in world.outputs.outputs] == ["1", "2"]
+    assert len(set(world.outputs.ids)) == 2
 
 
 async def test_disconnect_needs_a_session(world: World) -> None:
     """A chatbot without one is told so, and the gateway nothing."""
     await world.handle(DisconnectSession(chatbot_id=uuid4()))
-    [event] = world.told.messages
+    [event] = world.outputs.messages
     assert (event.name, event.code) == ("command.rejected", "no_session")
     assert world.gateway.calls == []
 
@@ -189,11 +189,11 @@ async def test_remove_ends_session_and_chatbot(world: World) -> None:
     session = await settled(world.database)
     await world.handle(RemoveChatbot(chatbot_id=session.chatbot_id))
     await world.handle(RemoveChatbot(chatbot_id=uuid4()))
-    assert world.told.names == ["session.disconnected", "chatbot.removed", "chatbot.removed"]
+    assert world.outputs.names == ["session.disconnected", "chatbot.removed", "chatbot.removed"]
     assert world.gateway.asked == ["disconnect"]
     assert not await world.database.read(lambda tx: sessions.chatbot_is_known(tx, session.chatbot_id))
     await world.handle(RegisterChatbot(chatbot_id=session.chatbot_id), "back")
-    assert world.told.names[3:] == ["chatbot.registered"]
+    assert world.outputs.names[3:] == ["chatbot.registered"]
     assert await world.database.read(lambda tx: sessions.chatbot_is_known(tx, session.chatbot_id))
 
 
@@ -208,7 +208,7 @@ async def test_a_command_without_an_id_is_no_command(world: World) -> None:
         with pytest.raises(Undeliverable) as raised:
             await world.handle(command(chatbot_id), "")
         assert raised.value.code == "missing_id"
-    assert (world.told.outputs, world.gateway.calls) == ([], [])
+    assert (world.outputs.outputs, world.gateway.calls) == ([], [])
     assert await all_of(world.database, CommandRow) == []
 
 
@@ -216,13 +216,13 @@ async def test_a_repeated_command_is_answered_again(world: World) -> None:
     """Under the same id, also after its answer was confirmed, and from then on by its row; nothing is done twice."""
     command = initialize(uuid4())
     await world.handle(command)
-    [answer] = world.told.take()
-    marks = Marks(world.database)
-    marks.note(answer.told)
+    [answer] = world.outputs.take()
+    marks = Confirmations(world.database)
+    marks.note(answer.confirmation)
     await marks.flush()
     assert await rows_tell(world.database, command) == []
     await world.handle(command)
-    assert world.told.outputs == [answer]
+    assert world.outputs.outputs == [answer]
     assert await rows_tell(world.database, command) == [answer]
     assert world.gateway.asked == ["initialize"]
 
@@ -231,23 +231,23 @@ async def test_another_command_under_a_known_id_is_refused(world: World) -> None
     """It is told so and nothing is done; the first keeps its outcome, also asked for at another time."""
     chatbot_id = uuid4()
     await world.handle(initialize(chatbot_id))
-    row, first, asked = await world.row(chatbot_id), world.told.ids, list(world.gateway.asked)
+    row, first, asked = await world.row(chatbot_id), world.outputs.ids, list(world.gateway.asked)
     for command in (
         DisconnectSession(chatbot_id=chatbot_id),
         RemoveChatbot(chatbot_id=chatbot_id),
         InitializeSession(chatbot_id=chatbot_id, repair_of=row.version),
     ):
-        world.told.take()
+        world.outputs.take()
         for _ in range(2):
             await world.handle(command)
-        event = world.told.messages[0]
+        event = world.outputs.messages[0]
         assert (event.name, event.code, event.command) == ("command.rejected", "id_reused", command.name)
-        assert len(set(world.told.ids)) == 1
+        assert len(set(world.outputs.ids)) == 1
     after = await world.row(chatbot_id)
     assert (after.wanted, after.version, world.gateway.asked) == (True, row.version, asked)
-    world.told.take()
+    world.outputs.take()
     await world.handle(InitializeSession(chatbot_id=chatbot_id, requested_at=ASKED_AT))
-    assert world.told.ids == first
+    assert world.outputs.ids == first
 
 
 # A crash at each step
@@ -327,7 +327,7 @@ async def test_a_crash_at_any_step_is_made_good(
         again = World(database)
         again.gateway.answers, again.gateway.refusal = world.gateway.answers, world.gateway.refusal
         await again.handle(message)
-        told = world.told.outputs + again.told.outputs + await rows_tell(database, message)
+        told = world.outputs.outputs + again.told.outputs + await rows_tell(database, message)
         once = {output.message_id: output for output in told}
         assert sorted(output.message.name for output in once.values()) == sorted(expected), step
         assert len({(output.message_id, output.message.wire()) for output in told}) == len(once), step
@@ -335,7 +335,7 @@ async def test_a_crash_at_any_step_is_made_good(
         assert set(undisturbed.gateway.asked) <= set(asked) <= {*undisturbed.gateway.asked, "status"}, step
         silent = World(database)
         await silent.handle(message)
-        answers = [output for output in once.values() if output.told.table is CommandRow]
+        answers = [output for output in once.values() if output.confirmation.table is CommandRow]
         assert (silent.told.outputs, len(answers)) == (answers, isinstance(message, Command)), step
         assert "initialize" not in silent.gateway.asked, step
 
@@ -345,9 +345,9 @@ async def rows_tell(database: Database, message: Message) -> list[Output]:
     hashed = key_hash(message.partition_key)
     outputs: list[Output] = []
     for table, of in (
-        (MessageRow, telling.event_of),
-        (SessionRow, telling.of_session),
-        (CommandRow, telling.of_command),
+        (MessageRow, row_outputs.event_of),
+        (SessionRow, row_outputs.of_session),
+        (CommandRow, row_outputs.of_command),
     ):
         for row in await all_of(database, table, key_hash=hashed):
             outputs += of(row)

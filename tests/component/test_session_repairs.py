@@ -3,7 +3,7 @@
 import pytest
 
 from service.domain.identities import output_id
-from service.domain.saying import Said, UnknownSession
+from service.domain.reported import Reported, UnknownSession
 from service.persistence.database import Database
 from service.persistence.tables import ChatbotRow, SessionRow
 from tests.component.rows import all_of, change
@@ -41,7 +41,7 @@ def a_connection(session: SessionRow, **data: str) -> GatewayConnected:
     ],
 )
 async def test_a_repair_begins_anew_what_hangs(
-    world: World, before: S, there: Said | S, number: str | None, asked: list[str], after: S, reason: str | None
+    world: World, before: S, there: Reported | S, number: str | None, asked: list[str], after: S, reason: str | None
 ) -> None:
     """A pairing that runs is ended first, because /init would leave it; a link that may exist is never ended."""
     session = await settled(world.database, status=before, phone_number=number)
@@ -68,7 +68,7 @@ async def test_a_repair_that_comes_after_the_users_end_does_nothing(world: World
     assert world.gateway.calls == []
     assert (await world.row(session.chatbot_id)).version == session.version
     assert (await _chatbot(world, session)).removed_at is not None
-    [rejected] = world.told.outputs
+    [rejected] = world.outputs.outputs
     assert (rejected.message.name, rejected.message.code) == ("command.rejected", "not_wanted")
     assert (rejected.message_id, rejected.correlation_id) == (output_id(session.chatbot_id, "command.rejected c"), "c")
 
@@ -84,7 +84,7 @@ async def test_a_repair_that_was_overtaken_leaves_a_pairing_in_progress(world: W
     assert world.gateway.calls == []
     row = await world.row(session.chatbot_id)
     assert (row.status, row.qr_code, row.version) == (S.QR_READY, "data:x", session.version + 1)
-    rejected = world.told.messages[-1]
+    rejected = world.outputs.messages[-1]
     assert (rejected.name, rejected.code) == ("command.rejected", "outdated")
 
 
@@ -111,7 +111,7 @@ async def test_a_connection_with_a_reason_shows_it_until_one_without(world: Worl
         await world.handle(a_connection(session, **({"reason": reason} if reason else {})))
         row = await world.row(session.chatbot_id)
         assert (row.status, row.status_reason, row.version - session.version) == (S.CONNECTED, reason, version)
-    assert [(event.name, event.status_reason) for event in world.told.messages] == [
+    assert [(event.name, event.status_reason) for event in world.outputs.messages] == [
         ("session.connected", "action_required"),
         ("session.connected", None),
     ]

@@ -7,12 +7,12 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from service.consumers import session as session_module
 from service.domain.identities import output_id
-from service.domain.saying import Connected, NoAnswer, Said, UnknownSession, UnknownWord
+from service.domain.reported import Connected, NoAnswer, Reported, UnknownSession, UnknownWord
 from service.errors import DatabaseUnavailable, GatewayOutcomeUnknown, GatewayUnreachable, Undeliverable
 from service.persistence import lanes, sessions
 from service.persistence.database import Database
 from service.persistence.tables import SessionRow
-from service.persistence.untold import Part
+from service.persistence.unpublished import Part
 from tests.component.rows import enqueue, reread, send_round
 from tests.component.standins import World, connected, disconnected, settled
 from whatsapp_qr_contracts.commands import InitializeSession
@@ -50,30 +50,32 @@ async def state(world: World, session: SessionRow) -> tuple[S, int]:
         (S.CONNECTING, disconnected, S.QR_READY),
     ],
 )
-async def test_a_contradicted_report_changes_nothing(world: World, before: S, report: Any, answer: Said | S) -> None:
+async def test_a_contradicted_report_changes_nothing(
+    world: World, before: S, report: Any, answer: Reported | S
+) -> None:
     """The gateway is asked three times; where it keeps contradicting its report, that was old news."""
     session = await settled(world.database, status=before)
     world.says(answer)
     await world.handle(report(session))
     assert world.gateway.asked == ["status"] * 3
     assert await state(world, session) == (before, 0)
-    assert world.told.outputs == []
+    assert world.outputs.outputs == []
 
 
 @pytest.mark.parametrize("answer", [*NO_ANSWERS, S.CONNECTED])
-async def test_a_connection_is_believed_unless_it_is_denied(world: World, answer: Said | S) -> None:
+async def test_a_connection_is_believed_unless_it_is_denied(world: World, answer: Reported | S) -> None:
     """Confirmed, or reported by a gateway that cannot say more: connected, with the reported number."""
     session = await settled(world.database, status=S.QR_READY)
     world.says(answer)
     await world.handle(connected(session, f"+{NUMBER}"))
     assert await state(world, session) == (S.CONNECTED, 1)
     assert (await world.row(session.chatbot_id)).phone_number == NUMBER
-    assert world.told.names == ["session.connected"]
-    assert world.told.ids == [output_id(session.id, f"version {session.version + 1}")]
+    assert world.outputs.names == ["session.connected"]
+    assert world.outputs.ids == [output_id(session.id, f"version {session.version + 1}")]
 
 
 @pytest.mark.parametrize("answer", [*NO_ANSWERS, UnknownSession(), S.DISCONNECTED, S.QR_READY])
-async def test_an_end_is_believed_unless_it_is_denied(world: World, answer: Said | S) -> None:
+async def test_an_end_is_believed_unless_it_is_denied(world: World, answer: Reported | S) -> None:
     """A session that the gateway does not call connected is disconnected, with the reported reason, still wanted."""
     session = await settled(world.database)
     world.says(answer)
@@ -98,10 +100,10 @@ async def test_a_replayed_report_is_not_even_asked_about(world: World) -> None:
     for report, answer in ((a_qr, S.QR_READY), (connected, S.CONNECTED), (disconnected, S.DISCONNECTED)):
         world.says(answer)
         await world.handle(report(session))
-        names, asked = list(world.told.names), list(world.gateway.asked)
+        names, asked = list(world.outputs.names), list(world.gateway.asked)
         await world.handle(report(session), "again")
-        assert (world.told.names, world.gateway.asked) == (names, asked)
-    assert world.told.names == ["session.qr_ready", "session.connected", "session.disconnected"]
+        assert (world.outputs.names, world.gateway.asked) == (names, asked)
+    assert world.outputs.names == ["session.qr_ready", "session.connected", "session.disconnected"]
 
 
 async def test_a_renewed_qr_code_is_shown(world: World) -> None:
@@ -109,8 +111,8 @@ async def test_a_renewed_qr_code_is_shown(world: World) -> None:
     session = await settled(world.database, status=S.CONNECTING)
     for code in ("data:1", "data:1", "data:2"):
         await world.handle(a_qr(session, code))
-    assert [event.qr_code for event in world.told.messages] == ["data:1", "data:2"]
-    assert len(set(world.told.ids)) == 2
+    assert [event.qr_code for event in world.outputs.messages] == ["data:1", "data:2"]
+    assert len(set(world.outputs.ids)) == 2
 
 
 async def test_nobody_wants_what_was_disconnected(world: World) -> None:
@@ -121,7 +123,7 @@ async def test_nobody_wants_what_was_disconnected(world: World) -> None:
     await world.handle(connected(session, NUMBER))
     assert world.gateway.calls == [f"disconnect {session.session_id}"]
     assert await state(world, session) == (S.DISCONNECTED, 0)
-    assert world.told.outputs == []
+    assert world.outputs.outputs == []
 
 
 async def test_a_report_of_an_unknown_session_is_undeliverable(world: World) -> None:
@@ -146,7 +148,7 @@ async def test_a_logout_after_a_lost_connection_ends_the_wish(world: World, reas
     assert (row.status, row.status_reason, row.wanted) == (S.DISCONNECTED, reason, False)
     await world.handle(disconnected(session, "connection_lost"))
     assert await state(world, session) == (S.DISCONNECTED, 2)
-    assert [event.status_reason for event in world.told.messages] == ["connection_lost", reason]
+    assert [event.status_reason for event in world.outputs.messages] == ["connection_lost", reason]
 
 
 # Numbers
@@ -162,7 +164,7 @@ async def test_the_forms_of_a_number_are_one_number(world: World, form: str) -> 
     assert (await reread(world.database, message)).delivery_status is DeliveryStatus.PENDING
     assert (await world.row(session.chatbot_id)).phone_number == NUMBER
     await world.handle(connected(session, form), "again")
-    assert world.told.names == ["session.connected"]
+    assert world.outputs.names == ["session.connected"]
 
 
 @pytest.mark.parametrize(
@@ -179,7 +181,7 @@ async def test_another_number_fails_what_waits(world: World, reported: str | Non
         *(message.id, DeliveryStatus.FAILED, "number_changed"),
     )
     assert (await world.row(session.chatbot_id)).phone_number == OTHER
-    assert world.told.names == ["session.connected"]
+    assert world.outputs.names == ["session.connected"]
 
 
 @pytest.mark.parametrize("by_command", [False, True])
@@ -194,7 +196,7 @@ async def test_another_number_is_seen_while_connected(world: World, *, by_comman
     assert (await world.row(session.chatbot_id)).phone_number == OTHER
     [failed] = (await send_round(world.database, session)).changed
     assert (failed.id, failed.error_code) == (message.id, "number_changed")
-    assert world.told.names == ["session.connected"]
+    assert world.outputs.names == ["session.connected"]
 
 
 # What else happens meanwhile
@@ -227,7 +229,7 @@ async def test_a_decision_on_a_stale_state_is_made_again(world: World, other_pro
     row = await world.row(session.chatbot_id)
     assert (row.status, row.status_reason, row.wanted) == (S.DISCONNECTED, "requested", False)
     assert world.gateway.asked == (["status", "disconnect"] if report is connected else ["status"])
-    assert world.told.outputs == []
+    assert world.outputs.outputs == []
 
 
 async def test_an_initialize_on_a_stale_state_is_decided_again(world: World, other_process: Database) -> None:
@@ -238,7 +240,7 @@ async def test_an_initialize_on_a_stale_state_is_decided_again(world: World, oth
     assert world.gateway.asked == ["status"]
     await world.handle(command)
     assert world.gateway.asked == ["status", "status", "initialize"]
-    assert world.told.names == ["session.connecting"]
+    assert world.outputs.names == ["session.connecting"]
     assert (await world.row(session.chatbot_id)).wanted
 
 
@@ -258,4 +260,4 @@ async def stale(world: World, other: Database, session: SessionRow, message: Mes
     with pytest.raises(DatabaseUnavailable):
         await world.handle(message)
     world.gateway.meanwhile = None
-    assert world.told.outputs == []
+    assert world.outputs.outputs == []

@@ -11,7 +11,7 @@ from service.errors import BrokerUnavailable, DatabaseUnavailable
 from service.messaging import subscriptions as subscriptions_module
 from service.messaging import topology
 from service.messaging.envelope import Properties
-from service.messaging.holding import Hold, Stopping
+from service.messaging.retrying import RetryWhileUnavailable, Stopping
 from service.messaging.subscriptions import Subscriptions
 from tests.system import SECONDS, eventually
 
@@ -31,7 +31,7 @@ class Remembering:
         self.started = self.subscribed = True
         self.active = self.delivers
 
-    async def give_up(self, _seconds: float) -> None:
+    async def release(self, _seconds: float) -> None:
         self._log.append(f"give up {self.name}")
         self.started = self.subscribed = self.active = False
         trouble, self.trouble = self.trouble, None
@@ -48,8 +48,8 @@ class World:
         self.log: list[str] = []
         self.away = away
         self.stand_ins = [Remembering(number, self.log) for number in range(self.partitions)]
-        self.hold = Hold(patience=0.05)
-        parts: Any = (self.stand_ins, self, self.hold, asyncio.Event())
+        self.retry = RetryWhileUnavailable(patience=0.05)
+        parts: Any = (self.stand_ins, self, self.retry, asyncio.Event())
         self.subscriptions = Subscriptions("amqp://nowhere/", *parts)
 
     async def publish_raw(self, _body: bytes, *, routing_key: str, properties: Properties, **_: str) -> None:
@@ -98,7 +98,7 @@ async def test_what_is_subscribed_to_is_probed(monkeypatch: pytest.MonkeyPatch, 
 async def test_a_backlog_gets_no_probe_behind_it(monkeypatch: pytest.MonkeyPatch) -> None:
     """What was delivered tells the owner: else each start in a crash loop would leave one message more."""
     async with subscribed(monkeypatch) as world:
-        await world.subscriptions._give_up(SECONDS)
+        await world.subscriptions._release(SECONDS)
         world.stand_ins[1].delivers = True
         await world.subscriptions._subscribe(longest=1)
         assert world.log[9:] == ["start 0", "start 1", "start 2", "probe 0", "probe 2"]
@@ -124,8 +124,8 @@ async def test_everything_returns_whatever_closing_a_partition_raises(
     async with subscribed(monkeypatch) as world:
         world.stand_ins[1].trouble = trouble
         with pytest.raises(Stopping):
-            await world.hold(away)
+            await world.retry(away)
         everything = [f"{what} {number}" for what in ("start", "probe") for number in range(3)]
         assert (await world.logged(15))[6:] == ["give up 0", "give up 1", "give up 2", *everything]
-        assert not world.hold._leaving.is_set()
+        assert not world.retry._leaving.is_set()
         assert world.subscriptions.ready

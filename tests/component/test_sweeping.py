@@ -11,9 +11,9 @@ from service import metrics
 from service.persistence import lanes, sessions, sweeping
 from service.persistence.database import Database, present
 from service.persistence.tables import CommandRow, ConversationRow, MessageRow, ReceiptRow, SessionRow
-from service.persistence.untold import Part
-from service.upkeep import sweeper as sweeper_module
-from service.upkeep.sweeper import Sweeper
+from service.persistence.unpublished import Part
+from service.singletons import sweeper as sweeper_module
+from service.singletons.sweeper import Sweeper
 from tests.component.racing import change_lane
 from tests.component.rows import a_session, all_of, change, claimed, enqueue, send_round, sent
 from whatsapp_qr_contracts.message import DeliveryStatus, SessionStatus

@@ -10,11 +10,11 @@ from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from service.errors import DatabaseUnavailable
+from service.persistence.confirmations import Confirmation, Confirmations
 from service.persistence.database import Database
 from service.persistence.heartbeats import Heartbeats
-from service.persistence.marks import Marks, Told
 from service.persistence.tables import MessageRow
-from service.upkeep.hosting import Duty, Upkeep
+from service.singletons.running import SingletonJob, SingletonJobs
 from tests.component.rows import a_session, enqueue
 from tests.system import eventually
 
@@ -105,16 +105,16 @@ async def test_probes_are_answered_beside_a_backlog(narrow: Database) -> None:
 async def test_beats_leases_and_marks_are_urgent(narrow: Database, *, one_writer: bool) -> None:
     """Late ones would look like a process that has died, or repeat what was confirmed."""
     message = await enqueue(narrow, await a_session(narrow))
-    marks = Marks(narrow)
-    marks.note(Told(MessageRow, (message.id,), place=message.lane_number))
+    marks = Confirmations(narrow)
+    marks.note(Confirmation(MessageRow, (message.id,), place=message.lane_number))
     ran = asyncio.Event()
 
     async def run() -> None:
         ran.set()
 
-    upkeep = Upkeep(narrow, [Duty("sweeper", 60.0, run)])
+    singletons = SingletonJobs(narrow, [SingletonJob("sweeper", 60.0, run)])
     async with Backlog(narrow) as backlog:
-        upkeep.start()
+        singletons.start()
         beats = asyncio.gather(
             Heartbeats(narrow, "one", "queue", 5.0, partitions=4).beat([]), marks.flush(), ran.wait()
         )
@@ -124,7 +124,7 @@ async def test_beats_leases_and_marks_are_urgent(narrow: Database, *, one_writer
         else:
             await ended(beats)
         assert len(backlog.done) < MANY
-    await upkeep.stop()
+    await singletons.stop()
 
 
 async def test_one_who_waits_for_a_turn_can_be_cancelled(narrow: Database) -> None:

@@ -32,7 +32,7 @@ _OF_OTHERS = {
     "cluster_status",
 }
 _SECTIONS = ("What it means", "How to look", "What to do", "It is over when", "What not to do")
-_OUR_LABELS = {"status", "outcome", "reason", "type", "queue", "role", "call", "kind", "duty", "session"}
+_OUR_LABELS = {"status", "outcome", "reason", "type", "queue", "role", "call", "kind", "singleton_job", "session"}
 _SEVERITIES = {"critical", "warning"}
 
 

@@ -30,7 +30,7 @@ WRONG = {
         ("max by", "min by"),
         ("[0-9]+|entry", "[1-2]+|entry"),
     ],
-    "WhatsappQrLaneWithoutConsumer": [("< scalar", "<= scalar"), ("sum by", "max by"), ("< scalar", "> scalar")],
+    "WhatsappQrPartitionWithoutConsumer": [("< scalar", "<= scalar"), ("sum by", "max by"), ("< scalar", "> scalar")],
     "WhatsappQrBacklogGrowing": [("> 500", "> 650"), ("> 500", "> 300"), ("> 0", ">= 0"), ("and", "or")],
     "WhatsappQrMessageAge": [("> 60", "> 100"), ("> 60", "> 50"), ("0.95", "0.99"), ("0.95", "0.5")],
     "WhatsappQrOldestPending": [("> 900", "> 1000"), ("> 900", "> 800"), ('{session="connected"}', "")],

@@ -60,7 +60,7 @@ def _expression(text: str) -> Callable[[dict[str, Any]], None]:
         (_expression('sum(rate(whatsapp_qr_sends_total{code="x"}[5m]))'), "has no label code"),
         (_expression("sum by (code) (rate(whatsapp_qr_sends_total[5m]))"), "nothing has a label code"),
         (_expression('sum(rate(whatsapp_qr_sends_total{outcome="posted"}[5m]))'), "outcome is never posted"),
-        (_expression('sum(whatsapp_qr_held{pod="$pod"})'), "nobody sets $pod"),
+        (_expression('sum(whatsapp_qr_retrying{pod="$pod"})'), "nobody sets $pod"),
         (lambda one: _panel(one)["targets"][0].update(legendFormat="{{colour}}"), "nothing has a label colour"),
         (lambda one: _panel(one).update(title=""), "has no title"),
         (lambda one: _panel(one).update(description=""), "has no description"),
@@ -73,7 +73,7 @@ def _expression(text: str) -> Callable[[dict[str, Any]], None]:
             lambda one: one["templating"]["list"][1].update(query="label_values(nothing, namespace)"),
             "no metric nothing",
         ),
-        (lambda one: one["templating"]["list"][1].update(query="label_values(whatsapp_qr_held, x)"), "with x"),
+        (lambda one: one["templating"]["list"][1].update(query="label_values(whatsapp_qr_retrying, x)"), "with x"),
     ],
 )
 def test_a_wrong_panel_is_noticed(change: Callable[[dict[str, Any]], None], fault: str) -> None:

@@ -11,10 +11,10 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 import aio_pika
 from aio_pika.abc import AbstractChannel, AbstractQueue
 from sqlalchemy import make_url
+from tests.faults.doors import until_accepted
 from yarl import URL
 
 from service.tasks import end
-from tests.faults.doors import until_accepted
 from tests.faults.stage import TAKEN, Stage
 from tests.system import Process, eventually
 

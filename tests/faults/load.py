@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from uuid import UUID, uuid5
 
 from tests.faults.doors import AmqpDoor, until_accepted
+
 from tests.faults.ledger import Given, Ledger, Link
 from tests.system import System
 from whatsapp_qr_contracts.commands import Command, SendMessage

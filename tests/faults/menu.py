@@ -5,8 +5,9 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Any
 
-from tests.faults import harms
 from tests.faults.doors import until_accepted
+
+from tests.faults import harms
 from tests.faults.stage import Stage
 
 Fault = Callable[[Stage, random.Random], AbstractAsyncContextManager[None]]

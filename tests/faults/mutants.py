@@ -9,10 +9,10 @@ from faststream.rabbit import Channel
 from service.consumers.conversation import ConversationConsumer
 from service.consumers.outbound import Sender
 from service.consumers.relay import Relay
-from service.consumers.telling import Output
+from service.consumers.row_outputs import Output
 from service.domain.sending import SendPolicy
 from service.messaging import publishing
-from service.messaging.handling import Handling, acknowledge
+from service.messaging.handling import BatchProcessor, acknowledge
 from service.messaging.pipelining import Pipeline
 from service.persistence.intake import Intake
 
@@ -44,26 +44,26 @@ def _acknowledges_first() -> None:
     """A message is acknowledged when it comes, not when its work is done."""
 
     def acknowledging(end: Callable[..., Any]) -> Callable[..., Any]:
-        async def ending(handling: Handling, batch: Any, **how: Any) -> Any:
+        async def ending(handling: BatchProcessor, batch: Any, **how: Any) -> Any:
             await acknowledge(batch.deliveries)
             return await end(handling, batch, **how)
 
         return ending
 
-    _replace(Handling, "end", acknowledging)
+    _replace(BatchProcessor, "end", acknowledging)
 
 
 def _reverses_batches() -> None:
     """What waits is taken together, and the newest is handled first."""
 
     def reversing(end: Callable[..., Any]) -> Callable[..., Any]:
-        async def ending(handling: Handling, batch: Any, **how: Any) -> Any:
+        async def ending(handling: BatchProcessor, batch: Any, **how: Any) -> Any:
             batch.readable.reverse()
             return await end(handling, batch, **how)
 
         return ending
 
-    _replace(Handling, "end", reversing)
+    _replace(BatchProcessor, "end", reversing)
 
 
 def _publishes_unconfirmed() -> None:
@@ -123,7 +123,7 @@ def _marks_first() -> None:
 
     def marking(publish: Callable[..., Any]) -> Callable[..., Any]:
         async def publishing_one(relay: Relay, output: Output, tries: int) -> bool:
-            relay._marks.note(output.told)
+            relay._confirmations.note(output.confirmation)
             return bool(await publish(relay, output, tries))
 
         return publishing_one

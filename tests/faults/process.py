@@ -19,7 +19,7 @@ direct <destination>  a relay publishes what was just committed
 look <destination>    a relay tells a page of rows, and writes down that it has
 marks                 confirmations are written down
 claim, send, record   a round of the outbound consumer, a call of the gateway, the round that records an answer
-<duty>                one run of it; of the sweeper, one that has woken a lane; of the dead letters' queue, one letter
+<singleton job>       one run of it; of the sweeper, one that has woken a lane; of the dead letters' queue, one letter
 <METHOD> <route>      a request
 
 FAULTS_SKEW says by how many seconds the clock of the process is wrong, FAULTS_MUTANT which defect it has.
@@ -46,15 +46,15 @@ from service.consumers.relay import Relay
 from service.errors import DatabaseUnavailable, GatewayRefused, PublishRefused
 from service.gateway import Gateway
 from service.messaging import dead_letter_queue
-from service.messaging.handling import Handling
+from service.messaging.handling import BatchProcessor
 from service.messaging.inbox import Delivery
 from service.messaging.publishing import Publisher
 from service.messaging.receiving import is_probe, name_of
 from service.persistence import sweeping
+from service.persistence.confirmations import Confirmations
 from service.persistence.database import Database
-from service.persistence.marks import Marks
-from service.upkeep import hosting
-from service.upkeep.hosting import Duty
+from service.singletons import running
+from service.singletons.running import SingletonJob
 from tests.faults.clocks import set_clocks_wrong
 from tests.system import be_a_process
 from whatsapp_qr_contracts.message import JOBS
@@ -180,13 +180,13 @@ def _install(faults: Faults) -> None:
     _around(Publisher, "publish_raw", partial(_publishing, faults))
     _around(Gateway, "_call", partial(_stepping, step, "call", "called", (GatewayRefused,)))
     _around(Delivery, "acknowledge", partial(_stepping, step, "ack", "acked", ()))
-    _around(Handling, "end", _end)
+    _around(BatchProcessor, "process", _end)
     _around(Relay, "_step", _relay)
     _around(Relay, "_page", partial(_look, step))
-    _around(Marks, "flush", _mark)
+    _around(Confirmations, "flush", _mark)
     _around(Sender, "_round", _round)
     _around(Sender, "_send", _send)
-    _around(hosting, "_do", _do_duty)
+    _around(running, "_do", _run_job)
     _around(sweeping, "wake_forgotten", _wake)
     read_dead_letter = dead_letter_queue.read_dead_letter
 
@@ -240,7 +240,7 @@ async def _stepping(
     return result
 
 
-async def _end(do: Callable[..., Awaitable[Any]], handling: Handling, batch: Any, **how: Any) -> Any:
+async def _end(do: Callable[..., Awaitable[Any]], handling: BatchProcessor, batch: Any, **how: Any) -> Any:
     names = [  # each as often as the batch has it
         f"entry {name_of(delivery)}" if delivery.number == handling._count else name_of(delivery)
         for delivery in batch.deliveries
@@ -263,12 +263,12 @@ async def _look(step: Callable[[str], None], do: Callable[..., Awaitable[Any]], 
     return page
 
 
-async def _mark(do: Callable[..., Awaitable[None]], marks: Marks) -> None:
+async def _mark(do: Callable[..., Awaitable[None]], confirmations: Confirmations) -> None:
     if _present.get() is not None:  # within a look
-        await do(marks)
+        await do(confirmations)
         return
     with _working(lambda: ["marks"]):
-        await do(marks)
+        await do(confirmations)
 
 
 async def _round(do: Callable[..., Awaitable[None]], sender: Sender) -> None:
@@ -282,10 +282,10 @@ async def _send(do: Callable[..., Awaitable[None]], sender: Sender, claimed: Any
     await do(sender, claimed)
 
 
-async def _do_duty(do: Callable[..., Awaitable[str]], duty: Duty, *more: Any) -> str:
-    name = f"{duty.name} that looks" if duty.name == "sweeper" else duty.name
+async def _run_job(do: Callable[..., Awaitable[str]], job: SingletonJob, *more: Any) -> str:
+    name = f"{job.name} that looks" if job.name == "sweeper" else job.name
     with _working(lambda: [name]):
-        return await do(duty, *more)
+        return await do(job, *more)
 
 
 async def _wake(do: Callable[..., Awaitable[list[str]]], *given: Any, **named: Any) -> list[str]:

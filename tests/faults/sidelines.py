@@ -7,8 +7,8 @@ from typing import Any
 from uuid import UUID, uuid4
 
 import httpx
-
 from tests.faults.doors import until_accepted
+
 from tests.faults.ledger import Link
 from tests.faults.load import PARTITIONS, Load
 from tests.system import eventually

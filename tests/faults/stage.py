@@ -38,7 +38,7 @@ SETTINGS = {
     "SEND_BACKOFF": "0.5",
     "GATEWAY_TIMEOUT": "3",
     "HEARTBEAT_PERIOD": "2",
-    "GIVE_UP_AFTER": "6",
+    "RELEASE_AFTER": "6",
     "LEASE": "4",
     "SWEEP_PERIOD": "3",
     "SWEEP_AGE": "10",

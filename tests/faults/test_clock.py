@@ -10,7 +10,7 @@ from pathlib import Path
 from uuid import UUID, uuid4
 
 from tests.faults.process import live
-from tests.integration.upkeep import sample
+from tests.integration.singletons import sample
 from tests.system import Process, System, eventually, send_by_amqp
 from whatsapp_qr_contracts.commands import SendMessage
 from whatsapp_qr_contracts.partitions import partition_of
@@ -32,7 +32,7 @@ SETTINGS = {
 }
 CUSTOMER = "5491144445555"
 TEXTS = 15
-DUTIES = ("sweeper", "reconciler", "dead-letter-store")
+SINGLETON_JOBS = ("sweeper", "reconciler", "dead-letter-store")
 
 
 @asynccontextmanager
@@ -87,18 +87,18 @@ async def mended(system: System) -> float:
     return sum([await one.metric(system.http, "whatsapp_qr_redriven_total") for one in consumers])
 
 
-async def duties(process: Process) -> float:
-    return sum([await sample(process, "duty_held", duty=duty) for duty in DUTIES])
+async def held_jobs(process: Process) -> float:
+    return sum([await sample(process, "singleton_job_held", singleton_job=job) for job in SINGLETON_JOBS])
 
 
 async def one_holder(system: System) -> tuple[Process, Process]:
-    """Wait until one of two session consumers does all duties, each done once; return it and the other."""
+    """Wait until one of two session consumers does all jobs, each done once; return it and the other."""
     first, second = system.named("session-consumer")
 
     async def held() -> list[float]:
-        return [await duties(first), await duties(second)]
+        return [await held_jobs(first), await held_jobs(second)]
 
-    found = await eventually(held, lambda counts: sum(counts) == len(DUTIES))
+    found = await eventually(held, lambda counts: sum(counts) == len(SINGLETON_JOBS))
     return (first, second) if found[0] >= found[1] else (second, first)
 
 
@@ -160,14 +160,14 @@ async def test_wrong_clocks_expire_nothing_early_or_late(
         assert [message["message"] for message in sent] == ["in time"]
 
 
-async def test_wrong_clocks_pass_duties_on(clean_broker: str, postgres_database: str, tmp_path: Path) -> None:
-    """The duties of a killed process are taken over within seconds by one with another clock, whichever it is."""
+async def test_wrong_clocks_pass_singleton_jobs_on(clean_broker: str, postgres_database: str, tmp_path: Path) -> None:
+    """The singleton jobs of a killed process are taken over within seconds by a process with another clock."""
     async with disagreeing(clean_broker, postgres_database, tmp_path) as system:
         for _ in (AHEAD, BEHIND):
             holder, other = await one_holder(system)
             await holder.kill()
             killed = time.monotonic()
-            await eventually(lambda other=other: duties(other), lambda count: count == len(DUTIES))
+            await eventually(lambda other=other: held_jobs(other), lambda count: count == len(SINGLETON_JOBS))
             assert time.monotonic() - killed < 20
             system.processes.remove(holder)
             await system.start("session-consumer", FAULTS_SKEW=holder._environment["FAULTS_SKEW"])

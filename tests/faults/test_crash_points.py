@@ -14,7 +14,7 @@ import pytest
 from sqlalchemy import update
 from sqlmodel import SQLModel, col
 
-from service.consumers.telling import session_event_id
+from service.consumers.row_outputs import session_event_id
 from service.domain.identities import outgoing_message_id, output_id
 from service.persistence.tables import ChatbotRow, DeadLetterRow, MessageRow, SessionRow
 from tests.faults.crashing import PATIENCE, Drill, drilling

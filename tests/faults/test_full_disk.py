@@ -22,7 +22,7 @@ SETTINGS = {
     "PARTITIONS": "1",
     "SEND_RATE": "1000",
     "SEND_BURST": "1000",
-    "GIVE_UP_AFTER": "2",
+    "RELEASE_AFTER": "2",
     "SWEEP_PERIOD": "1",
     "SWEEP_AGE": "5",
 }
@@ -76,7 +76,7 @@ async def test_a_full_disk_delays_and_loses_nothing(clean_broker: str, sqlite_da
             assert (await system.post("/init", chatbotId=late)).status_code in {200, 202, 503}
         (consumer,) = system.named("conversation-consumer")
         # It holds what it has, gives up, finds that it can write a little, and holds it again.
-        await eventually(_of(consumer), lambda log: log.count("giving_up") >= 2)
+        await eventually(_of(consumer), lambda log: log.count("releasing_partitions") >= 2)
         assert "database or disk is full" in consumer.log()
         assert len(await system.sent(session_id)) < len(TEXTS)
         await nothing_is_dead(system)

@@ -64,7 +64,7 @@ def of_the_menu(name: str, *, pause: float = 1.0, lasts: float = 0.2) -> Planned
     return planned(name, ANYWHERE[name], pause=pause, lasts=lasts)
 
 
-UNTOLD = [planned("killed while jobs are refused", killed_while_refused, pause=2) for _ in range(3)]
+UNPUBLISHED = [planned("killed while jobs are refused", killed_while_refused, pause=2) for _ in range(3)]
 # Acknowledged first, that is the commit; else it is what comes after.
 AFTER_AN_ACK = [planned("killed at", killed_at("conversation-consumer", "gateway.message", 3)) for _ in range(3)]
 BLACK_HOLES = [of_the_menu("broker in a black hole", lasts=2.0), of_the_menu("broker in a black hole", lasts=2.0)]
@@ -91,7 +91,7 @@ CASES = {
     "publishes unconfirmed": (BLACK_HOLES, "lost"),
     "claims too briefly": (TWO_SENDERS, "doubled"),
     "forgets due lanes": (NOTHING_GOES_OUT, "wrong"),
-    "forgets at take-over": (UNTOLD, "disordered"),
+    "forgets at take-over": (UNPUBLISHED, "disordered"),
     "overtakes": (FULL, "disordered"),
     "publishes side by side": (REFUSED, "disordered"),
     "marks first": (BLACK_HOLES, "lost"),
@@ -108,7 +108,7 @@ def test_every_mutant_has_its_case() -> None:
 async def test_a_mutant_is_found(mutant: str, breakable_broker: Broker, tmp_path: Path) -> None:
     """With the defect the judge finds what it does; the same faults without it are survived."""
     faults, found = CASES[mutant]
-    small = LONGER if faults is UNTOLD else SMALL
+    small = LONGER if faults is UNPUBLISHED else SMALL
     folders = tmp_path / "well", tmp_path / "ill"
     for folder in folders:
         folder.mkdir()

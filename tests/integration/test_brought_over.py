@@ -10,8 +10,8 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from service.domain.identities import output_id
 from service.messaging.topology import CONVERSATIONS
 from tests.amqp import Amqp
+from tests.integration.singletons import rows_by_hand
 from tests.integration.test_restored_database import CUSTOMER, SETTINGS, sends, stop, writes
-from tests.integration.upkeep import rows_by_hand
 from tests.schema_before import bring_back
 from tests.system import CONSUMERS, System, eventually, running
 from whatsapp_qr_contracts.commands import SendMessage

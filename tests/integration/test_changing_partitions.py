@@ -14,7 +14,7 @@ import pytest
 from sqlalchemy import text
 
 from service.messaging import topology
-from tests.integration.upkeep import rows_by_hand
+from tests.integration.singletons import rows_by_hand
 from tests.operator import listed, operate
 from tests.servers import Broker
 from tests.system import CONSUMERS, System, eventually, free_ports, running

@@ -172,7 +172,7 @@ async def test_dead_letters_are_as_published(witness: Witness) -> None:
     assert (await witness.system.post("/webhook", type="qr", sessionId="")).status_code == 400
     (letter,) = await witness.dead.arrived()
     described = Published().messages["dead-letter"]["headers"]["properties"]
-    assert letter.headers.keys() >= {"reason", "detail", "source-path", "burial"}
+    assert letter.headers.keys() >= {"reason", "detail", "source-path", "death-id"}
     assert letter.headers.keys() <= described.keys()
     assert all(isinstance(value, str) for value in letter.headers.values())
     assert letter.headers["reason"] == "invalid_callback"

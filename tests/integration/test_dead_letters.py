@@ -42,7 +42,7 @@ async def publish(system: System, body: bytes, exchange: str, routing_key: str, 
     await channel.close()
 
 
-async def bury(system: System, message: Message, chatbot_id: UUID, message_id: str) -> None:
+async def keep_dead_letter(system: System, message: Message, chatbot_id: UUID, message_id: str) -> None:
     """Do what a consumer does with a message that it failed to handle three times."""
     original = Original(
         message.wire(),
@@ -58,7 +58,7 @@ async def bury(system: System, message: Message, chatbot_id: UUID, message_id: s
             reason="handler_failed",
             detail="Traceback …",
             source="whatsapp-qr.conversations",
-            burial="",
+            death_id="",
             redelivered=False,
             died_at=None,
         )
@@ -185,8 +185,8 @@ async def test_a_replayed_command_has_one_effect(system: System) -> None:
         return [event for event in events.messages if event.correlation_id == "open 1"]
 
     await eventually(answers)
-    await bury(system, send, chatbot_id, "send 1")
-    await bury(system, open_, chatbot_id, "open 1")
+    await keep_dead_letter(system, send, chatbot_id, "send 1")
+    await keep_dead_letter(system, open_, chatbot_id, "open 1")
     rows = await found(system, "handler_failed", 2)
     ids = [row["id"] for row in rows if not row["replayedAt"]]
     await replayed(system, *ids)
@@ -217,8 +217,8 @@ async def test_a_callback_goes_in_as_the_ingress_would_let_it(system: System) ->
     chatbot_id, session_id = await system.connect()
     good = json.dumps(an_incoming(session_id, "Taken")).encode()
     headers = {"reason": "old_refusal", "detail": "…", "source-path": "/whatsapp-qr/incoming", "original": "{}"}
-    await publish(system, good, DEAD_LETTERS, "old_refusal", headers=headers | {"burial": uuid4().hex})
-    await publish(system, b'{"sessionId": "s"}', DEAD_LETTERS, "x", headers=headers | {"burial": uuid4().hex})
+    await publish(system, good, DEAD_LETTERS, "old_refusal", headers=headers | {"death-id": uuid4().hex})
+    await publish(system, b'{"sessionId": "s"}', DEAD_LETTERS, "x", headers=headers | {"death-id": uuid4().hex})
     rows = await found(system, "old_refusal", 2)
     for _ in range(2):
         answer = await operate(system, "dead-letters", "replay", *(row["id"] for row in rows), "--json")

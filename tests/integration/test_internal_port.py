@@ -26,7 +26,7 @@ CALLBACKS = {"/whatsapp-qr/webhook": REPORT, "/whatsapp-qr/incoming": INCOMING}
 
 
 @dataclass(frozen=True)
-class Doors:
+class Ports:
     """An ingress with both ports, a key and a token, beside an empty broker."""
 
     system: System
@@ -44,7 +44,7 @@ class Doors:
 
 
 @pytest.fixture(scope="module")
-async def doors(shared_broker: Broker, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Doors]:
+async def doors(shared_broker: Broker, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Ports]:
     """The service's own process, listening twice."""
     folder, port = tmp_path_factory.mktemp("doors"), free_ports(1)[0]
     url = await shared_broker.renew()
@@ -54,7 +54,7 @@ async def doors(shared_broker: Broker, tmp_path_factory: pytest.TempPathFactory)
     try:
         await system.migrate()
         [ingress] = await system.start("ingress")
-        yield Doors(system, ingress, port)
+        yield Ports(system, ingress, port)
     finally:
         await system.close()
 
@@ -68,7 +68,7 @@ def not_here(answer: httpx.Response) -> bool:
 
 
 @pytest.mark.parametrize("path", CALLBACKS)
-async def test_callbacks_are_taken_inside(doors: Doors, path: str) -> None:
+async def test_callbacks_are_taken_inside(doors: Ports, path: str) -> None:
     """What is reported there gets to the broker; who cannot prove to be the gateway is refused there too."""
     assert (await doors.internal("POST", path, json=CALLBACKS[path], headers=PROOF)).status_code == 200
     del doors.system.http.headers["X-API-Key"]
@@ -79,7 +79,7 @@ async def test_callbacks_are_taken_inside(doors: Doors, path: str) -> None:
 
 @pytest.mark.parametrize("path", CALLBACKS)
 @pytest.mark.parametrize("method", ["POST", "GET", "OPTIONS"])
-async def test_callbacks_do_not_exist_outside(doors: Doors, path: str, method: str) -> None:
+async def test_callbacks_do_not_exist_outside(doors: Ports, path: str, method: str) -> None:
     """With the right token neither, and also for who asks which methods there are."""
     before = await doors.counted(route=path)
     assert not_here(await doors.public(method, path, json=CALLBACKS[path], headers=PROOF))
@@ -99,7 +99,7 @@ async def test_callbacks_do_not_exist_outside(doors: Doors, path: str, method: s
     ],
     ids=["host", "name", "x-forwarded", "forwarded", "x-original-url"],
 )
-async def test_no_header_opens_the_inner_door(doors: Doors, path: str, disguise: dict[str, str]) -> None:
+async def test_no_header_opens_the_inner_door(doors: Ports, path: str, disguise: dict[str, str]) -> None:
     """Only the socket says at which port a request came in."""
     headers = {name: value.format(port=doors.internal_port) for name, value in disguise.items()}
     assert not_here(await doors.public("POST", path, json=CALLBACKS[path], headers=headers | PROOF))
@@ -107,14 +107,14 @@ async def test_no_header_opens_the_inner_door(doors: Doors, path: str, disguise:
 
 @pytest.mark.parametrize("spelling", ["{path}%0A", "{path}%0a", "/%77hatsapp-qr/{last}", "{path}?a=/livez", "{path}#x"])
 @pytest.mark.parametrize("path", CALLBACKS)
-async def test_no_spelling_opens_the_inner_door(doors: Doors, path: str, spelling: str) -> None:
+async def test_no_spelling_opens_the_inner_door(doors: Ports, path: str, spelling: str) -> None:
     """The router takes some of these for the callback: so must whoever watches the door."""
     url = spelling.format(path=path, last=path.rpartition("/")[2])
     assert not_here(await doors.public("POST", url, json=CALLBACKS[path], headers=PROOF))
 
 
 @pytest.mark.parametrize("path", CALLBACKS)
-async def test_no_absolute_target_opens_the_inner_door(doors: Doors, path: str) -> None:
+async def test_no_absolute_target_opens_the_inner_door(doors: Ports, path: str) -> None:
     """A request may name the whole URL, as to a proxy; what it names is not where it came in."""
     reader, writer = await asyncio.open_connection("127.0.0.1", doors.system.ingress_port)
     target = f"http://127.0.0.1:{doors.internal_port}{path}"
@@ -124,7 +124,7 @@ async def test_no_absolute_target_opens_the_inner_door(doors: Doors, path: str) 
     assert answer.startswith(b"HTTP/1.1 404 ")
 
 
-async def test_nothing_else_exists_inside(doors: Doors) -> None:
+async def test_nothing_else_exists_inside(doors: Ports) -> None:
     """No call, page, health or metric: whoever reaches only that port can only report."""
     document = (await doors.public("GET", "/openapi.json")).json()
     everything = {(method, path) for path, methods in document["paths"].items() for method in methods}
@@ -137,7 +137,7 @@ async def test_nothing_else_exists_inside(doors: Doors) -> None:
         assert (await doors.public("GET", path)).status_code == 200
 
 
-async def test_limit_counting_and_dead_letters_are_those_of_one_ingress(doors: Doors) -> None:
+async def test_limit_counting_and_dead_letters_are_those_of_one_ingress(doors: Ports) -> None:
     """Too large: 413; not valid: 400 and kept; /metrics tells of both ports."""
     path = "/whatsapp-qr/webhook"
     async with Amqp(doors.system.amqp_url) as amqp:

@@ -47,7 +47,7 @@ PROPERTIES: dict[str, Any] = {
         "x-request-id": "kept",
         "reason": "theirs",
         "original": "theirs",
-        "burial": "theirs",
+        "death_id": "theirs",
         "source-queue": "theirs",
         "partition-key": "k",
     },
@@ -151,7 +151,7 @@ async def test_a_message_is_read_as_it_was(
     dead = await die(clean_broker)
     assert (dead.reason, dead.source, dead.redelivered) == (reason, source, False)
     assert dead.detail
-    assert bool(dead.burial) is (die is moved)
+    assert bool(dead.death_id) is (die is moved)
     original = dead.original
     assert (original.body, original.exchange, original.routing_key) == (BODY, COMMANDS, key)
     assert original.headers == to_json(PROPERTIES["headers"])
@@ -314,18 +314,18 @@ async def test_what_anybody_publishes_to_the_dead_letters_is_kept(clean_broker: 
         {"headers": {"x-death": "no list", "reason": "r"}},
         {"headers": {"x-death": []}},
         {"headers": {"x-death": [{"reason": 1, "time": "never", "queue": 2, "original-expiration": "x"}]}},
-        {"headers": {"original": "[", "reason": 7, "burial": ["b"]}},
+        {"headers": {"original": "[", "reason": 7, "death-id": ["b"]}},
         {"headers": {"original": "[]", "source-path": 7}},
         {"headers": {"original": json.dumps({"headers": "none", "messageId": 5})}},
         {"headers": {"original": '{"messageId": "\\ud800"}'}},
-        {"headers": {"original": '{"priority": NaN}', "burial": "\x00"}},
+        {"headers": {"original": '{"priority": NaN}', "death-id": "\x00"}},
     ]
     async with publishing(clean_broker), Amqp(clean_broker) as amqp:
         for properties in odd:
             await amqp.publish(BODY, "anything", DEAD_LETTERS, **properties)
     dead = await stored(clean_broker, len(odd))
     assert all(one.original.body == BODY for one in dead)
-    assert all(isinstance(text, str) for one in dead for text in (one.reason, one.detail, one.source, one.burial))
+    assert all(isinstance(text, str) for one in dead for text in (one.reason, one.detail, one.source, one.death_id))
     assert all(one.id for one in dead)
     async with Replayer(clean_broker, 1) as replayer:
         for properties in (

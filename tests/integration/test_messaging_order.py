@@ -51,10 +51,10 @@ async def test_order_over_two_hand_overs(clean_broker: str, *, side_by_side: boo
             first, second = one.subscriptions.partitions[0], other.subscriptions.partitions[0]
             both_are_there.set()
             await until(lambda: len(done) >= 100)
-            await first.give_up(SECONDS)
+            await first.release(SECONDS)
             await first.start()
             await until(lambda: sum(name == "B" for name, _ in done) >= 100)
-            await second.give_up(SECONDS)
+            await second.release(SECONDS)
             await second.start()
             await until(lambda: len({text for _, text in done}) == 500)
             await amqp.until_waiting(QUEUE, 0)
@@ -210,7 +210,7 @@ async def test_rerouted_where_it_belongs(clean_broker: str) -> None:
         consuming(clean_broker, Handler(), publisher) as consumer,
     ):
         for partition in consumer.subscriptions.partitions[:2]:
-            await partition.give_up(1)
+            await partition.release(1)
         await amqp.publish(body, "message.send", headers=CARRIED | foreign, **ids)
         (rerouted,) = await amqp.take(CONVERSATIONS.queue_name(1))
         await amqp.take(CONVERSATIONS.queue_name(0))  # the broker's own copy
@@ -331,7 +331,7 @@ async def test_an_error_beside_the_handler_fails_liveness(
     handler = Handler(side_by_side=side_by_side)
     async with publishing(clean_broker) as publisher, consuming(clean_broker, handler, publisher) as consumer:
         assert consumer.alive
-        monkeypatch.setattr(consumer._handling, "_count_ended", fail)
+        monkeypatch.setattr(consumer._processor, "_count_ended", fail)
         await send(publisher, a_chatbot(), "0")
         await until(lambda: not consumer.alive)
         assert handler.done == ["0"]
@@ -369,7 +369,7 @@ async def test_what_is_left_is_not_overtaken(clean_broker: str, *, side_by_side:
     handler = Handler(work, side_by_side=side_by_side)
     async with publishing(clean_broker, 2) as publisher, Amqp(clean_broker) as amqp:
         async with consuming(clean_broker, handler, publisher) as consumer:
-            consumer._hold.leave()
+            consumer._retry.leave()
             await send(publisher, left, "1")
             await until(lambda: consumer.subscriptions.partitions[0]._gate.closed)
             await send(publisher, left, "2")
@@ -509,4 +509,4 @@ async def test_a_quiet_partition_tells_its_owner(clean_broker: str) -> None:
             await until(lambda: not any(map(len, first._inbox._waiting.values())))
             assert (extra.active, heard) == (False, [])
         finally:
-            await extra.give_up(1)
+            await extra.release(1)

@@ -11,8 +11,8 @@ import pytest
 
 from service.errors import BrokerUnavailable, PublishRefused
 from service.messaging import publishing as publishing_module
-from service.messaging.holding import Hold
 from service.messaging.publishing import Publisher
+from service.messaging.retrying import RetryWhileUnavailable
 from service.messaging.topology import CONVERSATIONS, DEAD_LETTERS, SENDS
 from tests.amqp import SECONDS, Amqp, a_chatbot, a_message, properties, publishing, send, until
 from tests.proxy import Proxy
@@ -222,7 +222,7 @@ async def test_refused_and_cut_connections(clean_broker: str) -> None:
         proxy.heal()
         with pytest.raises(BrokerUnavailable):
             await lost
-        await Hold()(partial(send, publisher, chatbot_id, "lost"))
+        await RetryWhileUnavailable()(partial(send, publisher, chatbot_id, "lost"))
         assert [message.message_id for message in await amqp.take(QUEUE, 3)] == ["before", "lost", "lost"]
         await publisher.close()
 

@@ -8,9 +8,9 @@ import pytest
 
 from service import tasks
 from service.errors import BrokerUnavailable
-from service.messaging.holding import Hold
 from service.messaging.listening import Listener
 from service.messaging.publishing import Publisher
+from service.messaging.retrying import RetryWhileUnavailable
 from service.messaging.topology import CONVERSATIONS, DEAD_LETTERS
 from tests.amqp import SECONDS, Amqp, Handler, a_chatbot, consuming, properties, publishing, send, until
 from tests.proxy import Proxy
@@ -99,7 +99,7 @@ async def test_broker_restart(breakable_broker: Broker) -> None:
                 await send(publisher, chatbot_id, "20")
             await breakable_broker.start()
 
-            await Hold()(partial(send, publisher, chatbot_id, "20"))
+            await RetryWhileUnavailable()(partial(send, publisher, chatbot_id, "20"))
             await _until_heard(publisher, chatbot_id, heard, "after")
             release.set()
             await until(lambda: handler.done[-1:] == ["20"])
@@ -114,7 +114,7 @@ async def test_broker_restart(breakable_broker: Broker) -> None:
 async def _until_heard(publisher: Publisher, chatbot_id: UUID, heard: list[str], cause: str) -> None:
     """Announce until the listener hears it: an event that nobody listens to is lost, by design."""
     for number in range(int(10 * SECONDS)):
-        await Hold()(partial(announce, publisher, chatbot_id, f"{cause} {number}"))
+        await RetryWhileUnavailable()(partial(announce, publisher, chatbot_id, f"{cause} {number}"))
         if any(heard_cause.startswith(cause) for heard_cause in heard):
             return
         await asyncio.sleep(0.1)

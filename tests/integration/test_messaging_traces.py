@@ -37,15 +37,15 @@ class Noting(handling.Handler):
     models: ClassVar[dict[str, type[Message]]] = {SendMessage.name: SendMessage}
 
     def __init__(self, *, side_by_side: bool) -> None:
-        self.alone = frozenset(self.models) if side_by_side else frozenset[str]()
+        self.slow = frozenset(self.models) if side_by_side else frozenset[str]()
         self.seen: list[tuple[dict[str, str], dict[str, Any]]] = []
 
     async def handle(self, batch: Sequence[Received]) -> NotDone:
         for received in batch:
-            await self.handle_alone(received)
+            await self.handle_slow(received)
         return []
 
-    async def handle_alone(self, received: Received) -> None:
+    async def handle_slow(self, received: Received) -> None:
         with received.traced(CONVERSATIONS.name):
             headers: dict[str, str] = {}
             tracing.inject(headers)

@@ -46,7 +46,7 @@ SETTINGS = {
 
 
 @dataclass
-class Told:
+class Outputs:
     """What the service told while the marked values went through it."""
 
     logs: dict[str, str] = field(default_factory=dict)
@@ -64,10 +64,10 @@ class Told:
 
 
 @pytest.fixture(scope="module")
-async def told(new_system: NewSystem) -> AsyncIterator[Told]:
+async def told(new_system: NewSystem) -> AsyncIterator[Outputs]:
     """Runs everything through a service whose logs are at their most talkative."""
     with collecting() as collector:
-        told = Told(collector=collector)
+        told = Outputs(collector=collector)
         async with new_system("postgres", OTEL_EXPORTER_OTLP_ENDPOINT=collector.url, **SETTINGS) as system:
             chatbot_id, session_id = await normal(system, told)
             await refused(system, chatbot_id, session_id)
@@ -87,7 +87,7 @@ async def callback(system: System, path: str, body: Any, token: str = TOKEN) -> 
     return (await system.http.post(f"{system.api}{path}", content=content, headers=headers)).status_code
 
 
-async def normal(system: System, told: Told) -> tuple[UUID, str]:
+async def normal(system: System, told: Outputs) -> tuple[UUID, str]:
     """A link, a customer's message, an answer with its receipts; a QR code of the gateway and one of ours."""
     chatbot_id = UUID(int=0x5499)
     session_id = (await system.post("/init", chatbotId=str(chatbot_id))).json()["sessionId"]
@@ -199,7 +199,7 @@ async def mended(system: System, chatbot_id: UUID, session_id: str) -> None:
 
 
 async def broken(system: System, session_id: str) -> None:
-    """A row that nobody can read: a request fails, and the duties of the session consumer do."""
+    """A row that nobody can read: a request fails, and the singleton jobs of the session consumer do."""
     connection = await asyncpg.connect(system.database_url.replace("+asyncpg", ""))
     await connection.execute("UPDATE sessions SET status = $1", STRANGER)
     await connection.close()
@@ -207,32 +207,32 @@ async def broken(system: System, session_id: str) -> None:
     consumer = system.named("session-consumer")[0]
 
     async def failures() -> bool:
-        return "duty_failed" in consumer.log()
+        return "singleton_job_failed" in consumer.log()
 
     await eventually(failures)
 
 
 @pytest.mark.parametrize("mark", MARKS)
-async def test_no_log_tells_it(told: Told, mark: str) -> None:
+async def test_no_log_tells_it(told: Outputs, mark: str) -> None:
     """Neither a text nor a number nor a key, in the log of any process, however an error words it."""
     for name, log in told.logs.items():
         assert not [line for line in log.splitlines() if mark in line], name
 
 
 @pytest.mark.parametrize("mark", MARKS)
-async def test_no_trace_tells_it(told: Told, mark: str) -> None:
+async def test_no_trace_tells_it(told: Outputs, mark: str) -> None:
     """Neither a name nor an attribute nor an event of any span."""
     assert not [span.text for span in told.collector.spans if mark in span.text]
 
 
 @pytest.mark.parametrize("mark", MARKS)
-async def test_no_metric_tells_it(told: Told, mark: str) -> None:
+async def test_no_metric_tells_it(told: Outputs, mark: str) -> None:
     """No label of any process."""
     for name, metrics in told.metrics.items():
         assert not [line for line in metrics.splitlines() if mark in line], name
 
 
-async def test_no_qr_code_of_the_gateway_is_told(told: Told) -> None:
+async def test_no_qr_code_of_the_gateway_is_told(told: Outputs) -> None:
     """No piece of it, in no log and no trace."""
     pieces = {told.qr_code[at : at + 40] for at in range(0, len(told.qr_code) - 40, 40)} - {told.qr_code[:40]}
     everything = "".join([*told.logs.values(), *(span.text for span in told.collector.spans)])
@@ -240,11 +240,18 @@ async def test_no_qr_code_of_the_gateway_is_told(told: Told) -> None:
     assert not [piece for piece in pieces if piece in everything]
 
 
-async def test_the_paths_were_taken(told: Told) -> None:
+async def test_the_paths_were_taken(told: Outputs) -> None:
     """Each has left its line, its span or its count; a test that searched nothing would find nothing."""
     assert all(told.logs[name] for name in told.metrics)
     events = {line["event"] for line in told.lines()}
-    assert {"dead_letter", "handler_failed", "not_sent", "callback_refused", "request_failed", "duty_failed"} <= events
+    assert {
+        "dead_letter",
+        "handler_failed",
+        "not_sent",
+        "callback_refused",
+        "request_failed",
+        "singleton_job_failed",
+    } <= events
     assert any("IntegrityError" in line["exception"] for line in told.of("handler_failed"))
     names = {span.name for span in told.collector.spans}
     assert {"POST send", "process whatsapp-qr.conversations", "process whatsapp-qr.sessions"} <= names
@@ -253,7 +260,7 @@ async def test_the_paths_were_taken(told: Told) -> None:
     assert 'type="unknown"' in told.metrics["conversation-consumer"]
 
 
-async def test_every_line_of_a_handler_says_what_it_is_about(told: Told) -> None:
+async def test_every_line_of_a_handler_says_what_it_is_about(told: Outputs) -> None:
     """Which command or report caused it, which message and session it is about, and which trace it belongs to."""
     for event, also in (("not_sent", "session_id"), ("handler_failed", "session_id"), ("dead_letter", "queue")):
         for line in told.of(event):

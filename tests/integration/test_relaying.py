@@ -14,14 +14,14 @@ from prometheus_client import REGISTRY
 from service.consumers import relay
 from service.consumers.announcing import OF_CONVERSATIONS, Announcer
 from service.messaging import publishing as publishing_module
-from service.messaging.holding import Hold
 from service.messaging.publishing import Publisher
+from service.messaging.retrying import RetryWhileUnavailable
 from service.persistence import migrations
 from service.persistence.database import Database
 from service.persistence.tables import MessageRow
-from service.persistence.untold import Part
+from service.persistence.unpublished import Part
 from tests.amqp import Amqp, publishing, until
-from tests.component.rows import Told, a_report, a_session, all_of, handle
+from tests.component.rows import Outputs, a_report, a_session, all_of, handle
 from tests.proxy import Proxy
 from tests.system import eventually
 from whatsapp_qr_contracts.jobs import IncomingJob
@@ -41,7 +41,7 @@ async def database(sqlite_database: str) -> AsyncIterator[Database]:
 @asynccontextmanager
 async def announcing(database: Database, publisher: Publisher) -> AsyncIterator[Announcer]:
     """Tell what is committed, as the active process of the only partition does."""
-    announcer = Announcer(database, publisher, Hold(), OF_CONVERSATIONS, lambda: Part(1, {0: 1.0}))
+    announcer = Announcer(database, publisher, RetryWhileUnavailable(), OF_CONVERSATIONS, lambda: Part(1, {0: 1.0}))
     announcer.start()
     try:
         yield announcer
@@ -83,7 +83,7 @@ async def test_a_subscribers_full_queue_holds_nothing_back(clean_broker: str, da
     left, new = 450, 50
     session, before = await a_session(database), refused()
     reports = [a_report(session, f"A{number}", message=f"{number}") for number in range(left + new)]
-    await handle(database, *reports[:left], told=Told())
+    await handle(database, *reports[:left], announcer=Outputs())
     async with publishing(clean_broker) as publisher, Amqp(clean_broker) as amqp:
         full = await amqp.channel.declare_queue(
             exclusive=True, arguments={"x-max-length": 1, "x-overflow": "reject-publish"}
@@ -93,7 +93,7 @@ async def test_a_subscribers_full_queue_holds_nothing_back(clean_broker: str, da
         events, jobs = await listen(amqp, await amqp.bound(EVENTS, EVENT)), await listen(amqp, IncomingJob.name)
         began = time.monotonic()
         async with announcing(database, publisher) as announcer:
-            await handle(database, *reports[left:], told=announcer)  # type: ignore[arg-type]
+            await handle(database, *reports[left:], announcer=announcer)  # type: ignore[arg-type]
             await until(lambda: len({event.message_id for event in events}) == left + new)
             assert time.monotonic() - began < sum(relay._TRY_AGAIN_SECONDS)
             await until(lambda: len(jobs) == left + new)
@@ -101,7 +101,7 @@ async def test_a_subscribers_full_queue_holds_nothing_back(clean_broker: str, da
             assert refused() - before == left + new
             await full.delete(if_empty=False)
             later = [a_report(session, f"B{number}", message=f"later {number}") for number in range(5)]
-            await handle(database, *later, told=announcer)  # type: ignore[arg-type]
+            await handle(database, *later, announcer=announcer)  # type: ignore[arg-type]
             await until(lambda: len({event.message_id for event in events}) == left + new + 5)
             await eventually(lambda: all_told(database))
     times = Counter(event.message_id for event in events)
@@ -122,12 +122,12 @@ async def test_a_time_out_is_no_refusal(clean_broker: str, database: Database, m
         events, jobs = await listen(amqp, await amqp.bound(EVENTS, EVENT)), await listen(amqp, IncomingJob.name)
         publisher = Publisher(proxy.url, 1)
         async with announcing(database, publisher) as announcer:
-            await handle(database, a_report(session, "A0", message="0"), told=announcer)  # type: ignore[arg-type]
+            await handle(database, a_report(session, "A0", message="0"), announcer=announcer)  # type: ignore[arg-type]
             await until(lambda: events and jobs)
             proxy.hold_answers()
             for number in range(1, 4):
                 report = a_report(session, f"A{number}", message=f"{number}")
-                await handle(database, report, told=announcer)  # type: ignore[arg-type]
+                await handle(database, report, announcer=announcer)  # type: ignore[arg-type]
             await until(lambda: not_confirmed() - failed > 2 * relay.EVENT_TRIES)
             assert {job.headers["conversation-sequence"] for job in jobs} <= {1, 2}  # the others wait behind it
             proxy.heal()

@@ -18,8 +18,8 @@ from service.domain.sharing import Peer
 from service.ending import Ending
 from service.errors import DatabaseUnavailable
 from service.messaging.consuming import Consumer
-from service.messaging.holding import Hold
 from service.messaging.publishing import Publisher
+from service.messaging.retrying import RetryWhileUnavailable
 from service.messaging.subscriptions import Subscriptions
 from service.messaging.topology import CONVERSATIONS, DEAD_LETTERS, PROBE, SENDS, PartitionedQueue
 from tests.amqp import SECONDS, Amqp, Handler, a_chatbot, publishing, send, until
@@ -86,12 +86,20 @@ async def sharer(  # a test's builder
     With `waits` it is ready from the beginning.
     """
 
-    async def bury(letter: DeadLetter) -> None:
+    async def keep_dead_letter(letter: DeadLetter) -> None:
         assert dead is not None, letter
         dead.append(letter)
 
     handler = handler or Handler()
-    consumer = Consumer(url, queue, handler, bury=bury, publisher=publisher, hold=Hold(), prefetch=64)
+    consumer = Consumer(
+        url,
+        queue,
+        handler,
+        keep_dead_letter=keep_dead_letter,
+        publisher=publisher,
+        retry=RetryWhileUnavailable(),
+        prefetch=64,
+    )
     sharing = Sharing(consumer.subscriptions, rows.process(name), Ending(), process_id=name, queue=QUEUE, period=0.3)  # type: ignore[arg-type]
     consumer.start(sharing.first_share, sharing.check)
     sharing.start()

@@ -30,7 +30,7 @@ def _cells(line: Line) -> tuple[str, ...]:
         _pair(line["harmed"]),
         _ms(line["limit"]),
         f"{line['samples']}{late}",
-        "held" if line["held"] else "**too late**",
+        "retrying_while_unavailable" if line["retrying_while_unavailable"] else "**too late**",
     )
 
 

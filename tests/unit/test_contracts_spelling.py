@@ -83,7 +83,7 @@ def test_what_only_looks_like_it_passes(model: type[WireModel], body: dict[str, 
 
 
 @pytest.mark.parametrize("body", [b"{bad", b'{"expires_at": 1', b'["expires_at"]', b'"chatbot_id"', b"\xff", b""])
-def test_what_is_no_message_is_told_as_ever(body: bytes) -> None:
+def test_what_is_no_message_is_event_as_ever(body: bytes) -> None:
     """As pydantic tells it, also where a name in it looks like a field's."""
     with pytest.raises(ValidationError) as told:
         SendMessage.model_validate_json(body)

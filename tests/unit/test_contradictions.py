@@ -28,9 +28,9 @@ def test_the_defaults_agree() -> None:
 @pytest.mark.parametrize(
     ("fields", "names"),
     [
-        ({"prefetch": 1000}, {"PREFETCH", "GATEWAY_TIMEOUT", "GIVE_UP_AFTER"}),
-        ({"gateway_timeout": 30.0}, {"PREFETCH", "GATEWAY_TIMEOUT", "GIVE_UP_AFTER"}),
-        ({"give_up_after": 1000.0}, {"PREFETCH", "GATEWAY_TIMEOUT", "GIVE_UP_AFTER"}),
+        ({"prefetch": 1000}, {"PREFETCH", "GATEWAY_TIMEOUT", "RELEASE_AFTER"}),
+        ({"gateway_timeout": 30.0}, {"PREFETCH", "GATEWAY_TIMEOUT", "RELEASE_AFTER"}),
+        ({"release_after": 1000.0}, {"PREFETCH", "GATEWAY_TIMEOUT", "RELEASE_AFTER"}),
         ({"stuck_after": 10.0}, {"STUCK_AFTER", "GATEWAY_TIMEOUT"}),
         ({"send_expiry": 9.0}, {"SEND_EXPIRY", "GATEWAY_TIMEOUT"}),
         ({"send_rate": 1 / 3600}, {"SEND_EXPIRY", "SEND_RATE"}),
@@ -51,13 +51,13 @@ def test_a_token_must_not_be_a_key_of_callers() -> None:
 
 
 @given(st.floats(0.1, 600), st.floats(1, 1700))
-def test_the_proposed_prefetch_agrees(timeout: float, give_up_after: float) -> None:
+def test_the_proposed_prefetch_agrees(timeout: float, release_after: float) -> None:
     """What the sentence proposes is accepted, one more is not; where none would be it says what else to change."""
-    given = {"gateway_timeout": timeout, "give_up_after": give_up_after, "stuck_after": 1e6, "send_expiry": 1e6}
+    given = {"gateway_timeout": timeout, "release_after": release_after, "stuck_after": 1e6, "send_expiry": 1e6}
     found = [one for one in contradictions(settings(prefetch=10**9, **given)) if "PREFETCH" in one]
     if (proposed := re.search("PREFETCH to at most ([0-9]+)", found[0])) is None:
-        assert "Lower GATEWAY_TIMEOUT or GIVE_UP_AFTER" in found[0]
-        held = max(give_up_after, LONGEST_PATIENCE)
+        assert "Lower GATEWAY_TIMEOUT or RELEASE_AFTER" in found[0]
+        held = max(release_after, LONGEST_PATIENCE)
         assert held + GRACE_SECONDS + max(1.8 * timeout, 1.5 * timeout + 4) > BROKER_CONSUMER_TIMEOUT
         return
     most = int(proposed[1])

@@ -119,8 +119,8 @@ def test_what_is_forged_is_unreadable(headers: dict[str, Any]) -> None:
 def test_a_forged_text_becomes_one_that_can_be_stored() -> None:
     """Half an emoji has no UTF-8, and no database takes U+0000 in a text."""
     original = json.dumps({"messageId": "m\ud800", "headers": {"a\udfff": ["\ud800", "\x00"]}})
-    dead = read_dead_letter(forged({"original": original, "burial": "b\x00"}))
-    assert (dead.original.text("messageId"), dead.burial) == ("m?", "b")
+    dead = read_dead_letter(forged({"original": original, "death-id": "b\x00"}))
+    assert (dead.original.text("messageId"), dead.death_id) == ("m?", "b")
     assert dead.original.headers == {"a?": ["?", "\x00"]}
     assert dead.id
 
@@ -137,7 +137,7 @@ def a_death(**fields: Any) -> DeadLetter:
         "reason": "handler_failed",
         "detail": "",
         "source": "whatsapp-qr.conversations",
-        "burial": "b",
+        "death_id": "b",
         "redelivered": False,
         "died_at": None,
     }
@@ -146,7 +146,7 @@ def a_death(**fields: Any) -> DeadLetter:
 
 def test_the_same_message_has_the_same_id() -> None:
     """However often, wherever and of what it dies; a blank id is none."""
-    same = {a_death().id, a_death(reason="x", detail="y", source="z", burial="c", redelivered=True).id}
+    same = {a_death().id, a_death(reason="x", detail="y", source="z", death_id="c", redelivered=True).id}
     assert len(same) == 1
     assert a_death(message_id="").id == a_death(message_id=" ").id
 
@@ -158,7 +158,7 @@ def test_another_message_has_another_id(fields: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("burial", "redelivered", "replayed", "repetition"),
+    ("death_id", "redelivered", "replayed", "repetition"),
     [
         ("b", False, False, True),
         ("b", True, False, True),
@@ -169,10 +169,10 @@ def test_another_message_has_another_id(fields: dict[str, Any]) -> None:
         ("", True, True, False),
     ],
 )
-def test_a_death_counts_once(burial: str, *, redelivered: bool, replayed: bool, repetition: bool) -> None:
-    """The same burial is the same death; after a replay it counts in doubt, so that none stays hidden as replayed."""
-    death = a_death(burial=burial, redelivered=redelivered)
-    assert is_repetition(death, last_burial="b" if burial else "", replayed=replayed) is repetition
+def test_a_death_counts_once(death_id: str, *, redelivered: bool, replayed: bool, repetition: bool) -> None:
+    """The same death_id is the same death; after a replay it counts in doubt, so that none stays hidden as replayed."""
+    death = a_death(death_id=death_id, redelivered=redelivered)
+    assert is_repetition(death, last_death_id="b" if death_id else "", replayed=replayed) is repetition
 
 
 def a_row(body: bytes = b"{}", **fields: Any) -> DeadLetterRow:

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service.domain.saying import Connected, NoAnswer, OtherState, Said, UnknownSession, UnknownWord
+from service.domain.reported import Connected, NoAnswer, OtherState, Reported, UnknownSession, UnknownWord
 from service.domain.session import TRANSITIONS, Trigger, confirms, must_be_confirmed, still_wanted, target
 from service.errors import GatewayUnreachable
 from whatsapp_qr_contracts.message import SessionStatus
@@ -80,7 +80,7 @@ def test_the_gateway_is_asked_about_what_enters_or_leaves_connected(status: Sess
 )
 def test_which_answers_agree_with_a_report(trigger: Trigger, before: SessionStatus, agreeing: set[str]) -> None:
     """A report that the gateway's present answer contradicts is old news; where it cannot say, the report stands."""
-    answers: dict[str, Said] = {status: OtherState(status) for status in (OFF, OPENING, QR)}
+    answers: dict[str, Reported] = {status: OtherState(status) for status in (OFF, OPENING, QR)}
     answers |= {ON: Connected(), "unknown": UnknownSession()}
     assert {name for name, said in answers.items() if confirms(said, trigger, before=before)} == agreeing
     assert confirms(UnknownWord(), trigger, before=before)

@@ -1,6 +1,6 @@
 """What stands still, decided without waiting."""
 
-from service.upkeep.watching import Watch
+from service.singletons.watching import Watch
 
 
 def test_a_watch_tells_what_stands_still() -> None:

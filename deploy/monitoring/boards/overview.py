@@ -40,7 +40,7 @@ _NOW = Row(
         stat(
             "Operations held",
             "Work that waits for the database or the broker at this moment. Normal: 0.",
-            f"sum(whatsapp_qr_held{{{IN}}})",
+            f"sum(whatsapp_qr_retrying{{{IN}}})",
             bad_from=1,
         ),
     ],

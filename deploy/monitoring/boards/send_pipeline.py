@@ -67,7 +67,7 @@ BOARD = Board(
                     [(rate("whatsapp_qr_redriven_total", "kind", 'kind="pending"'), "{{kind}}")],
                 ),
                 Panel(
-                    "Told from the rows",
+                    "Published from the rows",
                     "Jobs and events that were not confirmed right after the commit, by destination. Normal: 0.",
                     "cps",
                     [(rate("whatsapp_qr_relayed_total", "destination"), "{{destination}}")],

@@ -90,16 +90,21 @@ BOARD = Board(
                     ],
                 ),
                 Panel(
-                    "Duties",
+                    "Singleton jobs",
                     "Runs of sweeper, reconciler and dead-letter store. Where they fail nothing is mended.",
                     "cps",
-                    [(rate("whatsapp_qr_duty_runs_total", "duty, outcome"), "{{duty}} {{outcome}}")],
+                    [
+                        (
+                            rate("whatsapp_qr_singleton_job_runs_total", "singleton_job, outcome"),
+                            "{{singleton_job}} {{outcome}}",
+                        )
+                    ],
                 ),
                 Panel(
-                    "Who does the duties",
+                    "Which process runs the singleton jobs",
                     "How many processes do each. Normal: 1. Where it is 0 nothing is mended.",
                     "short",
-                    [(f"sum by (duty) (whatsapp_qr_duty_held{{{IN}}})", "{{duty}}")],
+                    [(f"sum by (singleton_job) (whatsapp_qr_singleton_job_held{{{IN}}})", "{{singleton_job}}")],
                 ),
             ],
         ),

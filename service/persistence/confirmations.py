@@ -31,7 +31,7 @@ _NO_JOB = -1
 
 
 @dataclass(frozen=True, slots=True)
-class Told:
+class Confirmation:
     """What is known to be confirmed of a row: the event of a version, or the job of a message.
 
     Args:
@@ -64,41 +64,41 @@ def _statement(table: type[SQLModel]) -> Update:
 _STATEMENTS = {table: _statement(table) for table in (SessionRow, ConversationRow, MessageRow, CommandRow)}
 
 
-def merged(marks: Iterable[Told]) -> list[Told]:
+def merged(marks: Iterable[Confirmation]) -> list[Confirmation]:
     """Return one mark for each row, sorted by its key: the order in which rows are locked."""
-    rows: dict[Any, Told] = {}
+    rows: dict[Any, Confirmation] = {}
     for mark in marks:
         known = rows.get((mark.table, mark.key), mark)
         most = max(known.version, mark.version), max(known.place, mark.place)
-        rows[mark.table, mark.key] = Told(mark.table, mark.key, *most)
+        rows[mark.table, mark.key] = Confirmation(mark.table, mark.key, *most)
     return sorted(rows.values(), key=lambda mark: [str(part) for part in mark.key])
 
 
-def _parameters(mark: Told, table: type[SQLModel]) -> dict[str, Any]:
+def _parameters(mark: Confirmation, table: type[SQLModel]) -> dict[str, Any]:
     job = {"place": mark.place} if table is MessageRow else {}
     return {"reached": mark.version, **job, **{f"key{number}": part for number, part in enumerate(mark.key)}}
 
 
-async def _write(tx: AsyncSession, *, rows: Sequence[Told]) -> None:
+async def _write(tx: AsyncSession, *, rows: Sequence[Confirmation]) -> None:
     connection = await tx.connection()
     for table, statement in _STATEMENTS.items():
         if parameters := [_parameters(row, table) for row in rows if row.table is table]:
             await connection.execute(statement, parameters)
 
 
-class Marks(Loop):
+class Confirmations(Loop):
     """Collects what is confirmed and writes it down shortly after."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
-        self._confirmed: set[Told] = set()
+        self._confirmed: set[Confirmation] = set()
         self._some = asyncio.Event()
 
-    def note(self, told: Told) -> None:
+    def note(self, confirmation: Confirmation) -> None:
         """Note that an output is confirmed."""
         if len(self._confirmed) >= _MOST:
             self._confirmed.clear()  # they cannot be written: what is forgotten is published once more
-        self._confirmed.add(told)
+        self._confirmed.add(confirmation)
         self._some.set()
 
     async def _run(self) -> None:

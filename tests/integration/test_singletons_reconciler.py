@@ -8,7 +8,7 @@ from uuid import UUID, uuid4
 
 import pytest
 
-from tests.integration.upkeep import FAST, mended, mends_nothing, redriven, sample
+from tests.integration.singletons import FAST, mended, mends_nothing, redriven, sample
 from tests.system import Heard, NewSystem, System, eventually
 
 STEPS = ("connected", "disconnected", "qr", "initialize", "end", "action_required")
@@ -122,7 +122,7 @@ async def test_a_gateway_that_is_away_decides_nothing(system: System) -> None:
     before = {step: await redriven(system, f"session_{step}") for step in STEPS}
 
     async def failures() -> float:
-        return await sample(consumer, "duty_runs_total", duty="reconciler", outcome="failed")
+        return await sample(consumer, "singleton_job_runs_total", singleton_job="reconciler", outcome="failed")
 
     failed = await failures()
     await simulator.kill()
@@ -170,7 +170,7 @@ async def test_a_gateway_that_still_loads_its_sessions_is_given_time(new_system:
         [consumer] = system.named("session-consumer")
 
         async def runs() -> float:
-            return await sample(consumer, "duty_runs_total", duty="reconciler", outcome="done")
+            return await sample(consumer, "singleton_job_runs_total", singleton_job="reconciler", outcome="done")
 
         await system.faults(loading=[session_id])
         ran = await runs()
@@ -192,7 +192,7 @@ async def test_a_service_that_works_mends_nothing(system: System) -> None:
         await system.post("/disconnect", chatbotId=str(chatbot_id))
 
     async def runs() -> float:
-        return await sample(consumer, "duty_runs_total", duty="reconciler", outcome="done")
+        return await sample(consumer, "singleton_job_runs_total", singleton_job="reconciler", outcome="done")
 
     async def traffic() -> None:
         chatbot_id, session_id = await system.connect()

@@ -1,25 +1,25 @@
-"""Two session consumers: one does the duties, and the other goes on when that one is killed."""
+"""Two session consumers: one does the jobs, and the other goes on when that one is killed."""
 
 from pathlib import Path
 
 from prometheus_client.parser import text_string_to_metric_families
 
 from tests.component.rows import change, enqueue
-from tests.integration.upkeep import FAST, rows_by_hand, sample, session_row
+from tests.integration.singletons import FAST, rows_by_hand, sample, session_row
 from tests.system import Process, System, eventually, running
 
 SWEEPING = {**FAST, "RECONCILE_PERIOD": "3600"}
-DUTIES = ("sweeper", "reconciler")
+SINGLETON_JOBS = ("sweeper", "reconciler")
 
 
 async def held(process: Process) -> list[float]:
-    return [await sample(process, "duty_held", duty=duty) for duty in DUTIES]
+    return [await sample(process, "singleton_job_held", singleton_job=job) for job in SINGLETON_JOBS]
 
 
-async def test_the_duties_of_a_killed_process_are_taken_over(
+async def test_the_singleton_jobs_of_a_killed_process_are_taken_over(
     clean_broker: str, database_url: str, tmp_path: Path
 ) -> None:
-    """Each duty is held by one of two processes; kill -9 of its holder moves it, and what breaks then is mended."""
+    """Each job is held by one of two processes; kill -9 of its holder moves it, and what breaks then is mended."""
     async with running(clean_broker, database_url, tmp_path, extra=("session-consumer",), **SWEEPING) as system:
         chatbot_id, _ = await system.connect()
         first, second = system.named("session-consumer")

@@ -15,8 +15,8 @@ from service.consumers.conversation import ConversationConsumer
 from service.domain.identities import outgoing_message_id, output_id
 from service.persistence import sessions
 from service.persistence.tables import LaneRow, MessageRow
-from tests.component.rows import Told, a_command, all_of, change, enqueue, handle, receive, received
-from tests.integration.upkeep import (
+from tests.component.rows import Outputs, a_command, all_of, change, enqueue, handle, receive, received
+from tests.integration.singletons import (
     FAST,
     mended,
     mends_nothing,
@@ -84,7 +84,7 @@ async def test_a_lane_that_sleeps_is_woken(system: System, linked: tuple[UUID, s
     async with rows_by_hand(system) as database:
         command = a_command(await session_row(database, linked[0]), message="forgotten")
         message_id = outgoing_message_id(command.chatbot_id, str(command.message_id))
-        consumer = ConversationConsumer(database, Told(), timedelta(hours=1))  # type: ignore[arg-type]
+        consumer = ConversationConsumer(database, Outputs(), timedelta(hours=1))  # type: ignore[arg-type]
 
         async def store(tx: AsyncSession) -> None:  # in one transaction: a relay takes what it sees without its job
             await consumer._do_all(tx, batch=[received(command)])
@@ -170,7 +170,7 @@ async def test_a_service_that_works_mends_nothing(system: System, linked: tuple[
     jobs = await system.jobs()
 
     async def runs() -> float:
-        return await sample(consumer, "duty_runs_total", duty="sweeper", outcome="done")
+        return await sample(consumer, "singleton_job_runs_total", singleton_job="sweeper", outcome="done")
 
     async def traffic() -> None:
         ran, handed = await runs(), len(jobs.messages)

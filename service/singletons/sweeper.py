@@ -20,7 +20,7 @@ log = structlog.get_logger()
 
 @dataclass(frozen=True)
 class Sweeper:
-    """A duty of one process at a time.
+    """A singleton job.
 
     Args:
         database: the rows.

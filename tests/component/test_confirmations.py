@@ -8,11 +8,11 @@ from uuid import UUID, uuid4
 
 import pytest
 
-from service.consumers import telling
+from service.consumers import row_outputs
 from service.errors import DatabaseUnavailable
-from service.persistence import marks as marks_module
+from service.persistence import confirmations as marks_module
+from service.persistence.confirmations import _STATEMENTS, Confirmation, Confirmations, merged
 from service.persistence.database import Database
-from service.persistence.marks import _STATEMENTS, Marks, Told, merged
 from service.persistence.tables import CommandRow, ConversationRow, MessageRow, SessionRow
 from tests.component.conversing import World, a_receipt, confirm
 from tests.component.rows import a_session, all_of, change, enqueue, receive, reread, sent
@@ -22,8 +22,8 @@ from whatsapp_qr_contracts.message import DeliveryStatus as D
 
 
 @pytest.fixture
-def marks(database: Database) -> Marks:
-    return Marks(database)
+def confirmations(database: Database) -> Confirmations:
+    return Confirmations(database)
 
 
 async def until(condition: Callable[[], Awaitable[bool]]) -> None:
@@ -50,28 +50,32 @@ async def handed_over(database: Database, *messages: MessageRow) -> list[bool]:
     return [(await reread(database, message)).handed_over for message in messages]
 
 
-async def test_each_kind_of_mark_is_written(database: Database, marks: Marks) -> None:
+async def test_each_kind_of_mark_is_written(database: Database, confirmations: Confirmations) -> None:
     """Nothing of a row is untold once its event and its job are confirmed; each has a mark of its own."""
     session = await a_session(database)
     outputs = await World(database).handle(CancelMessage(chatbot_id=session.chatbot_id, message_id=uuid4()))
     message = await receive(database, session)
     [conversation] = await all_of(database, ConversationRow)
-    outputs += [*telling.of_session(session), *telling.of_conversation(conversation), *telling.of_message(message)]
-    assert {output.told.table for output in outputs} == {SessionRow, CommandRow, ConversationRow, MessageRow}
-    marks.start()
+    outputs += [
+        *row_outputs.of_session(session),
+        *row_outputs.of_conversation(conversation),
+        *row_outputs.of_message(message),
+    ]
+    assert {output.confirmation.table for output in outputs} == {SessionRow, CommandRow, ConversationRow, MessageRow}
+    confirmations.start()
     for output in outputs[:-1]:
-        marks.note(output.told)
+        confirmations.note(output.confirmation)
     await until(lambda: _written(database, message))
     row = await reread(database, message)
     assert (row.handed_over, row.told_version) == (True, 0)
-    marks.note(outputs[-1].told)
-    await marks.end()
-    await marks.settle(SECONDS)
+    confirmations.note(outputs[-1].confirmation)
+    await confirmations.end()
+    await confirmations.settle(SECONDS)
     for table, of in (
-        (SessionRow, telling.of_session),
-        (CommandRow, telling.of_command),
-        (ConversationRow, telling.of_conversation),
-        (MessageRow, telling.of_message),
+        (SessionRow, row_outputs.of_session),
+        (CommandRow, row_outputs.of_command),
+        (ConversationRow, row_outputs.of_conversation),
+        (MessageRow, row_outputs.of_message),
     ):
         assert [of(row) for row in await all_of(database, table)] == [[]], table  # type: ignore[operator]
 
@@ -83,18 +87,18 @@ async def _written(database: Database, message: MessageRow) -> bool:
 async def test_marks_lock_in_one_order() -> None:
     """Whatever order they were noted in: one mark for each row, sorted by its key; what is confirmed adds up."""
     chatbot_id = UUID(int=1)
-    noted = [Told(CommandRow, (chatbot_id, str(n)), 1) for n in range(20)]
-    noted += [Told(MessageRow, (UUID(int=n),), n) for n in range(20)]
-    noted += [Told(MessageRow, (UUID(int=n),), place=n) for n in range(20)]
-    noted += [Told(ConversationRow, (UUID(int=7),), 1)]
-    noted += [Told(SessionRow, (UUID(int=7),), version) for version in (2, 1)]
+    noted = [Confirmation(CommandRow, (chatbot_id, str(n)), 1) for n in range(20)]
+    noted += [Confirmation(MessageRow, (UUID(int=n),), n) for n in range(20)]
+    noted += [Confirmation(MessageRow, (UUID(int=n),), place=n) for n in range(20)]
+    noted += [Confirmation(ConversationRow, (UUID(int=7),), 1)]
+    noted += [Confirmation(SessionRow, (UUID(int=7),), version) for version in (2, 1)]
     forward, backward = merged(noted), merged(reversed(noted))
     for table, rows in ((CommandRow, 20), (MessageRow, 20), (ConversationRow, 1), (SessionRow, 1)):
         ours = [mark for mark in forward if mark.table is table]
         assert ours == [mark for mark in backward if mark.table is table]
         keys = [[str(part) for part in mark.key] for mark in ours]
         assert (keys, len(keys)) == (sorted(keys), rows)
-    assert {Told(SessionRow, (UUID(int=7),), 2), Told(MessageRow, (UUID(int=7),), 7, 7)} <= set(forward)
+    assert {Confirmation(SessionRow, (UUID(int=7),), 2), Confirmation(MessageRow, (UUID(int=7),), 7, 7)} <= set(forward)
     assert list(_STATEMENTS) == [SessionRow, ConversationRow, MessageRow, CommandRow]
 
 
@@ -103,14 +107,14 @@ async def test_closing_writes_what_is_left(database: Database) -> None:
     for start in (False, True):
         session = await a_session(database)
         stored = [await receive(database, session, f"A{n}", **{"from": f"549110000000{n}"}) for n in range(5)]
-        marks = Marks(database)
+        confirmations = Confirmations(database)
         if start:
-            marks.start()
+            confirmations.start()
         for message in stored:
-            marks.note(Told(MessageRow, (message.id,), version=1, place=0))
-            marks.note(Told(ConversationRow, (message.conversation_id,), 1))
-        await marks.end()
-        await marks.settle(SECONDS)
+            confirmations.note(Confirmation(MessageRow, (message.id,), version=1, place=0))
+            confirmations.note(Confirmation(ConversationRow, (message.conversation_id,), 1))
+        await confirmations.end()
+        await confirmations.settle(SECONDS)
         assert await handed_over(database, *stored) == [True] * 5
         rows = await all_of(database, ConversationRow, chatbot_id=session.chatbot_id)
         assert [row.told_version for row in rows] == [1] * 5
@@ -121,20 +125,20 @@ async def test_a_mark_of_an_older_version_says_nothing_about_the_newer(database:
     session, world = await a_session(database), World(database)
     await enqueue(database, session)
     message = await sent(database, session)
-    first = telling.event_of(message)
+    first = row_outputs.event_of(message)
     second = await world.handle(a_receipt(session, message.whatsapp_message_id, "read"))
     await world.confirm(first)
-    assert telling.event_of(await reread(database, message)) == second
+    assert row_outputs.event_of(await reread(database, message)) == second
     await world.confirm(second)
     await world.confirm(first)
-    assert telling.event_of(await reread(database, message)) == []
+    assert row_outputs.event_of(await reread(database, message)) == []
 
 
 async def test_a_mark_of_the_job_before_a_retry_says_nothing_about_the_one_after(database: Database) -> None:
     """It was confirmed at another place of the lane: the message stands at a new one, and needs another job."""
     session, world = await a_session(database), World(database)
     message = await enqueue(database, session)
-    first = telling.job_of(message)
+    first = row_outputs.job_of(message)
     await change(database, message, delivery_status=D.FAILED, error_code="refused")
     outputs = await world.handle(RetryMessage(chatbot_id=session.chatbot_id, message_id=message.id))
     second = [output for output in outputs if output.message.name == "whatsapp-qr-send"]
@@ -150,42 +154,44 @@ async def test_a_mark_does_not_make_a_row_young(database: Database) -> None:
     message = await receive(database, await a_session(database))
     long_ago = datetime(2026, 1, 1, tzinfo=UTC)
     await change(database, message, changed_at=long_ago)
-    await confirm(database, *telling.job_of(message))
+    await confirm(database, *row_outputs.job_of(message))
     row = await reread(database, message)
     assert (row.handed_over, row.changed_at) == (True, long_ago)
 
 
-async def test_marks_survive_an_unavailable_database(database: Database, marks: Marks) -> None:
+async def test_marks_survive_an_unavailable_database(database: Database, confirmations: Confirmations) -> None:
     """They are kept while the database is away, and written once it is back."""
     message = await receive(database, await a_session(database))
     with away(database, DatabaseUnavailable("away")) as tried:
-        marks.start()
-        marks.note(Told(MessageRow, (message.id,), place=0))
+        confirmations.start()
+        confirmations.note(Confirmation(MessageRow, (message.id,), place=0))
         async with asyncio.timeout(SECONDS):
             await tried.wait()
     await until(lambda: _written(database, message))
-    await marks.end()
-    await marks.settle(SECONDS)
+    await confirmations.end()
+    await confirmations.settle(SECONDS)
 
 
-async def test_an_odd_error_does_not_end_the_writing(database: Database, marks: Marks) -> None:
+async def test_an_odd_error_does_not_end_the_writing(database: Database, confirmations: Confirmations) -> None:
     """Whatever a driver says in the middle of a lost connection: it is logged, and all is written with the next try."""
     session = await a_session(database)
     one, two = [await receive(database, session, name) for name in ("A1", "A2")]
     with away(database, RuntimeError("another operation is in progress")) as tried:
-        marks.start()
-        marks.note(Told(MessageRow, (one.id,), place=0))
+        confirmations.start()
+        confirmations.note(Confirmation(MessageRow, (one.id,), place=0))
         async with asyncio.timeout(SECONDS):
             await tried.wait()
-    marks.note(Told(MessageRow, (two.id,), place=0))
+    confirmations.note(Confirmation(MessageRow, (two.id,), place=0))
     await until(lambda: _written(database, one))
     await until(lambda: _written(database, two))
-    assert marks.alive
-    await marks.end()
-    await marks.settle(SECONDS)
+    assert confirmations.alive
+    await confirmations.end()
+    await confirmations.settle(SECONDS)
 
 
-async def test_few_rows_are_locked_at_a_time(database: Database, marks: Marks, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_few_rows_are_locked_at_a_time(
+    database: Database, confirmations: Confirmations, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """However much was confirmed: whoever handles a message of one of them waits for a short transaction."""
     monkeypatch.setattr(marks_module, "_AT_ONCE", 2)
     session = await a_session(database)
@@ -193,27 +199,27 @@ async def test_few_rows_are_locked_at_a_time(database: Database, marks: Marks, m
     rows: list[int] = []
     real = marks_module.merged
 
-    def merging(portion: list[Told]) -> list[Told]:
+    def merging(portion: list[Confirmation]) -> list[Confirmation]:
         rows.append(len(portion))
         return real(portion)
 
     monkeypatch.setattr(marks_module, "merged", merging)
     for message in messages:
-        marks.note(Told(MessageRow, (message.id,), place=0))
-    await marks.flush()
+        confirmations.note(Confirmation(MessageRow, (message.id,), place=0))
+    await confirmations.flush()
     assert rows == [2, 2, 1]
     assert await handed_over(database, *messages) == [True] * 5
 
 
 async def test_what_cannot_be_written_is_forgotten_in_the_end(
-    database: Database, marks: Marks, monkeypatch: pytest.MonkeyPatch
+    database: Database, confirmations: Confirmations, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Memory has a bound: what is forgotten is published once more, under the same id."""
     monkeypatch.setattr(marks_module, "_MOST", 2)
     session = await a_session(database)
     messages = [await receive(database, session, name) for name in ("A1", "A2", "A3")]
     for message in messages:
-        marks.note(Told(MessageRow, (message.id,), place=0))
-    await marks.end()
-    await marks.settle(SECONDS)
+        confirmations.note(Confirmation(MessageRow, (message.id,), place=0))
+    await confirmations.end()
+    await confirmations.settle(SECONDS)
     assert await handed_over(database, *messages) == [False, False, True]

@@ -39,4 +39,4 @@ class NoAnswer:
     error: GatewayError
 
 
-Said = Connected | OtherState | UnknownSession | UnknownWord | NoAnswer
+Reported = Connected | OtherState | UnknownSession | UnknownWord | NoAnswer

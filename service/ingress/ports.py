@@ -8,7 +8,7 @@ from service.ingress.problems import answer, is_callback
 _log = structlog.get_logger()
 
 
-class Doors:
+class Ports:
     """ASGI middleware: 404 for what came in at the wrong port. The socket says which one that was, never a header."""
 
     def __init__(self, app: ASGIApp, internal_port: int | None) -> None:

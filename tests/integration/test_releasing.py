@@ -19,8 +19,8 @@ from service.domain.dead_letters import DeadLetter
 from service.errors import DatabaseUnavailable
 from service.messaging import connections, holding, subscriptions
 from service.messaging.consuming import Consumer
-from service.messaging.holding import Hold, Stopping
 from service.messaging.publishing import Publisher
+from service.messaging.retrying import RetryWhileUnavailable, Stopping
 from service.messaging.topology import CONVERSATIONS, DEAD_LETTERS
 from tests.amqp import SECONDS, Amqp, Handler, a_chatbot, a_message, consuming, publishing, send, until
 from tests.conftest import Breakable
@@ -51,15 +51,17 @@ class Database:
 
 
 def a_consumer(
-    url: str, handler: Handler, publisher: Publisher, hold: Hold, dead: list[DeadLetter] | None = None
+    url: str, handler: Handler, publisher: Publisher, retry: RetryWhileUnavailable, dead: list[DeadLetter] | None = None
 ) -> Consumer:
     """Build a consumer of the conversations; without a list for them there may be no dead letters."""
 
-    async def bury(letter: DeadLetter) -> None:
+    async def keep_dead_letter(letter: DeadLetter) -> None:
         assert dead is not None, letter
         dead.append(letter)
 
-    return Consumer(url, CONVERSATIONS, handler, bury=bury, publisher=publisher, hold=hold, prefetch=64)
+    return Consumer(
+        url, CONVERSATIONS, handler, keep_dead_letter=keep_dead_letter, publisher=publisher, retry=retry, prefetch=64
+    )
 
 
 @asynccontextmanager
@@ -73,7 +75,7 @@ async def impatient(
     dead: list[DeadLetter] | None = None,
 ) -> AsyncIterator[Consumer]:
     """Consume the conversations; give up what is held for so many seconds."""
-    consumer = a_consumer(url, handler, publisher, Hold(patience), dead)
+    consumer = a_consumer(url, handler, publisher, RetryWhileUnavailable(patience), dead)
     consumer.start(check=database.check)
     try:
         await until(lambda: consumer.subscriptions.ready)
@@ -99,23 +101,23 @@ async def test_held_for_too_long_is_given_up(clean_broker: str, *, side_by_side:
         Amqp(clean_broker) as amqp,
         impatient(clean_broker, broken, publisher, database) as consumer,
     ):
-        before = counted("whatsapp_qr_held")
+        before = counted("whatsapp_qr_retrying")
         database.away = True
         await send(publisher, chatbot_id, *texts)
-        await until(lambda: counted("whatsapp_qr_held") > before)
+        await until(lambda: counted("whatsapp_qr_retrying") > before)
         async with consuming(clean_broker, healthy, publisher, stands_by=True):
             await until(lambda: healthy.done == texts)
             assert set(broken.begun) == {"0"}
             assert not consumer.ready
             assert not consumer.subscriptions.consuming
             await until(lambda: database.asked >= 2)
-            assert counted("whatsapp_qr_held") > before
+            assert counted("whatsapp_qr_retrying") > before
         await send(publisher, chatbot_id, "later")
         database.away = False
         await until(lambda: broken.done == ["later"])
         await until(lambda: consumer.ready)
         await amqp.until_waiting(QUEUE, 0)
-    assert counted("whatsapp_qr_held") == before
+    assert counted("whatsapp_qr_retrying") == before
 
 
 async def test_what_is_under_way_ends_before_the_channel_closes(clean_broker: str) -> None:
@@ -144,7 +146,7 @@ async def test_what_is_under_way_ends_before_the_channel_closes(clean_broker: st
         release.set()
         await until(lambda: len(healthy.done) == 3)
         assert broken.done == ["slow 1"]
-        assert [text for text in healthy.done if text.startswith("held")] == ["held 1", "held 2"]
+        assert [text for text in healthy.done if text.startswith("retrying_while_unavailable")] == ["held 1", "held 2"]
         assert "slow 2" in healthy.done
         assert set(broken.begun) == {"slow 1", "held 1"}
 
@@ -162,7 +164,7 @@ async def test_give_up_over_a_lost_connection(clean_broker: str, monkeypatch: py
     ):
         database.away = True
         proxy.refuse()
-        drain = asyncio.create_task(consumer._hold(database.check))  # what a drain does: bound to no channel
+        drain = asyncio.create_task(consumer._retry(database.check))  # what a drain does: bound to no channel
         with pytest.raises(Stopping):
             await asyncio.wait_for(drain, SECONDS)
         await until(lambda: not any(partition.started for partition in consumer.subscriptions.partitions))
@@ -188,7 +190,7 @@ async def test_it_stops_while_it_waits_for_its_parts(clean_broker: str, monkeypa
         await until(lambda: database.asked >= 4)
         # Whatever it could wait for lasts longer than this test does.
         monkeypatch.setattr(subscriptions, "_END_SECONDS", 2 * SECONDS)
-        monkeypatch.setitem(Hold.__call__.__kwdefaults__, "longest", 2 * SECONDS)  # type: ignore[attr-defined]
+        monkeypatch.setitem(RetryWhileUnavailable.__call__.__kwdefaults__, "longest", 2 * SECONDS)  # type: ignore[attr-defined]
         monkeypatch.setattr(holding, "backoff", lambda _failures: 2 * SECONDS)
         asked = database.asked
         await until(lambda: database.asked > asked)
@@ -210,7 +212,7 @@ async def test_fruitless_give_ups_become_rare(clean_broker: str) -> None:
     async with publishing(clean_broker) as publisher:
         await send(publisher, a_chatbot(), "1")
         async with impatient(clean_broker, handler, publisher, database, patience=0.2) as consumer:
-            await until(lambda: consumer.subscriptions._hold.patience >= 1.6)
+            await until(lambda: consumer.subscriptions._retry.patience >= 1.6)
 
 
 async def test_subscribed_soon_after_the_broker_is_there(clean_broker: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -225,7 +227,7 @@ async def test_subscribed_soon_after_the_broker_is_there(clean_broker: str, monk
     monkeypatch.setattr(holding, "_pause", recorded)
     async with publishing(clean_broker, 4) as publisher, Proxy(clean_broker) as proxy:
         proxy.refuse()
-        consumer = a_consumer(proxy.url, Handler(), publisher, Hold())
+        consumer = a_consumer(proxy.url, Handler(), publisher, RetryWhileUnavailable())
         consumer.start()
         await until(lambda: len(pauses) >= 8)  # the eighth would be one of several seconds
         assert not consumer.ready
@@ -266,7 +268,7 @@ async def owned(system: System, process: Process) -> float:
     return await process.metric(system.http, "whatsapp_qr_partitions_owned")
 
 
-FAST = {"SEND_RATE": "1000", "SEND_BURST": "1000", "HEARTBEAT_PERIOD": "1.5", "GIVE_UP_AFTER": "2"}
+FAST = {"SEND_RATE": "1000", "SEND_BURST": "1000", "HEARTBEAT_PERIOD": "1.5", "RELEASE_AFTER": "2"}
 
 
 async def test_a_healthy_process_takes_over_from_a_cut_off_one(
@@ -283,7 +285,7 @@ async def test_a_healthy_process_takes_over_from_a_cut_off_one(
         proxy.refuse()
         flowing = asyncio.gather(*(flow(system, *link, texts) for link in linked))
         for process in cut_off:
-            await eventually(lambda process=process: process.metric(system.http, "whatsapp_qr_held"))
+            await eventually(lambda process=process: process.metric(system.http, "whatsapp_qr_retrying"))
             assert not await process.ready(system.http)
             await eventually(lambda process=process: owned(system, process), lambda count: count == 0)
         await flowing
@@ -332,7 +334,7 @@ async def test_everything_returns_after_a_long_outage(
         async with breakable_database.away():
             await flow(system, chatbot_id, session_id, texts)
             conversations, _ = consumers
-            await eventually(lambda: conversations.metric(system.http, "whatsapp_qr_held"))
+            await eventually(lambda: conversations.metric(system.http, "whatsapp_qr_retrying"))
             await eventually(lambda: owned(system, conversations), lambda count: count == 0)
             assert not await conversations.ready(system.http)
         for process in consumers:

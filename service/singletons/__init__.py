@@ -1,6 +1,6 @@
-"""Duties that mend what redelivery cannot: each is done by one process at a time, by a lease row.
+"""Singleton jobs: each runs in one process at a time, which holds its lease. They repair what redelivery cannot.
 
-hosting      takes leases and runs duties: Upkeep
+running      takes leases and runs the jobs
 sweeper      finishes what is unfinished in our own rows and nobody works on
 reconciler   compares the rows of the sessions with what the gateway says
 dead_letters moves dead letters into a table

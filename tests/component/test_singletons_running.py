@@ -15,8 +15,8 @@ from service import metrics
 from service.errors import DatabaseUnavailable
 from service.persistence.database import Database
 from service.persistence.tables import LeaseRow
-from service.upkeep import hosting as hosting_module
-from service.upkeep.hosting import Duty, Upkeep
+from service.singletons import running as hosting_module
+from service.singletons.running import SingletonJob, SingletonJobs
 from tests.component.rows import all_of
 from tests.system import SECONDS, eventually
 
@@ -39,14 +39,14 @@ async def hosting(
     period: float = 0.01,
     stop: bool = True,
     seconds: float = STEADY,
-) -> AsyncIterator[Upkeep]:
-    upkeep = Upkeep(database, [Duty("test", period, run)], seconds=seconds)
-    upkeep.start()
+) -> AsyncIterator[SingletonJobs]:
+    singletons = SingletonJobs(database, [SingletonJob("test", period, run)], seconds=seconds)
+    singletons.start()
     try:
-        yield upkeep
+        yield singletons
     finally:
         if stop:
-            await upkeep.stop()
+            await singletons.stop()
 
 
 class Work:
@@ -98,15 +98,15 @@ async def renewed(database: Database) -> None:
 
 
 @pytest.mark.usefixtures("eager")
-async def test_one_process_does_a_duty_and_hands_it_over(database: Database, other_process: Database) -> None:
+async def test_one_process_runs_a_singleton_job_and_hands_it_over(database: Database, other_process: Database) -> None:
     """The second process does nothing while the first is there, and goes on at once when that one stops."""
     first, second = Work(), Work()
-    async with hosting(other_process, second.run, stop=False) as upkeep:
+    async with hosting(other_process, second.run, stop=False) as singletons:
         await second.ran()
         async with hosting(database, first.run):
             await renewed(database)
             assert first.runs == 0
-            await upkeep.stop()
+            await singletons.stop()
             done = second.runs
             await first.ran()
             assert second.runs == done
@@ -114,7 +114,7 @@ async def test_one_process_does_a_duty_and_hands_it_over(database: Database, oth
 
 
 async def test_a_dead_holder_is_replaced(database: Database, other_process: Database) -> None:
-    """A holder that does not renew any more, as after kill -9, loses the duty when its lease has run out."""
+    """A holder that does not renew any more, as after kill -9, loses the job when its lease has run out."""
     first, second = Work(), Work()
     async with hosting(database, first.run, stop=False, seconds=LEASE) as killed:
         await first.ran()
@@ -124,10 +124,10 @@ async def test_a_dead_holder_is_replaced(database: Database, other_process: Data
             await second.ran()
 
 
-async def test_a_failing_duty_is_done_again_and_logged_once(database: Database) -> None:
+async def test_a_failing_singleton_job_is_run_again_and_logged_once(database: Database) -> None:
     """Whatever a run raises is counted, logged once while it stays the same, and never the end."""
     work = Work()
-    failed = metrics.DUTY_RUNS.labels("test", "failed")
+    failed = metrics.SINGLETON_JOB_RUNS.labels("test", "failed")
     before = failed._value.get()
     with capture_logs() as logs:
         async with hosting(database, work.run):
@@ -139,9 +139,9 @@ async def test_a_failing_duty_is_done_again_and_logged_once(database: Database) 
             await work.ran(5)
             work.error = None
             await work.ran()
-    told = [entry["reason"] for entry in logs if entry["event"] == "duty_failed"]
+    told = [entry["reason"] for entry in logs if entry["event"] == "singleton_job_failed"]
     assert told == ["DatabaseUnavailable: no database", "RuntimeError", "CancelledError"]
-    assert [entry["event"] for entry in logs].count("duty_works_again") == 1
+    assert [entry["event"] for entry in logs].count("singleton_job_works_again") == 1
     assert failed._value.get() >= before + 13
 
 
@@ -164,7 +164,7 @@ async def test_a_long_run_keeps_its_lease_and_ends_with_it(database: Database, o
 
 @pytest.mark.usefixtures("eager")
 async def test_a_lease_that_ran_out_ends_the_run(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
-    """While this process stood still another may have done the duty: it begins anew, though nobody has the lease."""
+    """While this process stood still another may have run the job: it begins anew, though nobody has the lease."""
     long, stood_still = LongRun(), 0.0
     monkeypatch.setattr(hosting_module, "time", SimpleNamespace(monotonic=lambda: time.monotonic() + stood_still))
     async with hosting(database, long.run):

@@ -1,4 +1,4 @@
-"""What the tests of the duties share: short periods, the metrics of the session consumers, rows made by hand."""
+"""Short periods, the metrics of the session consumers and rows made by hand, for the tests of singleton jobs."""
 
 import math
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 from sqlmodel import SQLModel
 
 from service.domain.identities import output_id
-from service.persistence.marks import Told
+from service.persistence.confirmations import Confirmation
 from service.persistence.tables import (
     CommandRecord,
     CommandRow,
@@ -64,14 +64,14 @@ class Output:
     Args:
         message_id: its AMQP id, the same at every repetition.
         correlation_id: the id of the command or report that caused it.
-        told: what is noted once it is confirmed.
+        confirmation: what is recorded when the broker has confirmed it.
         order: outputs of one destination with the same order are published one after another.
     """
 
     message: Message
     message_id: str
     correlation_id: str
-    told: Told
+    confirmation: Confirmation
     order: str
     headers: Mapping[str, Any] = field(default_factory=dict)
     traceparent: str | None = None
@@ -81,9 +81,9 @@ def of_session(session: SessionRecord) -> list[Output]:
     """Return the event of a session's present version, unless it is known to be confirmed."""
     if session.told_version >= session.version:
         return []
-    told = Told(SessionRow, (session.id,), session.version)
+    confirmation = Confirmation(SessionRow, (session.id,), session.version)
     event_id = session_event_id(session)
-    return [Output(session_event(session), event_id, session.correlation_id, told, session.session_id)]
+    return [Output(session_event(session), event_id, session.correlation_id, confirmation, session.session_id)]
 
 
 def of_command(command: CommandRecord) -> list[Output]:
@@ -91,9 +91,9 @@ def of_command(command: CommandRecord) -> list[Output]:
     if command.told_version >= command.version or command.outcome is None:
         return []
     event = BY_NAME[command.outcome["name"]].model_validate(command.outcome["body"])
-    told = Told(CommandRow, (command.chatbot_id, command.command_id), command.version)
+    confirmation = Confirmation(CommandRow, (command.chatbot_id, command.command_id), command.version)
     asked = command.outcome.get("command_id", command.command_id)
-    return [Output(event, command.outcome["message_id"], asked, told, str(command.chatbot_id))]
+    return [Output(event, command.outcome["message_id"], asked, confirmation, str(command.chatbot_id))]
 
 
 def of_conversation(conversation: ConversationRecord) -> list[Output]:
@@ -102,8 +102,10 @@ def of_conversation(conversation: ConversationRecord) -> list[Output]:
         return []
     at = conversation.created_at
     event = _of(ConversationStarted, conversation, conversation_id=conversation.id, occurred_at=at)
-    told = Told(ConversationRow, (conversation.id,), conversation.version)
-    return [Output(event, output_id(conversation.id, "started"), conversation.correlation_id, told, str(event.name))]
+    confirmation = Confirmation(ConversationRow, (conversation.id,), conversation.version)
+    return [
+        Output(event, output_id(conversation.id, "started"), conversation.correlation_id, confirmation, str(event.name))
+    ]
 
 
 def of_message(message: MessageRecord) -> list[Output]:
@@ -115,7 +117,7 @@ def job_of(message: MessageRecord) -> list[Output]:
     """Return the job of a message, unless it is known to be confirmed."""
     if message.handed_over:
         return []
-    told = Told(MessageRow, (message.id,), place=message.lane_number or 0)
+    confirmation = Confirmation(MessageRow, (message.id,), place=message.lane_number or 0)
     if message.role is Role.USER:
         job: Message = incoming_job(message)
         job_id, order = output_id(message.id, "job"), str(message.conversation_id)
@@ -123,7 +125,7 @@ def job_of(message: MessageRecord) -> list[Output]:
     else:
         job, headers = send_job(message), {}
         job_id = order = output_id(message.id, f"job {message.lane_number}")
-    return [Output(job, job_id, message.correlation_id, told, order, headers, message.traceparent)]
+    return [Output(job, job_id, message.correlation_id, confirmation, order, headers, message.traceparent)]
 
 
 def event_of(message: MessageRecord) -> list[Output]:
@@ -135,9 +137,9 @@ def event_of(message: MessageRecord) -> list[Output]:
         if message.role is Role.USER
         else (status_event(message), _version_of(message))
     )
-    told = Told(MessageRow, (message.id,), message.version)
+    confirmation = Confirmation(MessageRow, (message.id,), message.version)
     event_id, trace = output_id(message.id, which), message.traceparent
-    return [Output(event, event_id, message.correlation_id, told, str(message.id), traceparent=trace)]
+    return [Output(event, event_id, message.correlation_id, confirmation, str(message.id), traceparent=trace)]
 
 
 def _version_of(message: MessageRecord) -> str:
@@ -177,10 +179,10 @@ def received_event(message: MessageRecord) -> MessageReceived:
 def status_event(message: MessageRecord) -> MessageStatusEvent:
     """Return the event of a sent message's present delivery status."""
     error = {"error_code": message.error_code or "unknown"} if message.delivery_status is DeliveryStatus.FAILED else {}
-    return told_as(_STATUS_EVENTS[message.delivery_status], message, reached_at(message), **error)
+    return event_as(_STATUS_EVENTS[message.delivery_status], message, reached_at(message), **error)
 
 
-def told_as(kind: type[MessageStatusEvent], message: MessageRecord, at: datetime, **fields: Any) -> MessageStatusEvent:
+def event_as(kind: type[MessageStatusEvent], message: MessageRecord, at: datetime, **fields: Any) -> MessageStatusEvent:
     """Return an event of a kind about a message to send, as it is."""
     return _of(kind, message, message_id=message.id, occurred_at=at, metadata=message.caller_metadata, **fields)
 

@@ -15,14 +15,14 @@ from uuid_utils.compat import uuid7
 
 from service import metrics
 from service.domain.reconciling import ACTION_REQUIRED, QR_EXPIRED, Patience, Step, step
-from service.domain.saying import Connected, NoAnswer, OtherState, Said, UnknownSession, UnknownWord
+from service.domain.reported import Connected, NoAnswer, OtherState, Reported, UnknownSession, UnknownWord
 from service.errors import GatewayError
 from service.gateway import Gateway
 from service.messaging.publishing import Publisher
 from service.persistence.database import Database
 from service.persistence.surveying import Surveyed, survey
 from service.privacy import shown, shown_code
-from service.upkeep.watching import Watch
+from service.singletons.watching import Watch
 from whatsapp_qr_contracts.commands import InitializeSession
 from whatsapp_qr_contracts.gateway import (
     ConnectedData,
@@ -41,7 +41,7 @@ _STEPS = 500
 
 
 class Reconciler:
-    """A duty of one process at a time.
+    """A singleton job.
 
     Args:
         database: the sessions.
@@ -82,79 +82,79 @@ class Reconciler:
             self._says.look({})  # while nothing is seen nothing lasts
             raise
         seen = await self._survey(listed)
-        said = await self._first_look(seen, listed)
-        suspects = {one.session_id: one.version for one in self._timed(seen, said) if self._step(one, said)}
+        reported = await self._first_look(seen, listed)
+        suspects = {one.session_id: one.version for one in self._timed(seen, reported) if self._step(one, reported)}
         if suspects:
             await asyncio.sleep(self._pause)
             seen = await self._survey(suspects)
             again = {one.session_id for one in seen if suspects.get(one.session_id) == one.version}
-            said |= await self._ask([one for one in seen if one.session_id in again])
-            await self._mend([one for one in self._timed(seen, said) if one.session_id in again], said)
+            reported |= await self._ask([one for one in seen if one.session_id in again])
+            await self._mend([one for one in self._timed(seen, reported) if one.session_id in again], reported)
 
-    async def _first_look(self, seen: Sequence[Surveyed], listed: Mapping[str, Said] | None) -> dict[str, Said]:
+    async def _first_look(self, seen: Sequence[Surveyed], listed: Mapping[str, Reported] | None) -> dict[str, Reported]:
         if listed is None:
             return await self._ask(seen)
-        said = {one.session_id: listed.get(one.session_id, UnknownSession()) for one in seen}
-        return said | await self._ask([one for one in seen if isinstance(said[one.session_id], UnknownWord)])
+        reported = {one.session_id: listed.get(one.session_id, UnknownSession()) for one in seen}
+        return reported | await self._ask([one for one in seen if isinstance(reported[one.session_id], UnknownWord)])
 
-    def _timed(self, seen: Sequence[Surveyed], said: Mapping[str, Said]) -> list[Surveyed]:
+    def _timed(self, seen: Sequence[Surveyed], reported: Mapping[str, Reported]) -> list[Surveyed]:
         """Return the sessions with how long the gateway has been seen to say the same of their present version."""
-        answers = ((one, said.get(one.session_id)) for one in seen)
+        answers = ((one, reported.get(one.session_id)) for one in seen)
         looks = {one.session_id: (one.version, type(answer)) for one, answer in answers if _may_pass(answer)}
         since = self._says.look(looks)
-        return [replace(one, known=replace(one.known, said_for=since.get(one.session_id, 0.0))) for one in seen]
+        return [replace(one, stored=replace(one.stored, reported_for=since.get(one.session_id, 0.0))) for one in seen]
 
     async def _survey(self, names: Collection[str] | None) -> list[Surveyed]:
         found = await survey(self._database, names)
         stuck = self._in_vain.look(found.in_vain)
-        return [replace(one, known=replace(one.known, stuck=stuck.get(one.session_id))) for one in found.sessions]
+        return [replace(one, stored=replace(one.stored, stuck=stuck.get(one.session_id))) for one in found.sessions]
 
-    def _step(self, one: Surveyed, said: Mapping[str, Said]) -> Step | None:
-        answer = said.get(one.session_id)
-        return None if answer is None else step(one.known, answer, self._patience)  # None: it was not asked for
+    def _step(self, one: Surveyed, reported: Mapping[str, Reported]) -> Step | None:
+        answer = reported.get(one.session_id)
+        return None if answer is None else step(one.stored, answer, self._patience)  # None: it was not asked for
 
-    async def _ask(self, asked: Sequence[Surveyed]) -> dict[str, Said]:
+    async def _ask(self, asked: Sequence[Surveyed]) -> dict[str, Reported]:
         """Return what the gateway says about each session."""
         limit = asyncio.Semaphore(_AT_ONCE)
 
-        async def ask(session_id: str) -> Said:
+        async def ask(session_id: str) -> Reported:
             async with limit:
-                said = await self._about(session_id)
-            if isinstance(said, NoAnswer):
-                log.info("gateway_does_not_say", session_id=shown(session_id), code=shown_code(said.error.code))
-            return said
+                reported = await self._about(session_id)
+            if isinstance(reported, NoAnswer):
+                log.info("gateway_does_not_say", session_id=shown(session_id), code=shown_code(reported.error.code))
+            return reported
 
         names = [one.session_id for one in asked]
         return dict(zip(names, await asyncio.gather(*map(ask, names)), strict=True))  # ask raises nothing
 
-    async def _about(self, session_id: str) -> Said:
-        said = await self._gateway.status(session_id)
-        if said != OtherState(SessionStatus.QR_READY):
-            return said
+    async def _about(self, session_id: str) -> Reported:
+        reported = await self._gateway.status(session_id)
+        if reported != OtherState(SessionStatus.QR_READY):
+            return reported
         try:
-            return replace(said, qr_code=await self._gateway.qr_code(session_id))
+            return replace(reported, qr_code=await self._gateway.qr_code(session_id))
         except GatewayError as error:
             return NoAnswer(error)
 
-    async def _mend(self, again: Sequence[Surveyed], said: Mapping[str, Said]) -> None:
+    async def _mend(self, again: Sequence[Surveyed], reported: Mapping[str, Reported]) -> None:
         at = time.monotonic()
         repeat_after = 2 * self._patience.passing
         # What was published before may still wait in the queue: it is not published at every run.
         self._taken = {what: when for what, when in self._taken.items() if at - when < repeat_after}
         # In any order: those that are refused again and again would else keep the last ones from their turn.
         for one in random.sample(again, len(again)):
-            mends = self._step(one, said)
+            mends = self._step(one, reported)
             if mends is None or (one.session_id, one.version, mends) in self._taken:
                 continue
             if len(self._taken) >= _STEPS:
                 log.warning("sessions_mended_later", reason=f"more than {_STEPS} sessions are being mended")
                 return
-            if await self._take(mends, one, said[one.session_id]):
+            if await self._take(mends, one, reported[one.session_id]):
                 self._taken[one.session_id, one.version, mends] = at
 
-    async def _take(self, mends: Step, one: Surveyed, said: Said) -> bool:
+    async def _take(self, mends: Step, one: Surveyed, reported: Reported) -> bool:
         try:
-            message = _message(mends, one, said)
+            message = _message(mends, one, reported)
         except ValueError as error:
             log.warning(
                 "gateway_not_understood", session_id=shown(one.session_id), step=mends, reason=type(error).__name__
@@ -163,18 +163,18 @@ class Reconciler:
         message_id = str(uuid7())
         await self._publisher.publish(message, message_id=message_id, correlation_id=message_id)
         metrics.REDRIVEN.labels(f"session_{mends}").inc()
-        log.warning("session_mended", session_id=shown(one.session_id), step=mends, was=one.known.status)
+        log.warning("session_mended", session_id=shown(one.session_id), step=mends, was=one.stored.status)
         return True
 
 
-def _may_pass(said: Said | None) -> bool:
-    logs_in = isinstance(said, OtherState) and said.status is SessionStatus.CONNECTING
-    return logs_in or isinstance(said, UnknownSession)
+def _may_pass(reported: Reported | None) -> bool:
+    logs_in = isinstance(reported, OtherState) and reported.status is SessionStatus.CONNECTING
+    return logs_in or isinstance(reported, UnknownSession)
 
 
-def _message(mends: Step, one: Surveyed, said: Said) -> Message:
+def _message(mends: Step, one: Surveyed, reported: Reported) -> Message:
     session_id = one.session_id
-    number = said.phone_number if isinstance(said, Connected) else None
+    number = reported.phone_number if isinstance(reported, Connected) else None
     match mends:
         case Step.CONNECTED:
             connected = ConnectedData(phone_number=number)
@@ -185,10 +185,10 @@ def _message(mends: Step, one: Surveyed, said: Said) -> Message:
         case Step.END:  # the session consumer ends a connection that nobody wants
             return GatewayConnected(type="connected", session_id=session_id)
         case Step.DISCONNECTED:
-            reason = QR_EXPIRED if one.known.status is SessionStatus.QR_READY else None
+            reason = QR_EXPIRED if one.stored.status is SessionStatus.QR_READY else None
             return GatewayDisconnected(type="disconnected", session_id=session_id, data=DisconnectedData(reason=reason))
         case Step.QR:
-            qr_code = said.qr_code if isinstance(said, OtherState) else None
+            qr_code = reported.qr_code if isinstance(reported, OtherState) else None
             return GatewayQr(type="qr", session_id=session_id, data=QrData(qr_code=qr_code or ""))
         case Step.INITIALIZE:
             return InitializeSession(chatbot_id=one.chatbot_id, repair_of=one.version)

@@ -17,7 +17,7 @@ from service.persistence.records import among, table_of
 from service.persistence.tables import (
     TO_ENQUEUE,
     TO_HAND_OVER,
-    UNTOLD,
+    UNPUBLISHED,
     CommandRecord,
     CommandRow,
     ConversationRecord,
@@ -50,7 +50,7 @@ class Part:
 
 
 @dataclass(frozen=True, slots=True)
-class Untold:
+class Unpublished:
     """Rows of one table of which something is untold.
 
     Args:
@@ -81,29 +81,33 @@ class Untold:
 
 
 @cache
-def _page(untold: Untold, *, settled: bool, some_busy: bool, sqlite: bool) -> Select[Any]:
-    table = table_of(untold.row)
+def _page(unpublished: Unpublished, *, settled: bool, some_busy: bool, sqlite: bool) -> Select[Any]:
+    table = table_of(unpublished.row)
     columns, partition = table.c, table.c.key_hash % bindparam("partitions", type_=BigInteger)
-    query = select(table).where(text(untold.condition), among(partition, "owned", sqlite=sqlite))
+    query = select(table).where(text(unpublished.condition), among(partition, "owned", sqlite=sqlite))
     if settled:
         before = DatabaseClock() - bindparam("age", type_=Interval)
-        query = query.where(columns[untold.changed] <= (bindparam("before", type_=UtcDateTime) if sqlite else before))
+        query = query.where(
+            columns[unpublished.changed] <= (bindparam("before", type_=UtcDateTime) if sqlite else before)
+        )
     if some_busy:
         query = query.where(~among(columns.key_hash, "busy", sqlite=sqlite))
-    return query.order_by(*(columns[name] for name in untold.order)).limit(bindparam("page", type_=Integer))
+    return query.order_by(*(columns[name] for name in unpublished.order)).limit(bindparam("page", type_=Integer))
 
 
-SESSIONS = Untold(SessionRow, SessionRecord, UNTOLD, "moved_at", ("session_id",))
-CONVERSATIONS = Untold(ConversationRow, ConversationRecord, UNTOLD, "changed_at", ("chatbot_id",))
-COMMANDS = Untold(CommandRow, CommandRecord, f"{UNTOLD} AND name NOT LIKE 'message.%'", "created_at", ("created_at",))
-MESSAGE_COMMANDS = Untold(
-    CommandRow, CommandRecord, f"{UNTOLD} AND name LIKE 'message.%'", "created_at", ("created_at",)
+SESSIONS = Unpublished(SessionRow, SessionRecord, UNPUBLISHED, "moved_at", ("session_id",))
+CONVERSATIONS = Unpublished(ConversationRow, ConversationRecord, UNPUBLISHED, "changed_at", ("chatbot_id",))
+COMMANDS = Unpublished(
+    CommandRow, CommandRecord, f"{UNPUBLISHED} AND name NOT LIKE 'message.%'", "created_at", ("created_at",)
 )
-RECEIVED = Untold(
-    MessageRow, MessageRecord, f"{UNTOLD} AND role = 'USER'", "changed_at", ("conversation_id", "created_at")
+MESSAGE_COMMANDS = Unpublished(
+    CommandRow, CommandRecord, f"{UNPUBLISHED} AND name LIKE 'message.%'", "created_at", ("created_at",)
 )
-STATUSES = Untold(
-    MessageRow, MessageRecord, f"{UNTOLD} AND role = 'ASSISTANT'", "changed_at", ("conversation_id", "created_at")
+RECEIVED = Unpublished(
+    MessageRow, MessageRecord, f"{UNPUBLISHED} AND role = 'USER'", "changed_at", ("conversation_id", "created_at")
 )
-TO_THE_WORKERS = Untold(MessageRow, MessageRecord, TO_HAND_OVER, "changed_at", ("conversation_id", "sequence"))
-TO_THE_LANES = Untold(MessageRow, MessageRecord, TO_ENQUEUE, "changed_at", ("session_id", "lane_number"))
+STATUSES = Unpublished(
+    MessageRow, MessageRecord, f"{UNPUBLISHED} AND role = 'ASSISTANT'", "changed_at", ("conversation_id", "created_at")
+)
+TO_THE_WORKERS = Unpublished(MessageRow, MessageRecord, TO_HAND_OVER, "changed_at", ("conversation_id", "sequence"))
+TO_THE_LANES = Unpublished(MessageRow, MessageRecord, TO_ENQUEUE, "changed_at", ("session_id", "lane_number"))

@@ -8,7 +8,7 @@ import structlog
 
 from service.domain.sending import backoff
 from service.errors import Unavailable
-from service.metrics import HELD
+from service.metrics import RETRYING
 from service.tasks import happens
 
 log = structlog.get_logger()
@@ -21,7 +21,7 @@ class Stopping(Exception):  # noqa: N818  # not an error: the process ends, or g
     """Held work is left unacknowledged, for whoever is active next."""
 
 
-class Hold:
+class RetryWhileUnavailable:
     """Repeats an operation until the database and the broker let it succeed.
 
     Args:
@@ -30,7 +30,7 @@ class Hold:
 
     def __init__(self, patience: float = 60.0) -> None:
         self.patience = patience
-        self.held = 0
+        self.waiting = 0
         """Operations that wait at this moment; the process is not ready while there are any."""
         self.too_long = asyncio.Event()
         """Is set when an operation has been held for too long."""
@@ -60,10 +60,10 @@ class Hold:
         finally:
             too_long.cancel()
             self._count(-1)
-            if not self.held:
+            if not self.waiting:
                 self._told.clear()
-        if not self.held:
-            log.info("held_no_longer")
+        if not self.waiting:
+            log.info("available_again")
         return answer
 
     async def _repeat(self, operation: Callable[[], Awaitable[T]], leaving: asyncio.Event, longest: float) -> T:
@@ -77,13 +77,13 @@ class Hold:
                 self._tell(error)
 
     def _count(self, more: int) -> None:
-        self.held += more
-        HELD.inc(more)
+        self.waiting += more
+        RETRYING.inc(more)
 
     def _tell(self, error: Unavailable) -> None:
         if error.detail not in self._told:
             self._told.add(error.detail)
-            log.warning("held", code=error.code, reason=error.detail)
+            log.warning("retrying_while_unavailable", code=error.code, reason=error.detail)
 
     async def pause(self, seconds: float) -> None:
         """Wait.

@@ -1,4 +1,4 @@
-"""Runs duties: whoever holds a duty's lease does it, the other processes look now and then whether it is free."""
+"""Runs singleton jobs: the process that holds a job's lease runs it; the others try to take the lease."""
 
 import asyncio
 import os
@@ -27,7 +27,7 @@ _RELEASE_SECONDS = 5.0
 
 
 @dataclass(frozen=True, slots=True)
-class Duty:
+class SingletonJob:
     """Something that one process at a time does again and again.
 
     Args:
@@ -43,64 +43,68 @@ class Duty:
     run: Callable[[], Awaitable[None]]
 
 
-class Upkeep:
-    """All duties of one process.
+class SingletonJobs:
+    """The singleton jobs of one process.
 
     Args:
         database: the leases.
-        duties: what is to be done.
+        jobs: what is to be done.
         seconds: how long a lease lasts; a killed holder is replaced after that, and a third of it at most.
     """
 
-    def __init__(self, database: Database, duties: Sequence[Duty], *, seconds: float = LEASE_SECONDS) -> None:
+    def __init__(self, database: Database, jobs: Sequence[SingletonJob], *, seconds: float = LEASE_SECONDS) -> None:
         self._database = database
-        self._duties = duties
+        self._jobs = jobs
         self._seconds = seconds
         self._holder = f"{socket.gethostname()[:40]}-{os.getpid()}-{secrets.token_hex(4)}"
         self._tasks: list[asyncio.Task[None]] = []
 
     def start(self) -> None:
         """Begin; returns at once."""
-        self._tasks = [asyncio.create_task(self._host(duty), name=duty.name) for duty in self._duties]
+        self._tasks = [asyncio.create_task(self._host(job), name=job.name) for job in self._jobs]
 
     @property
     def alive(self) -> bool:
-        """Whether each duty's task is there, whoever has its lease."""
+        """Whether the task of each job is there, with or without its lease."""
         return bool(self._tasks) and not any(task.done() for task in self._tasks)
 
     async def stop(self) -> None:
         """End every run and give the leases back, so that another process can go on at once."""
         await end(self._tasks)
-        for duty in self._duties:
-            await self._release(duty)
+        for job in self._jobs:
+            await self._release(job)
 
-    async def _host(self, duty: Duty) -> None:
-        held = metrics.DUTY_HELD.labels(duty.name)
+    async def _host(self, job: SingletonJob) -> None:
+        held = metrics.SINGLETON_JOB_HELD.labels(job.name)
         held.set(0)
         while True:
             until = time.monotonic() + self._seconds
-            if await self._take(duty):
+            if await self._take(job):
                 held.set(1)
-                log.info("duty_taken", duty=duty.name, holder=self._holder)
+                log.info("singleton_job_taken", singleton_job=job.name, holder=self._holder)
                 try:
-                    await self._do_while_held(duty, until)
+                    await self._do_while_held(job, until)
                 finally:
                     held.set(0)
-                log.warning("duty_lost", duty=duty.name, holder=self._holder)
+                log.warning("singleton_job_lost", singleton_job=job.name, holder=self._holder)
             await asyncio.sleep(self._seconds / _RENEWALS)
 
-    async def _do_while_held(self, duty: Duty, until: float) -> None:
-        doing = asyncio.create_task(_do_again_and_again(duty), name=duty.name)
+    async def _do_while_held(self, job: SingletonJob, until: float) -> None:
+        doing = asyncio.create_task(_do_again_and_again(job), name=job.name)
         try:
             while True:
                 await asyncio.wait([doing], timeout=self._seconds / _RENEWALS)
                 if doing.done():  # it should not; whoever takes the lease next begins anew
-                    log.error("duty_ended", duty=duty.name, exc_info=None if doing.cancelled() else doing.exception())
+                    log.error(
+                        "singleton_job_ended",
+                        singleton_job=job.name,
+                        exc_info=None if doing.cancelled() else doing.exception(),
+                    )
                     return
-                if time.monotonic() >= until:  # the machine stood still: another may have done the duty since
+                if time.monotonic() >= until:  # the machine stood still: another may have run the job since
                     return
                 renewed_until = time.monotonic() + self._seconds
-                answer = await self._take(duty)
+                answer = await self._take(job)
                 if answer:
                     until = renewed_until
                 # None: the database does not say, and the lease may be ours until it has run out.
@@ -109,50 +113,52 @@ class Upkeep:
         finally:
             await end([doing])
 
-    async def _take(self, duty: Duty) -> bool | None:
-        take = partial(leases.take, duty=duty.name, holder=self._holder, seconds=self._seconds)
+    async def _take(self, job: SingletonJob) -> bool | None:
+        take = partial(leases.take, job=job.name, holder=self._holder, seconds=self._seconds)
         try:
             async with asyncio.timeout(self._seconds / _RENEWALS):
                 return await self._database.transact(take, urgent=True)
         except (DatabaseUnavailable, TimeoutError) as error:
-            log.debug("lease_not_answered", duty=duty.name, reason=str(error))
+            log.debug("lease_not_answered", singleton_job=job.name, reason=str(error))
             return None
         except Exception:
-            log.exception("lease_not_taken", duty=duty.name)
+            log.exception("lease_not_taken", singleton_job=job.name)
             return None
 
-    async def _release(self, duty: Duty) -> None:
+    async def _release(self, job: SingletonJob) -> None:
         try:
             async with asyncio.timeout(_RELEASE_SECONDS):
-                release = partial(leases.release, duty=duty.name, holder=self._holder)
+                release = partial(leases.release, job=job.name, holder=self._holder)
                 await self._database.transact(release, urgent=True)
         except (DatabaseUnavailable, TimeoutError) as error:
-            log.info("lease_runs_out_by_itself", duty=duty.name, reason=str(error))
+            log.info("lease_runs_out_by_itself", singleton_job=job.name, reason=str(error))
 
 
-async def _do_again_and_again(duty: Duty) -> None:
+async def _do_again_and_again(job: SingletonJob) -> None:
     told = ""
     while True:
-        trouble = await _do(duty, told)
+        trouble = await _do(job, told)
         if told and not trouble:
-            log.info("duty_works_again", duty=duty.name)
+            log.info("singleton_job_works_again", singleton_job=job.name)
         told = trouble
-        await asyncio.sleep(duty.period)
+        await asyncio.sleep(job.period)
 
 
-async def _do(duty: Duty, told: str) -> str:
-    """Run a duty once; return what went wrong, which is logged unless it was told before."""
+async def _do(job: SingletonJob, told: str) -> str:
+    """Run a job once; return what went wrong, which is logged unless it is the same as before."""
     try:
-        await duty.run()
-    except (Exception, asyncio.CancelledError) as error:  # whatever it is, the duty is done again
+        await job.run()
+    except (Exception, asyncio.CancelledError) as error:  # the job is run again after any error
         raise_if_cancelled(error)
-        metrics.DUTY_RUNS.labels(duty.name, "failed").inc()
+        metrics.SINGLETON_JOB_RUNS.labels(job.name, "failed").inc()
         foreseen = isinstance(error, ServiceError)
         trouble = ": ".join(filter(None, (type(error).__name__, _told(error))))
         if trouble != told:
-            log.warning("duty_failed", duty=duty.name, reason=trouble, exc_info=None if foreseen else error)
+            log.warning(
+                "singleton_job_failed", singleton_job=job.name, reason=trouble, exc_info=None if foreseen else error
+            )
         return trouble
-    metrics.DUTY_RUNS.labels(duty.name, "done").inc()
+    metrics.SINGLETON_JOB_RUNS.labels(job.name, "done").inc()
     return ""
 
 

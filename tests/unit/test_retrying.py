@@ -7,8 +7,8 @@ import pytest
 from structlog.testing import capture_logs
 
 from service.errors import DatabaseUnavailable
-from service.messaging import holding
-from service.messaging.holding import Hold, Stopping
+from service.messaging import retrying
+from service.messaging.retrying import RetryWhileUnavailable, Stopping
 
 
 def failing(times: int, before: Callable[[], None] = lambda: None) -> tuple[Callable[[], Awaitable[str]], list[int]]:
@@ -26,61 +26,61 @@ def failing(times: int, before: Callable[[], None] = lambda: None) -> tuple[Call
 
 
 @pytest.fixture
-def hold(monkeypatch: pytest.MonkeyPatch) -> Hold:
-    monkeypatch.setattr(holding, "backoff", lambda _failures: 0.0)
-    return Hold()
+def retry(monkeypatch: pytest.MonkeyPatch) -> RetryWhileUnavailable:
+    monkeypatch.setattr(retrying, "backoff", lambda _failures: 0.0)
+    return RetryWhileUnavailable()
 
 
-async def test_it_is_repeated_until_it_succeeds(hold: Hold) -> None:
+async def test_it_is_repeated_until_it_succeeds(retry: RetryWhileUnavailable) -> None:
     """Counted as held meanwhile; each reason and the end are logged once."""
     counted: list[int] = []
-    operation, attempts = failing(3, lambda: counted.append(hold.held))
+    operation, attempts = failing(3, lambda: counted.append(retry.waiting))
     with capture_logs() as logs:
-        assert await hold(operation) == "done"
-    assert (attempts, counted, hold.held) == ([1, 2, 3, 4], [0, 1, 1], 0)
-    assert [line["event"] for line in logs] == ["held", "held_no_longer"]
+        assert await retry(operation) == "done"
+    assert (attempts, counted, retry.waiting) == ([1, 2, 3, 4], [0, 1, 1], 0)
+    assert [line["event"] for line in logs] == ["retrying_while_unavailable", "available_again"]
 
 
-async def test_what_began_before_a_give_up_is_left_after_it(hold: Hold) -> None:
+async def test_what_began_before_a_release_is_left_after_it(retry: RetryWhileUnavailable) -> None:
     """However late its first attempt fails: its message is another process's by then."""
 
-    def give_up() -> None:
-        hold.leave()
-        hold.resume()
+    def release() -> None:
+        retry.leave()
+        retry.resume()
 
-    operation, attempts = failing(1, give_up)
+    operation, attempts = failing(1, release)
     with pytest.raises(Stopping):
-        await hold(operation)
-    assert (attempts, hold.held) == ([1], 0)
+        await retry(operation)
+    assert (attempts, retry.waiting) == ([1], 0)
     later, attempts = failing(1)
-    assert await hold(later) == "done"
+    assert await retry(later) == "done"
     assert attempts == [1, 2]
 
 
-async def test_what_waits_is_left_at_once(hold: Hold, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_what_waits_is_left_at_once(retry: RetryWhileUnavailable, monkeypatch: pytest.MonkeyPatch) -> None:
     """However long it was about to wait; once the process stops nothing is held any more."""
-    monkeypatch.setattr(holding, "backoff", lambda _failures: 3600.0)
+    monkeypatch.setattr(retrying, "backoff", lambda _failures: 3600.0)
     operation, attempts = failing(9)
-    waiting = asyncio.create_task(hold(operation, longest=3600.0))
-    while not hold.held:
+    waiting = asyncio.create_task(retry(operation, longest=3600.0))
+    while not retry.waiting:
         await asyncio.sleep(0)
-    hold.stop()
-    hold.resume()
+    retry.stop()
+    retry.resume()
     with pytest.raises(Stopping):
         await waiting
     with pytest.raises(Stopping):
-        await hold(operation)
+        await retry(operation)
     assert attempts == [1, 2]
     with pytest.raises(Stopping):
-        await hold.pause(3600.0)
+        await retry.pause(3600.0)
 
 
 async def test_it_says_that_it_lasts_too_long() -> None:
     """Once for each operation, after `patience`; not where it ends before."""
-    hold = Hold(patience=0.0)
+    retry = RetryWhileUnavailable(patience=0.0)
     operation, _ = failing(9)
-    waiting = asyncio.create_task(hold(operation))
-    await hold.too_long.wait()
-    hold.stop()
+    waiting = asyncio.create_task(retry(operation))
+    await retry.too_long.wait()
+    retry.stop()
     with pytest.raises(Stopping):
         await waiting
