@@ -1,5 +1,6 @@
 """Fixtures of all tests: real servers, and an empty broker and database for each test that asks for one."""
 
+import os
 import sqlite3
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -20,35 +21,30 @@ hypothesis.settings.register_profile("without a time limit", deadline=None)
 hypothesis.settings.load_profile("without a time limit")
 
 
-# `make check` runs each of these on one database, `make faults` on both.
-_ON_ONE_DATABASE = {
-    "test_killed_at_each_step": "sqlite",
-    "test_a_rolling_restart_of_everything_is_not_noticed": "postgres",
-    "test_seed": "postgres",
-    "test_shares_settle_after_each_start_and_end": "postgres",
-    "test_slow_sessions_do_not_wait_for_each_other": "postgres",
-    "test_a_killed_store_loses_and_doubles_nothing": "postgres",
-    "test_a_hanging_process_is_replaced": "postgres",
-    "test_200_messages_to_one_recipient_arrive_in_order": "postgres",
-    "test_an_earlier_database_under_the_present_broker": "postgres",
-    "test_an_empty_broker_under_the_present_database": "postgres",
-    "test_a_lane_whose_timer_died_is_resumed": "sqlite",
-    "test_the_singleton_jobs_of_a_killed_process_are_taken_over": "postgres",
-    "test_everything_returns_after_a_long_outage": "sqlite",
-    "test_a_pairing_that_hangs_is_begun_anew": "postgres",
-    "test_three_unknown_outcomes_fail_the_message": "sqlite",
-    "test_an_unknown_outcome_is_tried_again_under_the_same_id": "postgres",
-    "test_a_service_that_works_mends_nothing": "sqlite",
-    "test_what_was_not_reported_is_found": "postgres",
-}
+NEW_SERVERS = os.environ.get("SERVERS") == "new"
+"""Whether the servers are those of deploy/local/newer-servers.sh."""
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark what takes minutes and runs on the other database too."""
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave a test with the mark `one_database` to `make faults` on the other database: it takes long.
+
+    With new servers only those tests run that use a server.
+    """
+    if NEW_SERVERS:
+        left = [item for item in items if not _uses_a_server(item)]
+        config.hook.pytest_deselected(items=left)
+        items[:] = [item for item in items if item not in left]
     for item in items:
-        name, _, parameters = item.name.partition("[")
-        if _ON_ONE_DATABASE.get(name, "") not in parameters:
+        mark = item.get_closest_marker("one_database")
+        if mark is not None and mark.args[0] not in item.name.partition("[")[2]:
             item.add_marker(pytest.mark.long)
+
+
+def _uses_a_server(item: pytest.Item) -> bool:
+    names = set(getattr(item, "fixturenames", ()))
+    kind = item.name.partition("[")[2]
+    on_sqlite = "sqlite" in kind and not names & {"shared_broker", "breakable_broker", "new_system"}
+    return not on_sqlite and bool(names & {"shared_broker", "shared_postgres", "breakable_broker", "database_url"})
 
 
 @pytest.fixture(scope="session")

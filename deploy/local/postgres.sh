@@ -4,12 +4,15 @@
 #   postgres.sh DIR PORT
 #   postgres.sh --installed      (exit status 0 if this machine has the server programs)
 #
-# PostgreSQL refuses to run as root: then it runs as user postgres, who must be able to reach DIR.
+# PostgreSQL refuses to run as root: then it runs as user postgres, who must be able to reach DIR. With POSTGRES_ROOT the
+# programs of that folder run, with it as their root directory (see newer-servers.sh).
 set -eu
 
+root=${POSTGRES_ROOT:-}
 bin=$(for candidate in "$(dirname "$(command -v postgres || echo /none/postgres)")" \
-    $(ls -d /usr/lib/postgresql/*/bin /usr/pgsql-*/bin 2>/dev/null | sort -V); do
-    [ -x "$candidate/postgres" ] && [ -x "$candidate/initdb" ] && echo "$candidate"
+    $(ls -d "$root"/usr/lib/postgresql/*/bin "$root"/usr/pgsql-*/bin 2>/dev/null | sort -V); do
+    candidate=${candidate#"$root"}
+    [ -x "$root$candidate/postgres" ] && [ -x "$root$candidate/initdb" ] && echo "$candidate"
 done | tail -n 1)
 if [ -z "$bin" ]; then
     echo "The PostgreSQL server programs are not installed: 'apt-get install postgresql', or set DATABASE_URL" >&2
@@ -17,7 +20,7 @@ if [ -z "$bin" ]; then
 fi
 [ "${1:-}" != --installed ] || exit 0
 
-[ $# -eq 2 ] || { sed -n '2,7s/^# \{0,1\}//p' "$0" >&2; exit 2; }
+[ $# -eq 2 ] || { sed -n '2,8s/^# \{0,1\}//p' "$0" >&2; exit 2; }
 mkdir -p "$1"
 dir=$(cd "$1" && pwd)
 port=$2
@@ -27,6 +30,7 @@ if [ "$(id -u)" = 0 ]; then
     id postgres >/dev/null 2>&1 || { echo "User postgres is missing: 'apt-get install postgresql'" >&2; exit 78; }
     chown postgres: "$dir"
     as_owner="setpriv --reuid=postgres --regid=postgres --init-groups --"
+    [ -z "$root" ] || as_owner="chroot --userspec=$(id -u postgres):$(id -g postgres) $root"
     $as_owner test -x "$dir" || { echo "User postgres cannot reach $dir: choose a folder under /tmp" >&2; exit 78; }
 fi
 cd "$dir"

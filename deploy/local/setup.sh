@@ -1,8 +1,8 @@
 #!/bin/sh
-# Makes sure that this machine has what is named: venv, rabbitmq, postgresql, chromium, prometheus (its promtool).
-# Does nothing for what is there.
+# Installs the named parts that this machine lacks: venv, rabbitmq, postgresql, chromium, prometheus (only promtool),
+# newer (the tools of newer-servers.sh), image (the tools of `make imagetest`).
 #
-#   setup.sh [venv] [rabbitmq] [postgresql] [chromium] [prometheus] [image]
+#   setup.sh [venv] [rabbitmq] [postgresql] [chromium] [prometheus] [newer] [image]
 #
 # Missing system packages are installed by apt-get where this runs as root; no package may start a service of its own.
 set -eu
@@ -15,6 +15,7 @@ has() {
     postgresql) "$here/postgres.sh" --installed 2>/dev/null ;;
     chromium) chromium --version >/dev/null 2>&1 || google-chrome --version >/dev/null 2>&1 ;;
     prometheus) promtool --version >/dev/null 2>&1 ;;
+    newer) { command -v debootstrap && command -v unshare; } >/dev/null ;;
     image) { command -v buildah && command -v debootstrap && command -v bwrap; } >/dev/null ;;
     *) echo "$0: unknown part $1" >&2 && exit 2 ;;
     esac
@@ -27,6 +28,7 @@ package() {
     postgresql) echo postgresql ;;
     chromium) echo chromium ;;
     prometheus) echo prometheus ;;
+    newer) echo debootstrap util-linux ;;
     image) echo buildah debootstrap bubblewrap ;;
     esac
 }

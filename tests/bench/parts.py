@@ -227,7 +227,9 @@ async def memory(folder: Path) -> Found:
         sent = stage.reader.counts[MessageSent.name]
         await stage.start("outbound-consumer")
         found["drain"] = await _drain(stage, sent)
-        await whole.run(stage, paths["webhook"], _BACKLOG)
+        await post_all(stage.system.api, paths["webhook"].make, _BACKLOG, AT_ONCE)
+        # Not the events: under such a load an event is left out if a newer QR code has replaced its own.
+        await stage.handled("session-consumer", _WARM + _BACKLOG, type="gateway.qr")
         found["busy"] = _memories(stage)
     return found
 

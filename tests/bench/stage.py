@@ -204,8 +204,8 @@ class Stage:
             pages = [await self.meter.page(process) for process in self.system.named(name) if process.alive]
             return sorted(total(page, "whatsapp_qr_partitions_owned") for page in pages)
 
-        least = 4 // count
-        await eventually(owned, lambda found: len(found) == count and found[0] >= least)
+        least = 4 // count - 1  # the entry queue is shared too, and is not among those that are counted
+        await eventually(owned, lambda found: len(found) == count and found[0] >= least and sum(found) == 4)
 
     async def handled(self, name: str, count: float, metric: str = "whatsapp_qr_handled_total", **labels: str) -> None:
         """Wait until a process has done so much."""

@@ -581,6 +581,7 @@ def the_riskiest(steps: dict[int, str]) -> dict[int, str]:
     return {step: steps[step] for step in {first, max(steps)}}
 
 
+@pytest.mark.one_database("sqlite")
 @pytest.mark.parametrize("chosen", [pytest.param(every_step, marks=pytest.mark.long), the_riskiest])
 async def test_killed_at_each_step(
     clean_broker: str, database_url: str, tmp_path: Path, chosen: Callable[[dict[int, str]], dict[int, str]]

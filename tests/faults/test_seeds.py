@@ -16,6 +16,7 @@ SEEDS = range(FIRST, FIRST + int(os.environ.get("SEEDS", "1")))
 FAULTS_PER_RUN = 10
 
 
+@pytest.mark.one_database("postgres")
 @pytest.mark.parametrize("seed", SEEDS)
 async def test_seed(
     seed: int,

@@ -100,6 +100,7 @@ class Load:
         return [json.loads(job.body)["content"] for job in (await self.system.jobs()).messages]
 
 
+@pytest.mark.one_database("postgres")
 async def test_a_rolling_restart_of_everything_is_not_noticed(
     clean_broker: str, database_url: str, tmp_path: Path
 ) -> None:

@@ -284,6 +284,7 @@ async def test_a_replay_without_a_broker_changes_nothing(system: System) -> None
     assert all(row["replayedAt"] is None for row in await listed(system) if row["id"] == waiting)
 
 
+@pytest.mark.one_database("postgres")
 async def test_a_killed_store_loses_and_doubles_nothing(clean_broker: str, database_url: str, tmp_path: Path) -> None:
     """Killed while it works: every dead letter is one row that died once, and all are thrown away at one word."""
     count = 400

@@ -10,6 +10,7 @@ import asyncpg
 import psutil
 import pytest
 
+from tests.conftest import NEW_SERVERS
 from tests.servers import START_TIMEOUT, Broker, Postgres, PrivateServer, speaks_amqp, speaks_postgres
 
 
@@ -45,6 +46,18 @@ async def cluster() -> AsyncIterator[PrivateServer]:
     server = PrivateServer("postgres.sh", speaks_postgres)
     yield server
     await server.close()
+
+
+async def test_the_servers_have_the_versions_that_are_named(amqp_url: str, postgres_url: str) -> None:
+    """SERVERS=new means RabbitMQ 4 and PostgreSQL 17, never silently the servers of this machine."""
+    async with await aio_pika.connect(amqp_url) as broker:
+        assert broker.transport is not None
+        rabbitmq = str(broker.transport.connection.server_properties["version"])
+    database = await asyncpg.connect(postgres_url)
+    postgresql = database.get_server_version().major
+    await database.close()
+    assert tuple(map(int, rabbitmq.split(".")[:2])) >= ((4, 0) if NEW_SERVERS else (3, 10))
+    assert postgresql >= (17 if NEW_SERVERS else 15)
 
 
 async def test_a_node_listens_on_loopback_only_and_stops_without_a_trace(node: PrivateServer) -> None:

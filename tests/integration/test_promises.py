@@ -91,6 +91,7 @@ async def test_racing_first_inits_make_one_session(system: System) -> None:
     assert len({answer.json()["sessionId"] for answer in answers}) == 1
 
 
+@pytest.mark.one_database("postgres")
 async def test_200_messages_to_one_recipient_arrive_in_order(system: System) -> None:
     """With two outbound processes 200 messages to one recipient arrive once each, in the order of their commands."""
     chatbot_id, session_id = await system.connect()
@@ -102,6 +103,7 @@ async def test_200_messages_to_one_recipient_arrive_in_order(system: System) -> 
     assert [message["message"] for message in sent] == texts
 
 
+@pytest.mark.one_database("postgres")
 async def test_slow_sessions_do_not_wait_for_each_other(system: System) -> None:
     """64 sessions with 1 s gateway latency are sent to side by side, not one after another."""
     linked = await asyncio.gather(*(system.connect() for _ in range(64)))
@@ -204,6 +206,7 @@ async def test_the_same_idempotency_key_sends_once(system: System) -> None:
     await eventually(lambda: system.sent(session_id), lambda found: len(found) == 3)
 
 
+@pytest.mark.one_database("postgres")
 @pytest.mark.parametrize("kind", ["timeout_after_accept", "drop_after_accept"])
 async def test_an_unknown_outcome_is_tried_again_under_the_same_id(system: System, kind: str) -> None:
     """A gateway that sends and does not say so is asked again under the same WhatsApp id: one message."""
@@ -220,6 +223,7 @@ async def test_an_unknown_outcome_is_tried_again_under_the_same_id(system: Syste
     assert len(await system.sent(session_id)) == 1
 
 
+@pytest.mark.one_database("sqlite")
 async def test_three_unknown_outcomes_fail_the_message(system: System) -> None:
     """After three attempts whose outcome is unknown the message fails as outcome_unknown and the lane goes on."""
     chatbot_id, session_id = await system.connect()

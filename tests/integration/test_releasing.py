@@ -322,6 +322,7 @@ async def test_lanes_that_wait_move_to_a_healthy_process(
         await eventually(lambda: owned(system, cut_off), lambda count: count == 0)
 
 
+@pytest.mark.one_database("sqlite")
 async def test_everything_returns_after_a_long_outage(
     clean_broker: str, breakable_database: Breakable, tmp_path: Path
 ) -> None:

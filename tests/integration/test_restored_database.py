@@ -131,6 +131,7 @@ async def database(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     return await postgres.create_database()
 
 
+@pytest.mark.one_database("postgres")
 async def test_an_earlier_database_under_the_present_broker(
     database: str, shared_broker: Broker, shared_postgres: Postgres, tmp_path: Path
 ) -> None:
@@ -162,6 +163,7 @@ async def test_an_earlier_database_under_the_present_broker(
         assert sorted(one["reason"] for one in dead) == ["unknown_message", "unknown_session"]
 
 
+@pytest.mark.one_database("postgres")
 async def test_an_empty_broker_under_the_present_database(database: str, shared_broker: Broker, tmp_path: Path) -> None:
     """The sweeper rings for what waits to be sent, and hands over again what is marked, under the same ids."""
     eager = {"SWEEP_AGE": "1", "SWEEP_PERIOD": "0.5"}

@@ -384,6 +384,7 @@ async def settled(system: System, processes: int) -> float:
     return time.monotonic() - started
 
 
+@pytest.mark.one_database("postgres")
 async def test_shares_settle_after_each_start_and_end(clean_broker: str, database_url: str, tmp_path: Path) -> None:
     """Processes start, stop and are killed while messages flow: shares are even soon, each message arrives once."""
     async with running(clean_broker, database_url, tmp_path, **FAST) as system:
@@ -410,6 +411,7 @@ async def test_idle_shares_settle_after_a_kill(clean_broker: str, sqlite_databas
         await settled(system, 1)
 
 
+@pytest.mark.one_database("postgres")
 async def test_a_hanging_process_is_replaced(clean_broker: str, postgres_database: str, tmp_path: Path) -> None:
     """Others take over within 30 s when processes hang in the middle of their work; when they go on they do no harm.
 

@@ -54,6 +54,7 @@ async def begun(system: System) -> str:
     return (await system.post("/init", chatbotId=str(uuid4()))).json()["sessionId"]
 
 
+@pytest.mark.one_database("postgres")
 async def test_what_was_not_reported_is_found(system: System) -> None:
     """With every callback lost: the QR code, the connection, its loss and its return are found one after another."""
     before = {step: await redriven(system, f"session_{step}") for step in STEPS}
@@ -132,6 +133,7 @@ async def test_a_gateway_that_is_away_decides_nothing(system: System) -> None:
     assert {step: await redriven(system, f"session_{step}") for step in STEPS} == before
 
 
+@pytest.mark.one_database("postgres")
 async def test_a_pairing_that_hangs_is_begun_anew(system: System) -> None:
     """A gateway that never shows a QR code: the reason is visible, and the code comes once the gateway can."""
     await system.faults(noQrCode=True)
@@ -184,6 +186,7 @@ async def test_a_gateway_that_still_loads_its_sessions_is_given_time(new_system:
         assert await redriven(system, "session_initialize") == 0
 
 
+@pytest.mark.one_database("sqlite")
 async def test_a_service_that_works_mends_nothing(system: System) -> None:
     """Linking, losing and finding a connection, ending it: with their callbacks these move no counter."""
     [consumer] = system.named("session-consumer")

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from tests.component.rows import change, enqueue
@@ -16,6 +17,7 @@ async def held(process: Process) -> list[float]:
     return [await sample(process, "singleton_job_held", singleton_job=job) for job in SINGLETON_JOBS]
 
 
+@pytest.mark.one_database("postgres")
 async def test_the_singleton_jobs_of_a_killed_process_are_taken_over(
     clean_broker: str, database_url: str, tmp_path: Path
 ) -> None:
