@@ -6,15 +6,15 @@ import psutil
 from sqlalchemy import text
 
 from service.persistence.engines import WRITE, sqlite_engine
-from tests.bench.stage import Stage
+from tests.bench.deployment import Deployment
 
 _IN_MEMORY = {"tmpfs", "ramfs"}
 
 
-async def check_durable(stage: Stage) -> None:
+async def check_durable(deployment: Deployment) -> None:
     """Check that data is on a disk and synced, that messages are persistent, and that each publish is confirmed."""
-    url = stage.system.database_url
-    if stage.postgres is not None:
+    url = deployment.system.database_url
+    if deployment.postgres is not None:
         import asyncpg  # noqa: PLC0415
 
         connection = await asyncpg.connect(url.replace("+asyncpg", ""))
@@ -26,17 +26,17 @@ async def check_durable(stage: Stage) -> None:
         async with engine.connect() as reading:
             assert (await reading.execute(text("PRAGMA synchronous"))).scalar() == 2, "SQLite does not sync"  # FULL
         await engine.dispose()
-    for server in filter(None, (stage.broker, stage.postgres)):
+    for server in filter(None, (deployment.broker, deployment.postgres)):
         folder = getattr(server._server, "folder", None)
         assert folder is None or _file_system(folder) not in _IN_MEMORY, f"{folder} is in memory"
-    assert _file_system(stage.system.folder) not in _IN_MEMORY, f"{stage.system.folder} is in memory"
+    assert _file_system(deployment.system.folder) not in _IN_MEMORY, f"{deployment.system.folder} is in memory"
     channels = (
-        await stage.broker.ctl("list_channels", "-p", url_vhost(stage.system.amqp_url), "user", "confirm")
+        await deployment.broker.ctl("list_channels", "-p", url_vhost(deployment.system.amqp_url), "user", "confirm")
     ).splitlines()
     states = [line.split()[-1] for line in channels if line.startswith("guest")]
     assert states, "there is no channel"
     assert set(states) == {"true"}, f"not all channels confirm: {states}"
-    assert stage.reader.transient == 0, "a job was not persistent"
+    assert deployment.reader.transient == 0, "a job was not persistent"
 
 
 def url_vhost(url: str) -> str:

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from tests.bench.calling import percentiles, post_all, post_at
+from tests.bench.deployment import AT_ONCE, Deployment, Make
 from tests.bench.measuring import Cost, cost
-from tests.bench.stage import AT_ONCE, Make, Stage
 from whatsapp_qr_contracts.events import (
     MessageDelivered,
     MessageReceived,
@@ -30,68 +30,70 @@ class Path:
     follows: tuple[str, ...]
 
 
-def inbound(stage: Stage, sessions: Sequence[str] | None = None) -> Path:
+def inbound(deployment: Deployment, sessions: Sequence[str] | None = None) -> Path:
     """A customer writes: a row, a job that a worker takes, an event."""
-    return Path(stage.incoming(sessions), (IncomingJob.name, MessageReceived.name))
+    return Path(deployment.incoming(sessions), (IncomingJob.name, MessageReceived.name))
 
 
-def send(stage: Stage, chatbots: Sequence[str] | None = None) -> Path:
+def send(deployment: Deployment, chatbots: Sequence[str] | None = None) -> Path:
     """A chatbot sends: SENT, and its event."""
-    return Path(stage.send(chatbots), (MessageSent.name,))
+    return Path(deployment.send(chatbots), (MessageSent.name,))
 
 
-def webhook(stage: Stage) -> Path:
+def webhook(deployment: Deployment) -> Path:
     """The gateway shows a new QR code: a row, an event."""
-    return Path(stage.qr(), (SessionQrReady.name,))
+    return Path(deployment.qr(), (SessionQrReady.name,))
 
 
-def receipt(stage: Stage) -> Path:
+def receipt(deployment: Deployment) -> Path:
     """WhatsApp delivers what was sent: a status, an event."""
-    return Path(stage.receipt(), (MessageDelivered.name,))
+    return Path(deployment.receipt(), (MessageDelivered.name,))
 
 
-def dropped(stage: Stage) -> Path:
+def dropped(deployment: Deployment) -> Path:
     """A session loses its connection, and the gateway says so too."""
-    return Path(stage.lifeline("disconnected"), (SessionDisconnected.name,))
+    return Path(deployment.lifeline("disconnected"), (SessionDisconnected.name,))
 
 
-def found_again(stage: Stage) -> Path:
+def found_again(deployment: Deployment) -> Path:
     """A session finds its connection again."""
-    return Path(stage.lifeline("connected"), (SessionConnected.name,))
+    return Path(deployment.lifeline("connected"), (SessionConnected.name,))
 
 
-async def run(stage: Stage, path: Path, count: int, *, at_once: int = AT_ONCE) -> Cost:
+async def run(deployment: Deployment, path: Path, count: int, *, at_once: int = AT_ONCE) -> Cost:
     """Return what each of so many messages costs on its whole path, all processes together."""
-    expected = {name: stage.reader.counts[name] + count for name in path.follows}
-    before, first = await stage.transactions(), await stage.meter.read()
-    await post_all(stage.system.api, path.make, count, at_once)
-    await stage.reader.until(expected)
+    expected = {name: deployment.reader.counts[name] + count for name in path.follows}
+    before, first = await deployment.transactions(), await deployment.meter.read()
+    await post_all(deployment.system.api, path.make, count, at_once)
+    await deployment.reader.until(expected)
     ended = time.monotonic()
     await asyncio.sleep(_SETTLE_SECONDS)  # what is confirmed is written down a little later
-    last = await stage.meter.read()
-    counts = {name: (value - before[name]) / count for name, value in (await stage.transactions()).items()}
+    last = await deployment.meter.read()
+    counts = {name: (value - before[name]) / count for name, value in (await deployment.transactions()).items()}
     return cost(first, last, count, seconds=ended - first.at, **counts)
 
 
-async def mixed(stage: Stage, count: int) -> Cost:
+async def mixed(deployment: Deployment, count: int) -> Cost:
     """Return what a customer's message, a send and a receipt cost together, all under way at once."""
-    some = inbound(stage), send(stage), receipt(stage)
-    first = await stage.meter.read()
-    await asyncio.gather(*(run(stage, path, count) for path in some))
-    return cost(first, await stage.meter.read(), count)
+    some = inbound(deployment), send(deployment), receipt(deployment)
+    first = await deployment.meter.read()
+    await asyncio.gather(*(run(deployment, path, count) for path in some))
+    return cost(first, await deployment.meter.read(), count)
 
 
-async def latencies(stage: Stage, incoming: Path, outgoing: Path, rate: int, count: int) -> dict[str, dict[str, float]]:
+async def latencies(
+    deployment: Deployment, incoming: Path, outgoing: Path, rate: int, count: int
+) -> dict[str, dict[str, float]]:
     """Return p50 and p99, at so many a second, of a customer's message to its worker and of a send to the gateway."""
     found = {}
-    for name, path, place in (("inbound", incoming, stage.reader), ("send", outgoing, stage.gateway)):
+    for name, path, place in (("inbound", incoming, deployment.reader), ("send", outgoing, deployment.gateway)):
         for notes, posts in ((False, rate * _WARM_SECONDS), (True, count)):
-            stage.posted.clear()
+            deployment.posted.clear()
             place.notes = notes
-            expected = {event: stage.reader.counts[event] + posts for event in path.follows}
-            await post_at(stage.system.api, path.make, posts, rate)
-            await stage.reader.until(expected)
+            expected = {event: deployment.reader.counts[event] + posts for event in path.follows}
+            await post_at(deployment.system.api, path.make, posts, rate)
+            await deployment.reader.until(expected)
         place.notes = False
-        found[name] = percentiles([place.taken[number] - at for number, at in stage.posted.items()])
+        found[name] = percentiles([place.taken[number] - at for number, at in deployment.posted.items()])
         place.taken.clear()
     return found

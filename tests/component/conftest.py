@@ -6,12 +6,12 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
-from tests.component.doors import Ingress
 
 from service.persistence import database as database_module
 from service.persistence import engines, migrations, schema
 from service.persistence.database import Database
 from service.persistence.tables import SessionRow
+from tests.component.ingress_app import Ingress
 from tests.component.rows import a_session
 from tests.servers import Postgres
 from tests.system import SECONDS

@@ -8,11 +8,11 @@ from uuid import UUID, uuid4
 
 import httpx
 import pytest
-from tests.component.doors import CONNECTED, Ingress, a_text, problem
 
 from service.domain.identities import outgoing_message_id
 from service.persistence.database import Database
 from service.persistence.tables import SessionRow
+from tests.component.ingress_app import CONNECTED, Ingress, a_text, problem
 from tests.component.rows import a_session, enqueue, receive
 from whatsapp_qr_contracts.message import SessionStatus
 

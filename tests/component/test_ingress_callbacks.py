@@ -7,9 +7,9 @@ from typing import Any
 from uuid import uuid4
 
 import pytest
-from tests.component.doors import CONNECTED, INCOMING, Ingress, problem
 
 from service.persistence.database import Database
+from tests.component.ingress_app import CONNECTED, INCOMING, Ingress, problem
 from whatsapp_qr_contracts.gateway import GatewayConnected, GatewayMessage
 
 

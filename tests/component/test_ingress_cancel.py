@@ -7,9 +7,9 @@ from uuid import UUID, uuid4
 
 import httpx
 import pytest
-from tests.component.doors import Ingress, problem
 
 from service.persistence.tables import SessionRow
+from tests.component.ingress_app import Ingress, problem
 from tests.component.rows import answered, claimed, enqueue, handle, reread
 from whatsapp_qr_contracts.message import DeliveryStatus as D
 

@@ -6,7 +6,6 @@ from typing import Any, TypeVar
 import httpx
 import pytest
 from sqlalchemy.ext.asyncio import AsyncSession
-from tests.component.doors import Silence
 
 from service.ingress.app import build_ingress
 from service.ingress.keys import Keys
@@ -14,6 +13,7 @@ from service.ingress.streams import Streams
 from service.messaging.publishing import Publisher
 from service.persistence.database import Database
 from service.waiting import Waiters
+from tests.component.ingress_app import Silence
 from tests.component.rows import a_session
 from tests.proxy import Proxy
 from whatsapp_qr_contracts.message import Message

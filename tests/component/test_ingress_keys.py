@@ -14,10 +14,10 @@ import pytest
 from fastapi.routing import iter_route_contexts
 from standardwebhooks import Webhook
 from structlog.testing import capture_logs
-from tests.component.doors import CONNECTED, INCOMING, Ingress, problem
 
 from service.ingress.keys import Keys
 from service.persistence.database import Database
+from tests.component.ingress_app import CONNECTED, INCOMING, Ingress, problem
 
 KEY, OTHER_KEY, TOKEN = "k" * 48, "o" * 48, "t" * 48
 SECRET = "whsec_" + "c2VjcmV0" * 5

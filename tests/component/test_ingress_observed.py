@@ -5,9 +5,9 @@ from collections.abc import AsyncIterator
 import pytest
 import structlog
 from prometheus_client import REGISTRY
-from tests.component.doors import INCOMING, Ingress
 
 from service.persistence.database import Database
+from tests.component.ingress_app import INCOMING, Ingress
 
 TRACEPARENT = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
 

@@ -6,7 +6,6 @@ from datetime import UTC, datetime
 from typing import Any
 
 import pytest
-from tests.component.doors import Recorder
 
 from service.domain.dead_letters import DeadLetter, Original
 from service.errors import BrokerUnavailable, Undeliverable
@@ -15,6 +14,7 @@ from service.persistence import dead_letters
 from service.persistence.database import Database
 from service.persistence.dead_letters import DeadLetters as Table
 from service.persistence.tables import DeadLetterRow
+from tests.component.ingress_app import Recorder
 from tests.component.rows import all_of
 from whatsapp_qr_contracts.gateway import GatewayMessage, GatewayQr
 

@@ -11,11 +11,11 @@ from uuid import UUID
 import aio_pika
 import httpx
 from sqlmodel import SQLModel, col, select
-from tests.faults.doors import until_accepted
 
 from service.persistence.database import Database
 from service.persistence.tables import MessageRow
 from tests.faults.process import live
+from tests.faults.retried_calls import until_accepted
 from tests.faults.supervising import KILLED, Supervisor
 from tests.system import CONSUMERS, Heard, System, eventually
 from whatsapp_qr_contracts.commands import Command

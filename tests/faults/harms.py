@@ -11,11 +11,11 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 import aio_pika
 from aio_pika.abc import AbstractChannel, AbstractQueue
 from sqlalchemy import make_url
-from tests.faults.doors import until_accepted
 from yarl import URL
 
 from service.tasks import end
-from tests.faults.stage import TAKEN, Stage
+from tests.faults.deployment import TAKEN, Deployment
+from tests.faults.retried_calls import until_accepted
 from tests.system import Process, eventually
 
 KINDS = ("ingress", "session-consumer", "conversation-consumer", "outbound-consumer")
@@ -44,25 +44,25 @@ HANDLERS = {
 }
 
 
-async def _any(stage: Stage, dice: random.Random, kinds: tuple[str, ...] = KINDS) -> Process:
+async def _any(deployment: Deployment, dice: random.Random, kinds: tuple[str, ...] = KINDS) -> Process:
     """Return a process that runs, as soon as there is one of its kind."""
-    return dice.choice(await _running(stage, dice.choice(kinds)))
+    return dice.choice(await _running(deployment, dice.choice(kinds)))
 
 
-async def _running(stage: Stage, kind: str) -> list[Process]:
+async def _running(deployment: Deployment, kind: str) -> list[Process]:
     async def look() -> list[Process]:
-        return stage.running(kind)
+        return deployment.running(kind)
 
     found: list[Process] = await eventually(look)
     return found
 
 
-def flagged(name: str) -> Callable[[Stage, random.Random], AbstractAsyncContextManager[None]]:
+def flagged(name: str) -> Callable[[Deployment, random.Random], AbstractAsyncContextManager[None]]:
     """Return what all processes suffer while a file is there: see `process`."""
 
     @asynccontextmanager
-    async def suffered(stage: Stage, _dice: random.Random) -> AsyncIterator[None]:
-        flag = stage.flags / name
+    async def suffered(deployment: Deployment, _dice: random.Random) -> AsyncIterator[None]:
+        flag = deployment.flags / name
         flag.touch()
         try:
             yield
@@ -76,16 +76,16 @@ def flagged(name: str) -> Callable[[Stage, random.Random], AbstractAsyncContextM
 
 
 @asynccontextmanager
-async def killed(stage: Stage, dice: random.Random) -> AsyncIterator[None]:
+async def killed(deployment: Deployment, dice: random.Random) -> AsyncIterator[None]:
     """Any process is killed; its supervisor starts it again."""
-    (await _any(stage, dice, (*KINDS, "simulator"))).send_signal(signal.SIGKILL)
+    (await _any(deployment, dice, (*KINDS, "simulator"))).send_signal(signal.SIGKILL)
     yield
 
 
 @asynccontextmanager
-async def killed_at_a_step(stage: Stage, dice: random.Random) -> AsyncIterator[None]:
+async def killed_at_a_step(deployment: Deployment, dice: random.Random) -> AsyncIterator[None]:
     """Four times a process is killed at some step of some handler, if it comes there."""
-    plan = stage.flags / "crash"
+    plan = deployment.flags / "crash"
     for _ in range(4):
         kind = dice.choice(KINDS)
         plan.write_text(f"{kind} {dice.choice(HANDLERS[kind])} {dice.randint(1, 4)}")
@@ -98,31 +98,31 @@ async def killed_at_a_step(stage: Stage, dice: random.Random) -> AsyncIterator[N
 
 
 @asynccontextmanager
-async def rolled_out(stage: Stage, dice: random.Random, *kinds: str) -> AsyncIterator[None]:
+async def rolled_out(deployment: Deployment, dice: random.Random, *kinds: str) -> AsyncIterator[None]:
     """Every process of a kind, one after another, is told to end and started anew, as a deployment does."""
     kind = dice.choice(kinds or KINDS)
-    for process in stage.running(kind):
-        await stage.supervisor.terminate(process)
-        stage.supervisor.resume(process)
-        await stage.started(process)
+    for process in deployment.running(kind):
+        await deployment.supervisor.terminate(process)
+        deployment.supervisor.resume(process)
+        await deployment.started(process)
     yield
 
 
 @asynccontextmanager
-async def joined(stage: Stage, dice: random.Random) -> AsyncIterator[None]:
+async def joined(deployment: Deployment, dice: random.Random) -> AsyncIterator[None]:
     """One process more takes its share of the partitions, and gives it back."""
     kind = dice.choice(KINDS[1:])
-    (process,) = await stage.system.start(kind)
+    (process,) = await deployment.system.start(kind)
     try:
         yield
     finally:
-        await stage.supervisor.terminate(process)
+        await deployment.supervisor.terminate(process)
 
 
 @asynccontextmanager
-async def hanging(stage: Stage, dice: random.Random) -> AsyncIterator[None]:
+async def hanging(deployment: Deployment, dice: random.Random) -> AsyncIterator[None]:
     """A process stops in the middle of what it does, and goes on later as if nothing had been."""
-    process = await _any(stage, dice, KINDS[1:])
+    process = await _any(deployment, dice, KINDS[1:])
     process.send_signal(signal.SIGSTOP)
     try:
         yield
@@ -135,60 +135,62 @@ async def hanging(stage: Stage, dice: random.Random) -> AsyncIterator[None]:
 
 
 @asynccontextmanager
-async def broker_killed(stage: Stage, _dice: random.Random) -> AsyncIterator[None]:
+async def broker_killed(deployment: Deployment, _dice: random.Random) -> AsyncIterator[None]:
     """The broker is killed as by a power cut, with what waits in it."""
-    await stage.broker.kill()
+    await deployment.broker.kill()
     try:
         yield
     finally:
-        await stage.broker.start()
+        await deployment.broker.start()
 
 
 @asynccontextmanager
-async def broker_restarted(stage: Stage, _dice: random.Random) -> AsyncIterator[None]:
+async def broker_restarted(deployment: Deployment, _dice: random.Random) -> AsyncIterator[None]:
     """The broker is stopped and started."""
-    await stage.broker.stop()
+    await deployment.broker.stop()
     try:
         yield
     finally:
-        await stage.broker.start()
+        await deployment.broker.start()
 
 
 @asynccontextmanager
-async def broker_memory_alarm(stage: Stage, _dice: random.Random) -> AsyncIterator[None]:
+async def broker_memory_alarm(deployment: Deployment, _dice: random.Random) -> AsyncIterator[None]:
     """The broker takes no messages for want of memory."""
-    await stage.broker.ctl("set_vm_memory_high_watermark", "0.000001")
+    await deployment.broker.ctl("set_vm_memory_high_watermark", "0.000001")
     try:
         yield
     finally:
-        await stage.broker.ctl("set_vm_memory_high_watermark", "0.4")
+        await deployment.broker.ctl("set_vm_memory_high_watermark", "0.4")
 
 
 @asynccontextmanager
-async def broker_disk_full(stage: Stage, _dice: random.Random) -> AsyncIterator[None]:
+async def broker_disk_full(deployment: Deployment, _dice: random.Random) -> AsyncIterator[None]:
     """The broker takes no messages for want of disk space."""
-    await stage.broker.ctl("set_disk_free_limit", "1000000000000000")
+    await deployment.broker.ctl("set_disk_free_limit", "1000000000000000")
     try:
         yield
     finally:
-        await stage.broker.ctl("set_disk_free_limit", "50000000")
+        await deployment.broker.ctl("set_disk_free_limit", "50000000")
 
 
 @asynccontextmanager
-async def jobs_full(stage: Stage, _dice: random.Random) -> AsyncIterator[None]:
+async def jobs_full(deployment: Deployment, _dice: random.Random) -> AsyncIterator[None]:
     """The AI workers' queue is full, and they take one job after another: some publishes are refused, some are not."""
-    vhost = URL(stage.broker_url).path.removeprefix("/")
-    async with await aio_pika.connect(stage.broker_url) as connection:
+    vhost = URL(deployment.broker_url).path.removeprefix("/")
+    async with await aio_pika.connect(deployment.broker_url) as connection:
         channel = await connection.channel()
         jobs = await channel.get_queue("incoming-messages")
         limit = json.dumps({"max-length": (jobs.declaration_result.message_count or 0) + 3})
-        await stage.broker.ctl("set_policy", "-p", vhost, "full", "^incoming-messages$", limit, "--apply-to", "queues")
+        await deployment.broker.ctl(
+            "set_policy", "-p", vhost, "full", "^incoming-messages$", limit, "--apply-to", "queues"
+        )
         working = asyncio.create_task(_take_slowly(channel, jobs))
         try:
             yield
         finally:
             await end([working])  # the client library may lose a cancellation
-            await stage.broker.ctl("clear_policy", "-p", vhost, "full")
+            await deployment.broker.ctl("clear_policy", "-p", vhost, "full")
 
 
 async def _take_slowly(channel: AbstractChannel, jobs: AbstractQueue) -> None:
@@ -201,9 +203,9 @@ async def _take_slowly(channel: AbstractChannel, jobs: AbstractQueue) -> None:
 
 
 @asynccontextmanager
-async def subscriber_full(stage: Stage, _dice: random.Random) -> AsyncIterator[None]:
+async def subscriber_full(deployment: Deployment, _dice: random.Random) -> AsyncIterator[None]:
     """A subscriber to all events has a queue that refuses what it has no room for, and takes nothing."""
-    async with await aio_pika.connect(stage.broker_url) as connection:
+    async with await aio_pika.connect(deployment.broker_url) as connection:
         channel = await connection.channel()
         full = {"x-max-length": 1, "x-overflow": "reject-publish"}
         queue = await channel.declare_queue(exclusive=True, arguments=full)
@@ -215,17 +217,20 @@ async def subscriber_full(stage: Stage, _dice: random.Random) -> AsyncIterator[N
 
 
 @asynccontextmanager
-async def database_away(stage: Stage, _dice: random.Random) -> AsyncIterator[None]:
+async def database_away(deployment: Deployment, _dice: random.Random) -> AsyncIterator[None]:
     """PostgreSQL is stopped; a SQLite file is locked by somebody else."""
-    if stage.postgres is not None:
-        await stage.postgres.stop()
+    if deployment.postgres is not None:
+        await deployment.postgres.stop()
         try:
             yield
         finally:
-            await stage.postgres.start()
+            await deployment.postgres.start()
         return
     connection = sqlite3.connect(
-        str(make_url(stage.system.database_url).database), isolation_level=None, timeout=30, check_same_thread=False
+        str(make_url(deployment.system.database_url).database),
+        isolation_level=None,
+        timeout=30,
+        check_same_thread=False,
     )
     await asyncio.to_thread(connection.execute, "BEGIN IMMEDIATE")
     try:
@@ -236,39 +241,39 @@ async def database_away(stage: Stage, _dice: random.Random) -> AsyncIterator[Non
 
 
 @asynccontextmanager
-async def database_killed(stage: Stage, _dice: random.Random) -> AsyncIterator[None]:
+async def database_killed(deployment: Deployment, _dice: random.Random) -> AsyncIterator[None]:
     """PostgreSQL is killed as by a power cut, and recovers."""
-    assert stage.postgres is not None
-    await stage.postgres.kill()
+    assert deployment.postgres is not None
+    await deployment.postgres.kill()
     try:
         yield
     finally:
-        await stage.postgres.start()
+        await deployment.postgres.start()
 
 
 # The gateway
 
 
 @asynccontextmanager
-async def gateway_away(stage: Stage, _dice: random.Random) -> AsyncIterator[None]:
+async def gateway_away(deployment: Deployment, _dice: random.Random) -> AsyncIterator[None]:
     """Nobody listens where the gateway was."""
-    (process,) = await _running(stage, "simulator")
-    await stage.supervisor.terminate(process)
+    (process,) = await _running(deployment, "simulator")
+    await deployment.supervisor.terminate(process)
     try:
         yield
     finally:
-        stage.supervisor.resume(process)
+        deployment.supervisor.resume(process)
 
 
 @asynccontextmanager
-async def phones_dropped(stage: Stage, _dice: random.Random) -> AsyncIterator[None]:
+async def phones_dropped(deployment: Deployment, _dice: random.Random) -> AsyncIterator[None]:
     """WhatsApp drops the connections of two accounts; they come back without a QR code."""
-    sessions = [link.session_id for link in stage.ledger.links[:2]]
+    sessions = [link.session_id for link in deployment.ledger.links[:2]]
 
     async def tell(what: str, *accepted: int) -> None:
         for session_id in sessions:
-            url = f"{stage.system.controls}/sessions/{session_id}/{what}"
-            await until_accepted(lambda url=url: stage.system.http.post(url), *accepted)
+            url = f"{deployment.system.controls}/sessions/{session_id}/{what}"
+            await until_accepted(lambda url=url: deployment.system.http.post(url), *accepted)
 
     await tell("drop", 200, 409)  # 409: dropped by a try whose answer was lost
     try:

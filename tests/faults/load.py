@@ -1,4 +1,4 @@
-"""The load of a run: customers write and chatbots answer; what else goes on is in `sidelines`."""
+"""The load of a run: customers write and chatbots answer; what else goes on is in `other_traffic`."""
 
 import asyncio
 import random
@@ -6,9 +6,8 @@ import time
 from collections.abc import Sequence
 from uuid import UUID, uuid5
 
-from tests.faults.doors import AmqpDoor, until_accepted
-
 from tests.faults.ledger import Given, Ledger, Link
+from tests.faults.retried_calls import AmqpPort, until_accepted
 from tests.system import System
 from whatsapp_qr_contracts.commands import Command, SendMessage
 from whatsapp_qr_contracts.message import COMMANDS
@@ -35,7 +34,7 @@ class Load:
     ) -> None:
         self.system = system
         self.ledger = ledger
-        self.door = AmqpDoor(amqp_url)
+        self.door = AmqpPort(amqp_url)
         self.dice = dice
         self._messages = messages
         self.seconds = seconds

@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from tests.faults.checker import Verdict, judge
+from tests.faults.deployment import Deployment, a_deployment
+from tests.faults.fault_catalogue import MAY_FAIL
 from tests.faults.load import Load
-from tests.faults.menu import MAY_FAIL
+from tests.faults.other_traffic import OtherTraffic
 from tests.faults.schedule import Planned
-from tests.faults.sidelines import Sidelines
-from tests.faults.stage import Stage, a_stage
 from tests.servers import Broker, Postgres
 
 
@@ -54,30 +54,37 @@ async def run(
     size: Size = FULL,
     **settings: Any,
 ) -> Outcome:
-    """Play a schedule and judge what has become of everything; for `settings` see `a_stage`."""
+    """Play a schedule and judge what has become of everything; for `settings` see `a_deployment`."""
     started = time.monotonic()
-    async with a_stage(broker, postgres, folder, **settings) as stage:
-        load = Load(stage.system, stage.broker_url, stage.ledger, random.Random(seed), size.messages, size.seconds)
+    async with a_deployment(broker, postgres, folder, **settings) as deployment:
+        load = Load(
+            deployment.system,
+            deployment.broker_url,
+            deployment.ledger,
+            random.Random(seed),
+            size.messages,
+            size.seconds,
+        )
         await load.link(size.links)
-        stage.ledger.may_fail = {
+        deployment.ledger.may_fail = {
             code: share for planned in faults for code, share in MAY_FAIL.get(planned.name, {}).items()
         }
-        await asyncio.gather(load.run(), Sidelines(load).run(), _suffer(stage, faults))
+        await asyncio.gather(load.run(), OtherTraffic(load).run(), _suffer(deployment, faults))
         await load.close()
-        await stage.ready()
-        settled_after = await stage.settled(size.patience)
-        verdict = judge(stage.ledger, await stage.facts())
+        await deployment.ready()
+        settled_after = await deployment.settled(size.patience)
+        verdict = judge(deployment.ledger, await deployment.facts())
     return Outcome(verdict, time.monotonic() - started, settled_after)
 
 
-async def _suffer(stage: Stage, faults: Sequence[Planned]) -> None:
+async def _suffer(deployment: Deployment, faults: Sequence[Planned]) -> None:
     """Let each fault come when it is due; the same one never meets itself."""
     meeting: dict[str, asyncio.Lock] = {}
 
     async def suffer(planned: Planned) -> None:
         # What is done to one server cannot be done to it twice at a time.
         one_at_a_time = meeting.setdefault(planned.name.split()[0].removesuffix("'s"), asyncio.Lock())
-        async with one_at_a_time, planned.fault(stage, random.Random(planned.seed)):
+        async with one_at_a_time, planned.fault(deployment, random.Random(planned.seed)):
             await asyncio.sleep(planned.lasts)
 
     async with asyncio.TaskGroup() as suffering:

@@ -3,8 +3,8 @@
 import random
 from dataclasses import dataclass
 
-from tests.faults.menu import ANYWHERE, ON_POSTGRES, ON_SQLITE, Fault
-from tests.faults.stage import CAST
+from tests.faults.deployment import CAST
+from tests.faults.fault_catalogue import ANYWHERE, ON_POSTGRES, ON_SQLITE, Fault
 
 _SKEW_SECONDS = 600
 _LASTS = (1.5, 7.0)
@@ -28,15 +28,19 @@ class Planned:
 def schedule(seed: int, *, postgres: bool, count: int) -> list[Planned]:
     """Return so many faults, those of the seeds before and after this one mostly left out: all come in turn."""
     dice = random.Random(seed)
-    menu = ANYWHERE | (ON_POSTGRES if postgres else ON_SQLITE)
-    names = sorted(menu)
+    fault_catalogue = ANYWHERE | (ON_POSTGRES if postgres else ON_SQLITE)
+    names = sorted(fault_catalogue)
     # Half in turn, so that a few seeds have met everything; half by chance, so that every pair may meet.
     chosen = [names[(seed * (count // 2) + place) % len(names)] for place in range(count // 2)]
     chosen += dice.choices(names, k=count - len(chosen))
     dice.shuffle(chosen)
     return [
         Planned(
-            name, menu[name], dice.uniform(1, 4), dice.uniform(*_LASTS_LONGER.get(name, _LASTS)), dice.getrandbits(32)
+            name,
+            fault_catalogue[name],
+            dice.uniform(1, 4),
+            dice.uniform(*_LASTS_LONGER.get(name, _LASTS)),
+            dice.getrandbits(32),
         )
         for name in chosen
     ]

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.faults.menu import ANYWHERE
+from tests.faults.fault_catalogue import ANYWHERE
 from tests.faults.run import Size, run
 from tests.faults.schedule import Planned
 from tests.servers import Broker, Postgres

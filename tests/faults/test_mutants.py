@@ -8,12 +8,12 @@ from random import Random
 
 import pytest
 
+from tests.faults.deployment import Deployment
+from tests.faults.fault_catalogue import ANYWHERE, Fault, failing
 from tests.faults.harms import flagged, rolled_out
-from tests.faults.menu import ANYWHERE, Fault, failing
 from tests.faults.mutants import MUTANTS
 from tests.faults.run import Size, run
 from tests.faults.schedule import Planned
-from tests.faults.stage import Stage
 from tests.servers import Broker
 from tests.system import eventually
 
@@ -28,8 +28,8 @@ def killed_at(process: str, handler: str, step: int | str) -> Fault:
     """Return the fault that whoever comes to this step, a number or a kind, is killed."""
 
     @asynccontextmanager
-    async def fault(stage: Stage, _dice: Random) -> AsyncIterator[None]:
-        plan = stage.flags / "crash"
+    async def fault(deployment: Deployment, _dice: Random) -> AsyncIterator[None]:
+        plan = deployment.flags / "crash"
         plan.write_text(f"{process} {handler} {step}")
 
         async def claimed() -> bool:
@@ -42,16 +42,16 @@ def killed_at(process: str, handler: str, step: int | str) -> Fault:
 
 
 @asynccontextmanager
-async def killed_while_refused(stage: Stage, dice: Random) -> AsyncIterator[None]:
+async def killed_while_refused(deployment: Deployment, dice: Random) -> AsyncIterator[None]:
     """Kill a process that has left jobs in their rows; what they follow from is acknowledged."""
     kill = killed_at("conversation-consumer", "look incoming-messages", "page")
-    async with flagged("refused")(stage, dice), kill(stage, dice):
+    async with flagged("refused")(deployment, dice), kill(deployment, dice):
         yield
 
 
-def rolled_senders(stage: Stage, dice: Random) -> AbstractAsyncContextManager[None]:
+def rolled_senders(deployment: Deployment, dice: Random) -> AbstractAsyncContextManager[None]:
     """Replace both outbound consumers, one after another."""
-    return rolled_out(stage, dice, "outbound-consumer")
+    return rolled_out(deployment, dice, "outbound-consumer")
 
 
 def planned(name: str, fault: Fault, *, pause: float = 1.0, lasts: float = 0.2) -> Planned:
@@ -60,7 +60,7 @@ def planned(name: str, fault: Fault, *, pause: float = 1.0, lasts: float = 0.2) 
 
 
 def of_the_menu(name: str, *, pause: float = 1.0, lasts: float = 0.2) -> Planned:
-    """Return a fault of the menu with its time."""
+    """Return a fault of the catalogue with its time."""
     return planned(name, ANYWHERE[name], pause=pause, lasts=lasts)
 
 

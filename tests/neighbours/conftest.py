@@ -11,10 +11,10 @@ from typing import Any
 
 import pytest
 
-from tests.neighbours.arena import Arena, Arenas
+from tests.neighbours.deployment import Deployment, Deployments
 from tests.neighbours.load import Kind, Mix
+from tests.neighbours.measurement import Begin, Measurement
 from tests.neighbours.table import MEASURED, publish, table
-from tests.neighbours.trial import Begin, Trial, trial
 from tests.servers import REPOSITORY, Broker, Postgres
 
 FOLDER = Path(__file__).parent
@@ -36,27 +36,29 @@ def database(request: pytest.FixtureRequest) -> str:
 
 
 @pytest.fixture(scope="session")
-async def arenas(
+async def deployments(
     shared_broker: Broker, shared_postgres: Postgres, tmp_path_factory: pytest.TempPathFactory
-) -> AsyncIterator[Arenas]:
-    """The arenas of all tests."""
-    arenas = Arenas(shared_broker, shared_postgres, tmp_path_factory.mktemp)
-    yield arenas
-    await arenas.close()
+) -> AsyncIterator[Deployments]:
+    """The deployments of all tests."""
+    deployments = Deployments(shared_broker, shared_postgres, tmp_path_factory.mktemp)
+    yield deployments
+    await deployments.close()
 
 
 @pytest.fixture
-async def arena(arenas: Arenas, database: str) -> Arena:
+async def deployment(deployments: Deployments, database: str) -> Deployment:
     """A running service; that of the test before, where nothing of its harm is left."""
-    return await arenas.get(database)
+    return await deployments.get(database)
 
 
 @pytest.fixture
 def begin(request: pytest.FixtureRequest) -> Begin:
-    """Begins a trial in an arena, told the harm's name; without a mix customers write and chatbots send by REST."""
+    """Begin a measurement of a harm in a deployment; by default customers write and chatbots send by REST."""
 
-    def of(arena: Arena, harm: str, mix: Mix = EVERYDAY, **more: Any) -> AbstractAsyncContextManager[Trial]:
-        return trial(arena, harm, mix, request, **more)
+    def of(
+        deployment: Deployment, harm: str, mix: Mix = EVERYDAY, **more: Any
+    ) -> AbstractAsyncContextManager[Measurement]:
+        return measure(deployment, harm, mix, request, **more)
 
     return of
 

@@ -14,10 +14,10 @@ import aio_pika
 from aio_pika.abc import AbstractExchange
 from aio_pika.exceptions import AMQPError
 
-from tests.neighbours.arena import CUSTOMER, HARMED, Arena, Chatbot
-from tests.neighbours.hearing import Sent, until
+from tests.neighbours.deployment import CUSTOMER, HARMED, Chatbot, Deployment
 from tests.neighbours.judging import Place, Timed
-from tests.neighbours.putting import a_send
+from tests.neighbours.publishing import a_send
+from tests.neighbours.receiving import Sent, until
 
 _ACCEPTED = range(200, 300)
 _BEFORE_ALL = 0.2
@@ -64,7 +64,7 @@ class Load:
     """Gives samples at an even rate, however long each takes.
 
     Args:
-        arena: where.
+        deployment: where.
         mix: what.
         rate: how many a second.
         commands: the exchange of commands, on a channel that confirms.
@@ -72,9 +72,9 @@ class Load:
     """
 
     def __init__(
-        self, arena: Arena, mix: Mix, rate: float, commands: AbstractExchange, shared: Collection[Kind] = ()
+        self, deployment: Deployment, mix: Mix, rate: float, commands: AbstractExchange, shared: Collection[Kind] = ()
     ) -> None:
-        self.arena = arena
+        self.deployment = deployment
         self.mix = mix
         self._rate = rate
         self._dice = random.Random(rate)
@@ -100,9 +100,9 @@ class Load:
         return next(iter(self.mix)) if nothing_to_report else kind
 
     def _next(self, kind: Kind) -> tuple[Sample, Callable[[], Awaitable[bool]]]:
-        arena, name = self.arena, self.arena.a_name()
+        deployment, name = self.deployment, self.deployment.a_name()
         # Some publish without a partition, always: what is late on that way must not stand before others in its lane.
-        chatbots = arena.neighbours[1::2] if kind is Kind.BARE else arena.neighbours[::2]
+        chatbots = deployment.neighbours[1::2] if kind is Kind.BARE else deployment.neighbours[::2]
         chatbot = chatbots[self._turns[kind] % len(chatbots)]
         self._turns[kind] += 1
         match kind:
@@ -127,11 +127,11 @@ class Load:
 
     async def _incoming(self, chatbot: Chatbot, name: str) -> bool:
         body = {"sessionId": chatbot.session_id, "from": CUSTOMER, "message": "Is it on its way?", "messageId": name}
-        return await self.arena.caller.post("/incoming", body | {"timestamp": int(time.time())}) in _ACCEPTED
+        return await self.deployment.caller.post("/incoming", body | {"timestamp": int(time.time())}) in _ACCEPTED
 
     async def _send(self, chatbot: Chatbot, to: str, name: str) -> bool:
         body = {"chatbotId": str(chatbot.id), "to": to, "message": f"It is: {name}."}
-        return await self.arena.caller.post("/send", body, Idempotency_Key=name) in _ACCEPTED
+        return await self.deployment.caller.post("/send", body, Idempotency_Key=name) in _ACCEPTED
 
     async def _command(self, chatbot: Chatbot, name: str, routing_key: str) -> bool:
         put = a_send(chatbot.id, CUSTOMER, name, routing_key)
@@ -143,7 +143,7 @@ class Load:
         return True
 
     def _unread(self) -> dict[Chatbot, deque[Sent]]:
-        return {one: self.arena.ear.unread[str(one.id)] for one in self.arena.neighbours}
+        return {one: self.deployment.receiver.unread[str(one.id)] for one in self.deployment.neighbours}
 
     def _receipt(self) -> tuple[Sample, Callable[[], Awaitable[bool]]]:
         unread = self._unread()
@@ -153,7 +153,7 @@ class Load:
         body = {"type": "receipt", "sessionId": chatbot.session_id, "data": data}
 
         async def report() -> bool:
-            return await self.arena.caller.post("/webhook", body) in _ACCEPTED
+            return await self.deployment.caller.post("/webhook", body) in _ACCEPTED
 
         return self._sample(Kind.RECEIPT, chatbot, sent.message_id), report
 
@@ -161,10 +161,10 @@ class Load:
 
     def arrived_at(self, sample: Sample) -> float:
         """Return when all that a sample waits for had come; never, where some of it has not."""
-        ear = self.arena.ear
-        at = ear.events[_END.get(sample.kind, "message.sent")].get(sample.key, math.inf)
+        receiver = self.deployment.receiver
+        at = receiver.events[_END.get(sample.kind, "message.sent")].get(sample.key, math.inf)
         if sample.kind is Kind.INCOMING:
-            at = max(at, ear.handed_over.get(sample.key, math.inf))
+            at = max(at, receiver.handed_over.get(sample.key, math.inf))
         return at
 
     async def arrived(self, samples: Sequence[Sample], seconds: float) -> list[Sample]:

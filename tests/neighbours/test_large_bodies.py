@@ -6,9 +6,9 @@ from contextlib import asynccontextmanager
 
 import pytest
 
-from tests.neighbours.arena import CUSTOMER, HARMED, Arena, Chatbot
-from tests.neighbours.putting import PADDING, Put, a_send, put_in
-from tests.neighbours.trial import RATE, SAMPLES, Begin
+from tests.neighbours.deployment import CUSTOMER, HARMED, Chatbot, Deployment
+from tests.neighbours.measurement import RATE, SAMPLES, Begin
+from tests.neighbours.publishing import PADDING, Put, a_send, put_in
 from tests.operator import listed, operate
 from tests.servers import Broker
 from tests.system import eventually
@@ -21,13 +21,13 @@ _CUT = _MEBIBYTE
 """A dead letter shows at most so much."""
 
 
-def large(arena: Arena, chatbot: Chatbot) -> list[Put]:
+def large(deployment: Deployment, chatbot: Chatbot) -> list[Put]:
     """Return commands with texts that nobody can send, the last two of them no JSON either."""
     command = a_send(chatbot.id, CUSTOMER, "large", chatbot.routing_key)
     text = command.body.replace(b"message large", PADDING)
     bodies = [text] * (len(_SIZES) - 2) + [PADDING, b"[" + PADDING]
     return [
-        Put(arena.a_name(), body, command.routing_key, padding=size * _MEBIBYTE)
+        Put(deployment.a_name(), body, command.routing_key, padding=size * _MEBIBYTE)
         for body, size in zip(bodies, _SIZES, strict=True)
     ]
 
@@ -44,35 +44,38 @@ async def bodies_of(most: int, broker: Broker) -> AsyncIterator[None]:
         await broker.ctl("eval", keep.format(before[0] if before else _BROKERS_OWN))
 
 
-async def shown(arena: Arena) -> dict[str, int]:
+async def shown(deployment: Deployment) -> dict[str, int]:
     """Return the size of each dead letter as it is shown, by the id of its message."""
-    ids = [str(one["id"]) for one in await listed(arena.system)]
-    found = [await operate(arena.system, "dead-letters", "show", one, "--json") for one in ids]
+    ids = [str(one["id"]) for one in await listed(deployment.system)]
+    found = [await operate(deployment.system, "dead-letters", "show", one, "--json") for one in ids]
     return {answer.objects()[0]["messageId"]: len(answer.out) for answer in found}
 
 
 @pytest.mark.parametrize("database", ["postgres"], indirect=True)
-async def test_large_bodies_are_dead_letters(arena: Arena, begin: Begin, shared_broker: Broker) -> None:
+async def test_large_bodies_are_dead_letters(deployment: Deployment, begin: Begin, shared_broker: Broker) -> None:
     """They become dead letters, cut; every process goes on as it was."""
-    rate = await arena.rate()
-    (chatbot,) = await arena.link([HARMED])
-    puts = large(arena, chatbot)
-    pids = arena.pids()
+    rate = await deployment.rate()
+    (chatbot,) = await deployment.link([HARMED])
+    puts = large(deployment, chatbot)
+    pids = deployment.pids()
     accepted: list[str] = []
 
     async def put() -> None:
-        accepted.extend((await put_in(arena.system.amqp_url, puts, pause=_PAUSE)).ids)
+        accepted.extend((await put_in(deployment.system.amqp_url, puts, pause=_PAUSE)).ids)
 
-    async with bodies_of(max(_SIZES) * 2 * _MEBIBYTE, shared_broker), begin(arena, "4 bodies of 2 to 20 MiB") as trial:
-        await trial.during(put())
-        await trial.judge(put_in=len(puts), rate=rate)
-        await trial.healed()
+    async with (
+        bodies_of(max(_SIZES) * 2 * _MEBIBYTE, shared_broker),
+        begin(deployment, "4 bodies of 2 to 20 MiB") as measurement,
+    ):
+        await measurement.during(put())
+        await measurement.judge(put_in=len(puts), rate=rate)
+        await measurement.healed()
     assert len(accepted) == len(puts)
-    assert arena.pids() == pids
-    await eventually(lambda: listed(arena.system), lambda found: len(found) >= len(accepted))
-    assert None not in arena.pids().values()
-    sizes = await shown(arena)
+    assert deployment.pids() == pids
+    await eventually(lambda: listed(deployment.system), lambda found: len(found) >= len(accepted))
+    assert None not in deployment.pids().values()
+    sizes = await shown(deployment)
     assert set(accepted) <= sizes.keys()
     too_large = {name: size for name, size in sizes.items() if size > _CUT}
     assert not too_large, f"dead letters are not cut: {too_large}"
-    await arena.settled()
+    await deployment.settled()

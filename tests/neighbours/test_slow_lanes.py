@@ -4,9 +4,9 @@ import time
 
 import pytest
 
-from tests.neighbours.arena import HARMED, Arenas
-from tests.neighbours.putting import put_in
-from tests.neighbours.trial import Begin
+from tests.neighbours.deployment import HARMED, Deployments
+from tests.neighbours.measurement import Begin
+from tests.neighbours.publishing import put_in
 
 _BULK = 12
 _EACH = 300
@@ -17,18 +17,18 @@ _NEIGHBOURS = (10, 5, 5, 4)
 
 
 @pytest.mark.parametrize("database", ["postgres"], indirect=True)
-async def test_paced_lanes_keep_nobody_waiting(arenas: Arenas, database: str, begin: Begin) -> None:
+async def test_paced_lanes_keep_nobody_waiting(deployments: Deployments, database: str, begin: Begin) -> None:
     """A single message goes out at once, in the partition of twelve bulk senders too."""
-    arena = await arenas.get(database, _NEIGHBOURS, **_PACED)
-    chatbots = await arena.link([HARMED] * _BULK)
-    async with begin(arena, "5 paced lanes") as trial:
-        puts = [arena.puts(one, _EACH, one.routing_key) for one in chatbots]
+    deployment = await deployments.get(database, _NEIGHBOURS, **_PACED)
+    chatbots = await deployment.link([HARMED] * _BULK)
+    async with begin(deployment, "5 paced lanes") as measurement:
+        puts = [deployment.puts(one, _EACH, one.routing_key) for one in chatbots]
         mixed = [put for row in zip(*puts, strict=True) for put in row]
-        accepted = await put_in(arena.system.amqp_url, mixed)
+        accepted = await put_in(deployment.system.amqp_url, mixed)
         last = [one.sent_as(own[-1].message_id) for one, own in zip(chatbots, puts, strict=True)]
-        taken_in = await arena.stored(last, seconds=_TAKEN_IN)
+        taken_in = await deployment.stored(last, seconds=_TAKEN_IN)
         rate = len(mixed) / (time.perf_counter() - accepted.began)
-        await trial.during()
-        await trial.judge(put_in=0 if taken_in else len(mixed), rate=rate)
+        await measurement.during()
+        await measurement.judge(put_in=0 if taken_in else len(mixed), rate=rate)
         assert taken_in, f"{len(mixed)} messages were not taken in after {_TAKEN_IN} s"
-        await trial.healed()
+        await measurement.healed()

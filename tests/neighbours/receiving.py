@@ -37,8 +37,8 @@ class Job(NamedTuple):
     whatsapp_id: str
 
 
-class Ear:
-    """Hears everything that a service tells; `Ear.open` makes one."""
+class Receiver:
+    """Receives everything that a service publishes; `Receiver.open` makes one."""
 
     def __init__(self, connection: AbstractConnection, channel: AbstractChannel, jobs: AbstractQueue) -> None:
         self._connection = connection
@@ -60,16 +60,16 @@ class Ear:
         self.jobs: list[Job] = []
 
     @classmethod
-    async def open(cls, url: str) -> "Ear":
+    async def open(cls, url: str) -> "Receiver":
         """Bind a queue of its own to all events, and begin to work as the AI worker."""
         connection = await aio_pika.connect(url)
         channel = await connection.channel()
-        ear = cls(connection, channel, await channel.get_queue(JOBS))
+        receiver = cls(connection, channel, await channel.get_queue(JOBS))
         queue = await channel.declare_queue(exclusive=True)
         await queue.bind("whatsapp-qr.events", "#")
-        await queue.consume(ear._hear, no_ack=True)
-        await ear.work()
-        return ear
+        await queue.consume(receiver._hear, no_ack=True)
+        await receiver.work()
+        return receiver
 
     async def work(self) -> None:
         """Take jobs."""

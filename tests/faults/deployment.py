@@ -1,4 +1,4 @@
-"""The stage of a run: the whole service with two of each kind, real servers behind proxies, and a supervisor."""
+"""The deployment of a run: the whole service with two of each kind, real servers behind proxies, and a supervisor."""
 
 import asyncio
 import time
@@ -64,7 +64,7 @@ _SETTLE_SECONDS = 120.0
 _NEVER = 5  # times the patience: what goes on and on does not settle either
 
 
-class Stage:
+class Deployment:
     """What a run plays on, and what its faults are done to."""
 
     def __init__(
@@ -204,7 +204,7 @@ class Stage:
 
 
 @asynccontextmanager
-async def a_stage(
+async def a_deployment(
     broker: Broker,
     postgres: Postgres | None,
     folder: Path,
@@ -212,8 +212,8 @@ async def a_stage(
     skews: Mapping[str, int] | None = None,
     mutant: str = "",
     **settings: Any,
-) -> AsyncIterator[Stage]:
-    """Set the stage; with `postgres` None the database is SQLite."""
+) -> AsyncIterator[Deployment]:
+    """Build the deployment; with `postgres` None the database is SQLite."""
     url = f"sqlite+aiosqlite:///{folder / 'whatsapp-qr.db'}"
     if postgres is not None:
         url = await postgres.create_database()
@@ -225,11 +225,11 @@ async def a_stage(
         system = System(broker.url, url, folder, entry=live, **given)
         system.transport.careful = False  # what is repeated is counted
         system.settings |= {"AMQP_URL": broker_proxy.url} | ({"DATABASE_URL": behind} if postgres else {})
-        stage = Stage(system, broker, broker_proxy, postgres, database_proxy)
+        deployment = Deployment(system, broker, broker_proxy, postgres, database_proxy)
         try:
-            await stage.start(skews or {}, mutant)
-            yield stage
+            await deployment.start(skews or {}, mutant)
+            yield deployment
         finally:
-            await stage.close()
+            await deployment.close()
     if postgres is not None:
         await postgres.drop_database(url)

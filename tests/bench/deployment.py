@@ -1,4 +1,4 @@
-"""The stage of the benchmark: real servers, real processes, linked sessions, a stub gateway and a stub worker."""
+"""The deployment of the benchmark: real servers, real processes, linked sessions, a stub gateway and a stub worker."""
 
 import asyncio
 import itertools
@@ -99,7 +99,7 @@ class Reader:
 
 
 @dataclass
-class Stage:
+class Deployment:
     """A running service that is measured."""
 
     system: System
@@ -291,7 +291,7 @@ def customer(number: int) -> str:
 
 
 @asynccontextmanager
-async def staged(kind: str, folder: Path) -> AsyncIterator[Stage]:
+async def deployed(kind: str, folder: Path) -> AsyncIterator[Deployment]:
     """Run the servers, an empty database of a kind, and the whole service with a stub gateway and a stub worker."""
     async with AsyncExitStack() as ends:
         broker, postgres = Broker(), Postgres() if kind == "postgres" else None
@@ -305,9 +305,9 @@ async def staged(kind: str, folder: Path) -> AsyncIterator[Stage]:
         ends.push_async_callback(system.close)
         gateway, reader = StubGateway(), Reader()
         await ends.enter_async_context(gateway.serving(system.simulator_port))
-        stage = Stage(system, broker, postgres, Meter(system, broker, postgres), gateway, reader)
+        deployment = Deployment(system, broker, postgres, Meter(system, broker, postgres), gateway, reader)
         await system.migrate()
         for name in PROCESSES:
-            await stage.start(name)
+            await deployment.start(name)
         await ends.enter_async_context(reader.reading(system.amqp_url))
-        yield stage
+        yield deployment

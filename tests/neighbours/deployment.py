@@ -19,8 +19,8 @@ from aio_pika.exceptions import DeliveryError
 from tests.amqp import a_chatbot
 from tests.bench.measuring import pid_of
 from tests.neighbours.calling import Caller
-from tests.neighbours.hearing import Ear
-from tests.neighbours.putting import Put, a_send, held_back
+from tests.neighbours.publishing import Put, a_send, held_back
+from tests.neighbours.receiving import Receiver
 from tests.servers import Broker, Postgres
 from tests.system import SECONDS, System, eventually
 
@@ -54,7 +54,7 @@ class Chatbot:
         return str(uuid5(self.id, message_id))
 
 
-class Arena:
+class Deployment:
     """A running service that is harmed.
 
     Args:
@@ -67,9 +67,9 @@ class Arena:
         self.database = database
         self.system = system
         self.clean = True
-        """Whether nothing of a harm is left; where it is not, the next test gets another arena."""
+        """Whether nothing of a harm is left; where it is not, the next test gets another deployment."""
         self.neighbours: list[Chatbot] = []
-        self.ear: Ear
+        self.receiver: Receiver
         self._broker = broker
         self._vhost = system.amqp_url.rpartition("/")[2]
         self._bulk: list[Chatbot] = []
@@ -82,7 +82,7 @@ class Arena:
         await self.system.migrate()
         await self.system.start()
         await self.system.faults(receipts=False)  # those that are measured are given here
-        self.ear = await Ear.open(self.system.amqp_url)
+        self.receiver = await Receiver.open(self.system.amqp_url)
         self.neighbours = await self.link([number for number in range(PARTITIONS) for _ in range(neighbours[number])])
 
     async def link(self, partitions: Iterable[int]) -> list[Chatbot]:
@@ -198,8 +198,8 @@ class Arena:
     async def close(self) -> None:
         """End everything at once: what a harm has left may be more than a clean end has time for."""
         await self.caller.close()
-        if hasattr(self, "ear"):
-            await self.ear.close()
+        if hasattr(self, "receiver"):
+            await self.receiver.close()
         for process in self.system.processes:
             if process.alive:
                 await process.kill()
@@ -217,8 +217,8 @@ async def filled(channel: AbstractChannel, queue: str, message: aio_pika.Message
     raise AssertionError(f"{queue} refuses nothing after {_MOST_TO_FILL} messages")
 
 
-class Arenas:
-    """Gives arenas, one at a time: a test goes on in that of the one before where that is clean and fits.
+class Deployments:
+    """Gives deployments, one at a time: a test goes on in that of the one before where that is clean and fits.
 
     Args:
         broker: the broker of all.
@@ -230,29 +230,29 @@ class Arenas:
         self._broker = broker
         self._postgres = postgres
         self._folder = folder
-        self._arena: Arena | None = None
+        self._arena: Deployment | None = None
         self._made_for: tuple[Any, ...] = ()
 
-    async def get(self, database: str, neighbours: Sequence[int] = (4, 2, 2, 2), **settings: str) -> Arena:
-        """Return an arena with that kind of database."""
+    async def get(self, database: str, neighbours: Sequence[int] = (4, 2, 2, 2), **settings: str) -> Deployment:
+        """Return a deployment with that kind of database."""
         wanted = (database, tuple(neighbours), settings)
         if self._arena is None or not self._arena.clean or self._made_for != wanted:
             await self.close()
-            folder = self._folder("arena")
+            folder = self._folder("deployment")
             url = f"sqlite+aiosqlite:///{folder / 'whatsapp-qr.db'}"
             if database == "postgres":
                 url = await self._postgres.create_database()
             given: dict[str, Any] = SETTINGS | settings
             system = System(await self._broker.renew(), url, folder, **given)
-            self._arena, self._made_for = Arena(database, system, self._broker), wanted
+            self._arena, self._made_for = Deployment(database, system, self._broker), wanted
             await self._arena.start(neighbours)
         self._arena.clean = False
         return self._arena
 
     async def close(self) -> None:
-        """End the arena that there is."""
-        arena, self._arena = self._arena, None
-        if arena is not None:
-            await arena.close()
-            if arena.database == "postgres":
-                await self._postgres.drop_database(arena.system.database_url)
+        """End the deployment that there is."""
+        deployment, self._arena = self._arena, None
+        if deployment is not None:
+            await deployment.close()
+            if deployment.database == "postgres":
+                await self._postgres.drop_database(deployment.system.database_url)

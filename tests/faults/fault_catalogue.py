@@ -1,22 +1,21 @@
-"""The menu: everything that can go wrong, by the name under which a schedule orders it."""
+"""The fault catalogue: everything that can go wrong, by the name under which a schedule orders it."""
 
 import random
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Any
 
-from tests.faults.doors import until_accepted
-
 from tests.faults import harms
-from tests.faults.stage import Stage
+from tests.faults.deployment import Deployment
+from tests.faults.retried_calls import until_accepted
 
-Fault = Callable[[Stage, random.Random], AbstractAsyncContextManager[None]]
+Fault = Callable[[Deployment, random.Random], AbstractAsyncContextManager[None]]
 
 
 def _proxied(name: str, ill: Callable[[Any], None]) -> Fault:
     @asynccontextmanager
-    async def fault(stage: Stage, _dice: random.Random) -> AsyncIterator[None]:
-        proxy = getattr(stage, name)
+    async def fault(deployment: Deployment, _dice: random.Random) -> AsyncIterator[None]:
+        proxy = getattr(deployment, name)
         ill(proxy)
         try:
             yield
@@ -30,11 +29,11 @@ def failing(**faults: Any) -> Fault:
     """Return what the gateway does while it has these faults."""
 
     @asynccontextmanager
-    async def fault(stage: Stage, _dice: random.Random) -> AsyncIterator[None]:
-        url = f"{stage.system.controls}/faults"
+    async def fault(deployment: Deployment, _dice: random.Random) -> AsyncIterator[None]:
+        url = f"{deployment.system.controls}/faults"
 
         async def put(body: dict[str, Any]) -> None:
-            await until_accepted(lambda: stage.system.http.put(url, json=body), 200)
+            await until_accepted(lambda: deployment.system.http.put(url, json=body), 200)
 
         await put(faults)
         try:

@@ -1,4 +1,4 @@
-"""One harm in one arena: neighbours are measured while all is quiet, then while the harm goes on, and compared."""
+"""One harm in one deployment: neighbours are measured while all is quiet, then while the harm goes on, and compared."""
 
 import asyncio
 import math
@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 import pytest
 
-from tests.neighbours.arena import Arena
+from tests.neighbours.deployment import Deployment
 from tests.neighbours.judging import Line, lines, percentile
 from tests.neighbours.load import Kind, Load, Mix, Sample
 from tests.neighbours.table import MEASURED, table
@@ -31,12 +31,12 @@ _HEALED = 120.0
 NAMES = {"postgres": "PostgreSQL", "sqlite": "SQLite"}
 T = TypeVar("T")
 Record = Callable[[str, Any], None]
-Begin = Callable[..., AbstractAsyncContextManager["Trial"]]
-"""The fixture `begin`: begins a trial in an arena, told the harm's name."""
+Begin = Callable[..., AbstractAsyncContextManager["Measurement"]]
+"""The fixture `begin`: begins a measurement in a deployment, told the harm's name."""
 
 
-class Trial:
-    """Measures and judges; `trial` makes one.
+class Measurement:
+    """Measures and judges; `measurement` makes one.
 
     Args:
         load: gives the samples.
@@ -46,7 +46,7 @@ class Trial:
     """
 
     def __init__(self, load: Load, harm: str, record: Record, *, partitions: bool) -> None:
-        self.arena = load.arena
+        self.deployment = load.deployment
         self.samples: list[Sample] = []
         self._load = load
         self._harm = harm
@@ -107,7 +107,7 @@ class Trial:
 
         def found() -> list[Line]:
             during = self._load.timed(self.samples, partitions=self._partitions)
-            return lines(self._harm, NAMES[self.arena.database], quiet, during, put_in=put_in, rate=rate)
+            return lines(self._harm, NAMES[self.deployment.database], quiet, during, put_in=put_in, rate=rate)
 
         await self._load.arrived(self.samples, max(line["limit"] for line in found()) + _MARGIN)
         judged = found()
@@ -127,8 +127,8 @@ def _lasts(work: asyncio.Future[Any], _count: int, _seconds: float) -> bool:
 
 
 @asynccontextmanager
-async def trial(
-    arena: Arena,
+async def measure(
+    deployment: Deployment,
     harm: str,
     mix: Mix,
     request: pytest.FixtureRequest,
@@ -136,14 +136,14 @@ async def trial(
     partitions: bool = True,
     shared: Collection[Kind] = (),
     rate: float = RATE,
-) -> AsyncIterator[Trial]:
-    """Begin a trial; see `Load` for `shared` and `rate`, and `Trial` for the rest."""
+) -> AsyncIterator[Measurement]:
+    """Begin a measurement; see `Load` for `shared` and `rate`, and `Measurement` for the rest."""
 
     def record(name: str, value: Any) -> None:
         request.node.user_properties.append((name, value))
 
-    async with arena.channel() as channel:
-        load = Load(arena, mix, rate, await channel.get_exchange(COMMANDS, ensure=False), shared)
-        one = Trial(load, harm, record, partitions=partitions)
+    async with deployment.channel() as channel:
+        load = Load(deployment, mix, rate, await channel.get_exchange(COMMANDS, ensure=False), shared)
+        one = Measurement(load, harm, record, partitions=partitions)
         await one.quiet()
         yield one

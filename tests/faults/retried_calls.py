@@ -35,7 +35,7 @@ async def until_accepted(call: Callable[[], Awaitable[httpx.Response]], *statuse
         await asyncio.sleep(_PAUSE)
 
 
-class AmqpDoor:
+class AmqpPort:
     """Another team's AMQP client: publishes until the broker has confirmed."""
 
     def __init__(self, url: str) -> None:

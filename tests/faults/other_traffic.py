@@ -7,16 +7,16 @@ from typing import Any
 from uuid import UUID, uuid4
 
 import httpx
-from tests.faults.doors import until_accepted
 
 from tests.faults.ledger import Link
 from tests.faults.load import PARTITIONS, Load
+from tests.faults.retried_calls import until_accepted
 from tests.system import eventually
 from whatsapp_qr_contracts.commands import Command, DisconnectSession, InitializeSession, RegisterChatbot
 from whatsapp_qr_contracts.message import COMMANDS
 
 
-class Sidelines:
+class OtherTraffic:
     """Everything that a service meets beside its work."""
 
     def __init__(self, load: Load) -> None:
