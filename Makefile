@@ -8,7 +8,7 @@ READY := $(VENV)/.ready
 LOCK := uv pip compile pyproject.toml --extra otlp --quiet --universal --python-version 3.11 --generate-hashes --no-header \
 	--no-annotate --no-emit-index-url --no-emit-find-links --no-emit-package whatsapp-qr-contracts
 
-.PHONY: help more setup run unit test faults neighbours bench growth check format lint types imports generated diagram page image compose imagetest sbom lock clean
+.PHONY: help more setup run unit test operators faults neighbours bench growth check format lint types imports generated diagram page image compose imagetest sbom lock clean
 
 help: ## Print this help
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' Makefile | while IFS="	" read -r name text; do printf '  make %-10s %s\n' "$$name" "$$text"; done
@@ -51,12 +51,15 @@ SERVERS ?=
 test: setup ## Run the tests on real RabbitMQ, PostgreSQL and SQLite; SERVERS=new takes RabbitMQ 4.0 and PostgreSQL 17
 	@docker version >/dev/null 2>&1 || deploy/local/setup.sh rabbitmq postgresql
 	@deploy/local/setup.sh chromium prometheus
-	SERVERS=$(SERVERS) $(if $(filter new,$(SERVERS)),deploy/local/newer-servers.sh) $(BIN)/python -m pytest -m "not long and not image" --numprocesses 3 --dist worksteal
+	SERVERS=$(SERVERS) $(if $(filter new,$(SERVERS)),deploy/local/newer-servers.sh) $(BIN)/python -m pytest -m "not long and not image and not operators" --numprocesses 3 --dist worksteal
 
 SEEDS ?= 3
 faults: setup ## Break everything, by plan and at random: make faults SEEDS=20 takes an hour
 	@docker version >/dev/null 2>&1 || deploy/local/setup.sh rabbitmq postgresql
 	SEEDS=$(SEEDS) $(BIN)/python -m pytest -m "fault or long" --numprocesses 3 --dist worksteal
+
+operators: setup #+ Check the manifests by the schemas of the operators' custom resources: make operators CRD_SCHEMAS=FOLDER
+	CRD_SCHEMAS=$(abspath $(CRD_SCHEMAS)) $(BIN)/python -m pytest -m operators --quiet tests/deploy
 
 neighbours: setup #+ Measure what one chatbot's or subscriber's misbehaviour costs others; RECORD=1 writes it into docs/guarantees.md
 	@docker version >/dev/null 2>&1 || deploy/local/setup.sh rabbitmq postgresql

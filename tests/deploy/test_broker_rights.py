@@ -1,6 +1,7 @@
 """The broker's users as files: what is committed is what the code derives, and its readers can read it."""
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from tests.allowed import ALLOWED
 from tests.servers import REPOSITORY, Broker
 
 DEPLOY = REPOSITORY / "deploy"
-CRDS = REPOSITORY.parent / "shared" / "reference" / "crd-schemas"
+CRDS = Path(os.environ.get("CRD_SCHEMAS", "CRD_SCHEMAS is not set"))
 PERMISSIONS = DEPLOY / "kubernetes" / "components" / "rabbitmq-operator" / "permissions.yaml"
 
 
@@ -42,7 +43,7 @@ def test_every_user_has_its_rights_on_kubernetes() -> None:
         assert by_kind["User"][one.user].get("tags", []) == list(one.tags)
 
 
-@pytest.mark.skipif(not CRDS.exists(), reason="the schemas of the custom resources are not beside this checkout")
+@pytest.mark.operators
 def test_the_custom_resources_are_valid() -> None:
     """By the schemas of the Topology Operator's own definitions; and a broken copy is not."""
     for resource in resources():

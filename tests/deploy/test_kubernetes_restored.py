@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from tests.deploy.manifests import KUBERNETES, NAME, Object, Objects, named, objects, of_kind, render, workloads
-from tests.deploy.test_kubernetes_rendered import CRDS, _custom_complaints
+from tests.deploy.test_kubernetes_rendered import _custom_complaints
 from tests.servers import REPOSITORY
 
 POSTGRES = "whatsapp-qr-postgres"
@@ -45,10 +45,9 @@ def test_only_the_start_of_the_cluster_differs(restored: Objects) -> None:
     assert snapshot == {key: start[key] for key in ("database", "owner", "secret")}
 
 
+@pytest.mark.operators
 def test_the_operator_knows_every_field(restored: Objects) -> None:
     """The restored Cluster is valid by the operator's schema, and a misspelt snapshot is not."""
-    if not CRDS.is_dir():
-        pytest.skip(f"the operators' schemas are not at {CRDS}")
     one = cluster(restored)
     assert _custom_complaints(one) == []
     snapshots = one["spec"]["bootstrap"]["recovery"]["volumeSnapshots"]

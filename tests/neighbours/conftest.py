@@ -13,7 +13,7 @@ import pytest
 
 from tests.neighbours.deployment import Deployment, Deployments
 from tests.neighbours.load import Kind, Mix
-from tests.neighbours.measurement import Begin, Measurement
+from tests.neighbours.measurement import Begin, Measurement, measure
 from tests.neighbours.table import MEASURED, publish, table
 from tests.servers import REPOSITORY, Broker, Postgres
 
