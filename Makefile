@@ -8,7 +8,7 @@ READY := $(VENV)/.ready
 LOCK := uv pip compile pyproject.toml --extra otlp --quiet --universal --python-version 3.11 --generate-hashes --no-header \
 	--no-annotate --no-emit-index-url --no-emit-find-links --no-emit-package whatsapp-qr-contracts
 
-.PHONY: help more setup run unit test operators faults neighbours bench growth check format lint types imports generated diagram page image compose imagetest sbom lock clean
+.PHONY: help more setup run unit test operators faults neighbours bench growth check format lint counts types imports generated diagram page image compose imagetest sbom lock clean
 
 help: ## Print this help
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' Makefile | while IFS="	" read -r name text; do printf '  make %-10s %s\n' "$$name" "$$text"; done
@@ -82,6 +82,9 @@ format: setup ## Format the code and repair what can be repaired
 lint: setup #+ Check style and format
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+
+counts: setup #+ Print counts of words and lines, and their limits
+	$(BIN)/python -m tests.counts
 
 types: setup #+ Check types
 	$(BIN)/mypy
