@@ -11,21 +11,21 @@ PATIENCE = 60.0
 
 
 class CarefulTransport(httpx.AsyncHTTPTransport):
-    """Calls again where a busy machine says 503, unless that could do something twice.
+    """Repeats a call that is answered with 503, if `careful` is set and a repetition cannot do something twice.
 
-    Not with `careful` off or within `careless`, for tests that take a server away or count what they repeat.
+    Tests set it that restart something: without it a service that answers 503 for no reason fails the test.
     """
 
-    careful = True
+    careful = False
 
     @contextmanager
     def careless(self) -> Iterator[None]:
         """Take each answer as it is."""
-        self.careful = False
+        before, self.careful = self.careful, False
         try:
             yield
         finally:
-            self.careful = True
+            self.careful = before
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
         until = time.monotonic() + PATIENCE

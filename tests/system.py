@@ -334,10 +334,15 @@ async def running(
     *,
     extra: tuple[str, ...] = (),
     entry: Entry = be_a_process,
+    careful: bool = False,
     **settings: str,
 ) -> AsyncIterator[System]:
-    """Run the whole service, with further processes where asked for."""
+    """Run the whole service, with `extra` processes.
+
+    A `careful` system repeats calls that are answered with 503, for tests that restart a server or the ingress.
+    """
     system = System(amqp_url, database_url, folder, entry=entry, **settings)
+    system.transport.careful = careful
     try:
         await system.migrate()
         await system.start()

@@ -59,7 +59,7 @@ async def left_over(system: System, queue: topology.PartitionedQueue) -> int:
 
 async def test_a_session_consumer_finishes_its_command(clean_broker: str, sqlite_database: str, tmp_path: Path) -> None:
     """Told to stop while the gateway opens a session, it waits for the answer and announces it, once."""
-    async with running(clean_broker, sqlite_database, tmp_path, **PATIENT) as system:
+    async with running(clean_broker, sqlite_database, tmp_path, careful=True, **PATIENT) as system:
         await system.faults(init_latency=LATENCY, no_qr_code=True)
         events = await system.hear()
         waiting = asyncio.create_task(system.post("/init", chatbotId=str(uuid4())))
@@ -83,7 +83,7 @@ async def test_a_conversation_consumer_finishes_its_transaction(
     clean_broker: str, postgres_database: str, tmp_path: Path
 ) -> None:
     """Told to stop while its transaction waits for a lock, it commits, hands the message over, and takes no other."""
-    async with running(clean_broker, postgres_database, tmp_path) as system:
+    async with running(clean_broker, postgres_database, tmp_path, careful=True) as system:
         _, session_id = await system.connect()
         jobs = await system.jobs()
         database = await asyncpg.connect(postgres_database.replace("+asyncpg", ""))
@@ -106,7 +106,7 @@ async def test_a_conversation_consumer_finishes_its_transaction(
 
 async def test_an_outbound_consumer_finishes_its_send(clean_broker: str, sqlite_database: str, tmp_path: Path) -> None:
     """Told to stop while the gateway sends, it waits for the answer and records it: the message went out once."""
-    async with running(clean_broker, sqlite_database, tmp_path, **PATIENT) as system:
+    async with running(clean_broker, sqlite_database, tmp_path, careful=True, **PATIENT) as system:
         chatbot_id, session_id = await system.connect()
         await system.faults(answer_latency=LATENCY)
         answer = await system.post("/send", chatbotId=str(chatbot_id), to=CUSTOMER, message="once")
@@ -122,7 +122,7 @@ async def test_an_outbound_consumer_finishes_its_send(clean_broker: str, sqlite_
 
 async def test_an_ingress_answers_its_caller(clean_broker: str, sqlite_database: str, tmp_path: Path) -> None:
     """Told to stop while a call waits for an outcome that does not come, it gives that call its answer."""
-    async with running(clean_broker, sqlite_database, tmp_path) as system:
+    async with running(clean_broker, sqlite_database, tmp_path, careful=True) as system:
         (session_consumer,) = system.named("session-consumer")
         assert await session_consumer.stop() == 0
         waiting = asyncio.create_task(system.post("/init", chatbotId=str(uuid4())))
@@ -137,7 +137,7 @@ async def test_a_broker_that_is_away_restarts_no_pod(
     breakable_broker: Broker, sqlite_database: str, tmp_path: Path
 ) -> None:
     """All processes stay alive; consumers are not ready until it is back; then the same processes go on."""
-    async with running(breakable_broker.url, sqlite_database, tmp_path) as system:
+    async with running(breakable_broker.url, sqlite_database, tmp_path, careful=True) as system:
         chatbot_id, session_id = await system.connect()
         roles = [process for process in system.processes if process.name in {"ingress", *CONSUMERS}]
         await breakable_broker.stop()

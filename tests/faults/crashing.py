@@ -182,7 +182,6 @@ async def _listed(tx: object, query: object) -> list[SQLModel]:
 async def drilling(amqp_url: str, database_url: str, folder: Path, **settings: str) -> AsyncIterator[Drill]:
     """Run the whole service; whatever ends is started again."""
     system = System(amqp_url, database_url, folder, entry=live, **settings)
-    system.transport.careful = False  # what is repeated is counted
     database = Database(database_url)
     supervisor = Supervisor(system.processes)
     drill = Drill(system, database, supervisor)

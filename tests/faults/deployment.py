@@ -223,7 +223,6 @@ async def a_deployment(
         )
         given = SETTINGS | settings | {"FAULTS_FOLDER": str(folder)}
         system = System(broker.url, url, folder, entry=live, **given)
-        system.transport.careful = False  # what is repeated is counted
         system.settings |= {"AMQP_URL": broker_proxy.url} | ({"DATABASE_URL": behind} if postgres else {})
         deployment = Deployment(system, broker, broker_proxy, postgres, database_proxy)
         try:

@@ -60,7 +60,7 @@ async def test_what_was_accepted_outlives_a_kill_of_the_broker(
     breakable_broker: Broker, sqlite_database: str, tmp_path: Path
 ) -> None:
     """Every callback and send with a 2xx right before the kill arrives; the others got 503 within 5 s."""
-    async with running(breakable_broker.url, sqlite_database, tmp_path, **FAST) as system:
+    async with running(breakable_broker.url, sqlite_database, tmp_path, careful=True, **FAST) as system:
         chatbot_id, session_id = await system.connect()
         (consumer,) = system.named("conversation-consumer")
         assert await consumer.stop() == 0  # so that all waits in the broker

@@ -70,7 +70,13 @@ async def test_lost_connections_heal_within_30_s(
         Proxy(clean_broker) as broker,
         Proxy(postgres_database) as database,
         running(
-            clean_broker, postgres_database, tmp_path, AMQP_URL=broker.url, DATABASE_URL=database.url, **FAST
+            clean_broker,
+            postgres_database,
+            tmp_path,
+            careful=True,
+            AMQP_URL=broker.url,
+            DATABASE_URL=database.url,
+            **FAST,
         ) as system,
     ):
         chatbot_id, session_id = await system.connect()

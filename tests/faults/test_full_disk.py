@@ -64,7 +64,7 @@ async def nothing_is_dead(system: System) -> None:
 async def test_a_full_disk_delays_and_loses_nothing(clean_broker: str, sqlite_database: str, tmp_path: Path) -> None:
     """Callbacks are taken while nothing can be stored; with space again all arrives once, in order, without help."""
     settings = SETTINGS | {"FAULTS_FOLDER": str(tmp_path)}
-    async with running(clean_broker, sqlite_database, tmp_path, entry=live, **settings) as system:
+    async with running(clean_broker, sqlite_database, tmp_path, careful=True, entry=live, **settings) as system:
         chatbot_id, session_id = await system.connect()
         jobs = await system.jobs()
         (tmp_path / "full").touch()

@@ -92,7 +92,7 @@ async def stop(system: System, name: str) -> None:
 async def test_thirty_kills_in_a_row_give_nothing_up(clean_broker: str, sqlite_database: str, tmp_path: Path) -> None:
     """Each with a full prefetch, of both consumers: no dead letter; then all is done once, in order, both ways."""
     async with (
-        running(clean_broker, sqlite_database, tmp_path, **SETTINGS) as system,
+        running(clean_broker, sqlite_database, tmp_path, careful=True, **SETTINGS) as system,
         Amqp(clean_broker) as amqp,
         Amqp(clean_broker) as other,
     ):

@@ -105,7 +105,7 @@ async def test_a_rolling_restart_of_everything_is_not_noticed(
     clean_broker: str, database_url: str, tmp_path: Path
 ) -> None:
     """Each process is replaced under load: all is done in order, each job comes once, nothing is mended."""
-    async with running(clean_broker, database_url, tmp_path, **SETTINGS, SWEEP_AGE="15") as system:
+    async with running(clean_broker, database_url, tmp_path, careful=True, **SETTINGS, SWEEP_AGE="15") as system:
         load = Load(system, *await system.connect())
         jobs, events = await system.jobs(), await system.hear()
         async with load.flowing():
@@ -134,7 +134,7 @@ async def test_an_answer_that_somebody_waits_for_is_given(
     clean_broker: str, sqlite_database: str, tmp_path: Path
 ) -> None:
     """An ingress that is told to stop answers the /init that waits for its outcome, and ends with status 0."""
-    async with running(clean_broker, sqlite_database, tmp_path) as system, Amqp(clean_broker) as amqp:
+    async with running(clean_broker, sqlite_database, tmp_path, careful=True) as system, Amqp(clean_broker) as amqp:
         (session_consumer,) = system.named("session-consumer")
         assert await session_consumer.stop() == 0
         chatbot_id = uuid4()
@@ -150,7 +150,7 @@ async def test_an_answer_that_somebody_waits_for_is_given(
 
 async def test_a_send_that_is_under_way_is_finished(clean_broker: str, sqlite_database: str, tmp_path: Path) -> None:
     """An outbound consumer that is told to stop waits for the gateway and records its answer; the next one goes on."""
-    async with running(clean_broker, sqlite_database, tmp_path, **SETTINGS) as system:
+    async with running(clean_broker, sqlite_database, tmp_path, careful=True, **SETTINGS) as system:
         chatbot_id, session_id = await system.connect()
         await system.faults(answer_latency=2)
         texts = ["first", "second"]

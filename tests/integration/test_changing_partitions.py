@@ -35,7 +35,7 @@ Linked = list[tuple[UUID, str]]
 async def a_service(broker: Broker, folder: Path) -> AsyncIterator[tuple[System, Linked]]:
     """The service with 4 partitions, and linked chatbots."""
     database = f"sqlite+aiosqlite:///{folder / 'whatsapp-qr.db'}"
-    async with running(await broker.renew(), database, folder, **SETTINGS) as system:
+    async with running(await broker.renew(), database, folder, careful=True, **SETTINGS) as system:
         await system.faults(receipts=False)
         yield system, [await system.connect() for _ in range(CHATBOTS)]
 

@@ -25,7 +25,7 @@ async def test_a_killed_consumer_loses_and_doubles_nothing(
 ) -> None:
     """Each consumer in turn is killed while messages flow both ways: each arrives once, in order; a job has one id."""
     fast = {"SEND_RATE": "1000", "SEND_BURST": "1000", "GATEWAY_TIMEOUT": "2"}
-    async with running(clean_broker, database_url, tmp_path, **fast) as system:
+    async with running(clean_broker, database_url, tmp_path, careful=True, **fast) as system:
         chatbot_id, session_id = await system.connect()
         jobs, events = await system.jobs(), await system.hear()
         texts: list[str] = []

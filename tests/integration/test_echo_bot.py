@@ -161,7 +161,9 @@ async def test_a_killed_bot_leaves_nothing_unanswered(system: System) -> None:
 
 async def test_the_bot_outlives_its_broker(breakable_broker: Broker, sqlite_database: str, tmp_path: Path) -> None:
     """Through a restart of the broker the same process goes on, and answers what was written meanwhile."""
-    async with running(breakable_broker.url, sqlite_database, tmp_path, extra=("echo-bot",), **UNPACED) as system:
+    async with running(
+        breakable_broker.url, sqlite_database, tmp_path, careful=True, extra=("echo-bot",), **UNPACED
+    ) as system:
         _, session_id = await system.connect()
         await write(system, session_id, "before")
         await echoes(system, session_id, 1)

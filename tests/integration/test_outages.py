@@ -50,7 +50,7 @@ async def test_callbacks_are_taken_while_the_database_is_away(
     clean_broker: str, breakable_database: Breakable, tmp_path: Path
 ) -> None:
     """With the database away /incoming and /webhook answer 200, reads answer 503; all is applied when it is back."""
-    async with running(clean_broker, breakable_database.url, tmp_path) as system:
+    async with running(clean_broker, breakable_database.url, tmp_path, careful=True) as system:
         chatbot_id, session_id = await system.connect()
         consumer = system.named("conversation-consumer")[0]
         texts = [f"while away {number}" for number in range(5)]
@@ -85,7 +85,7 @@ async def test_callers_are_told_while_the_broker_is_away(
     breakable_broker: Broker, sqlite_database: str, tmp_path: Path
 ) -> None:
     """With the broker stopped every writing call answers 503 within 5 s; all processes recover by themselves."""
-    async with running(breakable_broker.url, sqlite_database, tmp_path) as system:
+    async with running(breakable_broker.url, sqlite_database, tmp_path, careful=True) as system:
         chatbot_id, session_id = await system.connect()
         await breakable_broker.stop()
         with system.transport.careless():

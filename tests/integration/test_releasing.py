@@ -275,7 +275,10 @@ async def test_a_healthy_process_takes_over_from_a_cut_off_one(
     clean_broker: str, postgres_database: str, tmp_path: Path
 ) -> None:
     """A consumer without its database gives its partitions to one that has it; it returns when its path heals."""
-    async with Proxy(postgres_database) as proxy, running(clean_broker, postgres_database, tmp_path, **FAST) as system:
+    async with (
+        Proxy(postgres_database) as proxy,
+        running(clean_broker, postgres_database, tmp_path, careful=True, **FAST) as system,
+    ):
         cut_off = await system.start("conversation-consumer", "outbound-consumer", DATABASE_URL=proxy.url)
         linked = [await system.connect(a_chatbot(number, 4)) for number in range(4)]  # one in each partition
         for process in cut_off:
@@ -304,7 +307,10 @@ async def test_lanes_that_wait_move_to_a_healthy_process(
 ) -> None:
     """Who is cut off from the database gives its partitions up also where no job comes that would tell it so."""
     fast = {**FAST, "PARTITIONS": "1", "SEND_BACKOFF": "1", "SEND_ATTEMPTS": "100"}
-    async with Proxy(postgres_database) as proxy, running(clean_broker, postgres_database, tmp_path, **fast) as system:
+    async with (
+        Proxy(postgres_database) as proxy,
+        running(clean_broker, postgres_database, tmp_path, careful=True, **fast) as system,
+    ):
         (healthy,) = system.named("outbound-consumer")
         (cut_off,) = await system.start("outbound-consumer", DATABASE_URL=proxy.url)
         assert await healthy.stop() == 0
@@ -327,7 +333,7 @@ async def test_everything_returns_after_a_long_outage(
     clean_broker: str, breakable_database: Breakable, tmp_path: Path
 ) -> None:
     """With the database away for longer than work is held all give up, say so, and come back without help."""
-    async with running(clean_broker, breakable_database.url, tmp_path, **FAST) as system:
+    async with running(clean_broker, breakable_database.url, tmp_path, careful=True, **FAST) as system:
         chatbot_id, session_id = await system.connect()
         await system.jobs()
         texts = [str(number) for number in range(10)]

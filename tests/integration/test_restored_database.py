@@ -136,7 +136,7 @@ async def test_an_earlier_database_under_the_present_broker(
     database: str, shared_broker: Broker, shared_postgres: Postgres, tmp_path: Path
 ) -> None:
     """What waits in the broker is done; what only the rows knew is a dead letter or goes out under its old id."""
-    async with running(await shared_broker.renew(), database, tmp_path, **SETTINGS) as system:
+    async with running(await shared_broker.renew(), database, tmp_path, careful=True, **SETTINGS) as system:
         world = await a_world(system)
         backup = await a_copy(system, shared_postgres, tmp_path)
         after, new_session = await what_happens_after_the_backup(world)
@@ -167,7 +167,7 @@ async def test_an_earlier_database_under_the_present_broker(
 async def test_an_empty_broker_under_the_present_database(database: str, shared_broker: Broker, tmp_path: Path) -> None:
     """The sweeper rings for what waits to be sent, and hands over again what is marked, under the same ids."""
     eager = {"SWEEP_AGE": "1", "SWEEP_PERIOD": "0.5"}
-    async with running(await shared_broker.renew(), database, tmp_path, **SETTINGS, **eager) as system:
+    async with running(await shared_broker.renew(), database, tmp_path, careful=True, **SETTINGS, **eager) as system:
         world = await a_world(system)
         first = (await world.jobs.arrived(1))[0].message_id
         await system.start("ingress", "session-consumer", "conversation-consumer")

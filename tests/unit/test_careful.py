@@ -36,7 +36,9 @@ async def test_it_repeats_what_cannot_happen_twice(
 ) -> None:
     """A send without a key may have arrived although the broker did not say so."""
     refusals += [code, code]
-    async with httpx.AsyncClient(transport=CarefulTransport()) as http:
+    transport = CarefulTransport()
+    transport.careful = True
+    async with httpx.AsyncClient(transport=transport) as http:
         answer = await http.post(f"http://ingress{path}", headers=headers)
     assert (answer.status_code, len(refusals)) == (status, 0 if status == 200 else 1)
 
@@ -45,6 +47,7 @@ async def test_who_asks_for_it_is_told(refusals: list[str]) -> None:
     """For tests in which a server is away."""
     refusals += [DATABASE, DATABASE]
     transport = CarefulTransport()
+    transport.careful = True
     async with httpx.AsyncClient(transport=transport) as http:
         with transport.careless():
             assert (await http.get("http://ingress/")).status_code == 503
