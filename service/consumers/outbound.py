@@ -120,7 +120,8 @@ class Sender(Loop):
                     await self._only_wake()
                 await self.retry(self._look_for_due)
                 await self.retry(self._round)
-                await self.announcer.published(_LONGEST_TELLING)
+                if len(self._calls) > 1:  # alone, a message is not kept waiting
+                    await self.announcer.published(_LONGEST_TELLING)
                 failures = 0
             except Exception as error:
                 failures += 1
