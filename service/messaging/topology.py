@@ -101,7 +101,7 @@ PARTITIONED = (SESSIONS, CONVERSATIONS, SENDS)
 
 
 def routing_key(message: type[Message], partition: int) -> str:
-    """Return the routing key of a message for a partition, as defined by its contract; a job's partition 0 has no suffix."""
+    """Return the routing key of a message for a partition, as its contract defines it; partition 0 has no suffix."""
     if message.exchange == JOBS:
         return SENDS.queue_name(partition) if message is SendJob else message.routing_key
     return message.routing_key.format(partition=partition)

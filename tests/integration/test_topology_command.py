@@ -236,7 +236,7 @@ async def _as_user(system: System, broker: Broker, user: str) -> str:
     ("wrong", "sentence"),
     [
         ("guest:wrong", "RabbitMQ refuses the user or the password of AMQP_URL"),
-        ("whatsapp-qr-operator:word", "RabbitMQ does not let the user of AMQP_URL into its virtual host"),
+        ("whatsapp-qr-operator:word", "RabbitMQ refuses the user of AMQP_URL access to its virtual host"),
     ],
 )
 async def test_who_is_not_let_in_is_told_why(system: System, shared_broker: Broker, wrong: str, sentence: str) -> None:
