@@ -120,7 +120,7 @@ class Sharing(Loop):
             await self._subscriptions.probe(number)
 
     async def _settle(self, contested: Sequence[int]) -> None:
-        """Probe each partition that two processes claim. If this one gets nothing until the next beat, it is not active."""
+        """Probe partitions that two processes claim; if this one gets nothing until the next beat, it is inactive."""
         for number in contested:
             partition = self._subscriptions.partitions[number]
             if partition.heard_at < self._asked.get(number, 0.0):
