@@ -57,8 +57,7 @@ class Gateway:
     """Calls the gateway over pooled connections.
 
     Every method except `status` raises GatewayUnreachable if the call was not accepted, GatewayOutcomeUnknown if that
-    is
-    not known, and GatewayRefused if the gateway refused it.
+    is not known, and GatewayRefused if the gateway refused it.
     """
 
     def __init__(self, base_url: str, timeouts: Timeouts | None = None) -> None:

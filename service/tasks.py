@@ -26,8 +26,7 @@ async def end(tasks: Iterable[asyncio.Task[Any]]) -> None:
     """Cancel tasks repeatedly until they have ended; their exceptions are discarded.
 
     Once is not enough: up to Python 3.11 `asyncio.wait_for`, which the drivers use to connect, loses a cancellation
-    that
-    arrives together with an error, and a loop that survives errors continues.
+    that arrives together with an error, and a loop that survives errors continues.
     """
     all_of_them = left = set(tasks)
     while left:

@@ -125,14 +125,12 @@ class Client:
         """Follow events on your own durable queue, which keeps them while no process follows. It never ends by itself.
 
         An event is acknowledged when the next one is requested; one that was not is delivered again, to you or to
-        another
-        process that follows the same queue. In order for each chatbot, as long as only one process follows.
+        another process that follows the same queue. In order for each chatbot, as long as only one process follows.
 
         Args:
             queue: the queue's name; begin it with the name of your service. It is created if it does not exist.
             kinds: the events to follow. The queue continues to receive those of earlier calls until they are unbound:
-                to
-                follow fewer, use a queue of another name and delete the old one.
+                to follow fewer, use a queue of another name and delete the old one.
 
         Raises:
             UnreadableError: the service has a newer, incompatible version of the message than this package.

@@ -98,9 +98,8 @@ class Command(Message):
 class InitializeSession(Command):
     """Link the chatbot to a WhatsApp account: create a session if there is none and request a QR code from the gateway.
 
-    Sent by the service itself with `repairOf`, it restores a wanted session that the gateway lost or never opened.
-    Ends in `session.connecting`; in `session.qr_ready` or `session.connected` if the session is in that state already;
-    in
+    Sent by the service itself with `repairOf`, it restores a wanted session that the gateway lost or never opened. Ends
+    in `session.connecting`; in `session.qr_ready` or `session.connected` if the session is in that state already; in
     `session.disconnected` with a reason if the gateway refused or was unavailable; or in `command.rejected`
     (`unknown_chatbot`, `gateway_unreachable`; with `repairOf` also `not_wanted`, `outdated`).
     """
@@ -162,12 +161,10 @@ class SendMessage(Command):
     """Send a text to a customer. Messages of one chatbot are sent in the order of their commands.
 
     The message's id is `uuid5(chatbotId, messageId)`, with the AMQP `message_id` if `messageId` is left out. The same
-    id
-    again with the same content has no second effect; with other content it is rejected (`id_reused`). All attempts to
-    send
-    it use one WhatsApp id, so that it does not arrive twice.
-    Ends in `message.sent` (or, if that is left out, `message.delivered` or `message.read`), in `message.failed`, or in
-    `command.rejected` (`no_session`, `id_reused`). While the session is not connected the message waits.
+    id again with the same content has no second effect; with other content it is rejected (`id_reused`). All attempts
+    to send it use one WhatsApp id, so that it does not arrive twice. Ends in `message.sent` (or, if that is left out,
+    `message.delivered` or `message.read`), in `message.failed`, or in `command.rejected` (`no_session`, `id_reused`).
+    While the session is not connected the message waits.
     """
 
     name: ClassVar[str] = "message.send"

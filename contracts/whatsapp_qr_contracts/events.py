@@ -2,8 +2,7 @@
 
 Each event is published after it was stored, confirmed, at least once, with the same `message_id` every time; its
 `correlation_id` is the id of the command, or of the gateway's report, that caused it. A subscriber is optional: an
-event
-is kept only in the queues that are bound for it. Events of one session have a rising `version`.
+event is kept only in the queues that are bound for it. Events of one session have a rising `version`.
 """
 
 from typing import Annotated, ClassVar, Literal
@@ -77,9 +76,8 @@ class SessionQrReady(SessionEvent):
 class SessionConnected(SessionEvent):
     """The chatbot is linked: messages can be sent and received, and waiting messages are sent now.
 
-    Sent again if another number was linked, or if `statusReason` changes: with `action_required` the gateway is
-    connected
-    but sends nothing.
+    Sent again if another number was linked, or if `statusReason` changes: with `action_required` the gateway
+    reports a connection but sends nothing.
     """
 
     name: ClassVar[str] = "session.connected"
@@ -92,8 +90,7 @@ class SessionDisconnected(SessionEvent):
     """The chatbot is not linked (any more), or could not be; `statusReason` has the reason.
 
     After `logged_out`, `replaced` and `requested` it stays so until `session.initialize`; otherwise the service tries
-    to
-    restore the link by itself, unless a code must be scanned for that.
+    to restore the link by itself, unless a code must be scanned for that.
     """
 
     name: ClassVar[str] = "session.disconnected"

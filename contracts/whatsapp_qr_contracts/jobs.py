@@ -47,9 +47,8 @@ class IncomingHeaders(ServiceHeaders):
 class IncomingJob(Message):
     """A customer's message for the AI workers: one job on the queue `incoming-messages` for each message.
 
-    Published after the message was stored, in order per conversation (header `conversation-sequence`), and kept until
-    a worker acknowledges it. It may be delivered more than once, with the same `message_id`. Several workers on the
-    queue
+    Published after the message was stored, in order per conversation (header `conversation-sequence`), and kept until a
+    worker acknowledges it. It may be delivered more than once, with the same `message_id`. Several workers on the queue
     have no order among themselves. A job that a worker rejects without requeue becomes a dead letter.
     """
 

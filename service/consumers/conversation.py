@@ -1,9 +1,8 @@
 """The conversation consumer: stores messages in conversations, in both directions, and applies receipts.
 
 Waiting messages are handled in batches: their rows are locked and read together, each message is decided on in the
-order
-of arrival, and all are committed at once. The outputs are published from the rows: a job for the AI workers or for the
-outbound consumer, and events.
+order of arrival, and all are committed at once. The outputs are published from the rows: a job for the AI workers or
+for the outbound consumer, and events.
 """
 
 from collections.abc import Mapping, Sequence

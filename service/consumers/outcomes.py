@@ -70,8 +70,7 @@ def end(
     """Store the event that answers a command; it is published once that is committed.
 
     `command_id` is given if the row has another one, `message_id` if the event has its own id: otherwise an id is
-    derived
-    from the command's. `about` is the message that a rejected command refers to.
+    derived from the command's. `about` is the message that a rejected command refers to.
     """
     command_id = command_id or row.command_id
     event = _rejection(command, command_id, result, about) if isinstance(result, Rejected) else result

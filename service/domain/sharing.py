@@ -29,10 +29,9 @@ def surplus(mine: Sequence[int], others: Iterable[Peer]) -> int | None:
     """Return the partition to release, or None: another process must have at least two fewer.
 
     The broker gives it to the process that has waited longest, which need not be the one with too few. The partition
-    that
-    came last is released, so that the same one moves on, to a process that has not had it, until it reaches the one
-    that
-    needs it: a process with too few never releases one, so it only moves forward in every queue of waiting processes.
+    that came last is released, so that the same one moves on, to a process that has not had it, until it reaches the
+    one that needs it: a process with too few never releases one, so it only moves forward in every queue of waiting
+    processes.
 
     Args:
         mine: partitions on which this process is active, in the order in which they came.

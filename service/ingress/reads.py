@@ -86,10 +86,8 @@ class Reads:
         """Follow a session by Server-Sent Events: its present state, and again after each change of status or QR code.
 
         Each event `session` has the body that GET /whatsapp-qr/session/{chatbotId} returns as `data`. The stream ends
-        when
-        the process stops or the chatbot is removed. A client reconnects with `Last-Event-ID`, as browsers do
-        automatically,
-        and receives the state again if it has changed.
+        when the process stops or the chatbot is removed. A client reconnects with `Last-Event-ID`, as browsers do
+        automatically, and receives the state again if it has changed.
         """
         async for row in self.streams.follow(session_id, last_event_id):
             shown = _shown(row, SessionData).wire().decode()

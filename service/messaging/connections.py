@@ -23,8 +23,7 @@ T = TypeVar("T")
 
 HEARTBEAT = 5
 # aio-pika reports a connection that is being replaced as RuntimeError. If a connection ends during a publish, the end
-# of
-# its frames may surface as StopAsyncIteration.
+# of its frames may surface as StopAsyncIteration.
 BROKER_TROUBLE = (AMQPError, OSError, RuntimeError, TimeoutError, StopAsyncIteration)
 # Closing a dead connection ends by itself after more than a heartbeat; if it is interrupted, the connection reconnects.
 _CLOSE_SECONDS = 4.0 * HEARTBEAT
@@ -72,8 +71,8 @@ def _opening() -> Iterator[None]:
     """Release a connection that could not be opened at once.
 
     Its future, its error and the frames of that error reference each other until the garbage collector runs. The
-    connection
-    closes itself when it is collected: in the thread that collects, which may have no event loop to close it.
+    connection closes itself when it is collected: in the thread that collects, which may have no event loop to close
+    it.
     """
     try:
         yield

@@ -94,8 +94,8 @@ def read_dead_letter(raw: Any) -> DeadLetter:
     except (ValueError, TypeError, ArithmeticError, AttributeError, LookupError, RecursionError) as error:
         # A message with forged headers must not block the messages behind it.
         nothing = Original(raw.body[:MAX_BODY_BYTES], "", "", {}, {})
-        detail = f"its headers cannot be read: {type(error).__name__}"
-        return DeadLetter(nothing, "unreadable", detail, "", "", redelivered=bool(raw.redelivered), died_at=None)
+        what = f"its headers cannot be read: {type(error).__name__}"
+        return DeadLetter(nothing, "unreadable", what, "", "", redelivered=bool(raw.redelivered), died_at=None)
     return dead
 
 

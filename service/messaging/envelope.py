@@ -52,8 +52,7 @@ def forwarded_headers(headers: Mapping[str, Any] | None) -> dict[str, Any]:
     """Return the headers that are copied when a message is published again.
 
     Only those of the contract: the broker itself interprets some others (CC, BCC), and would multiply the message. None
-    that
-    is so large that it might not fit into a frame beside ours: each attempt would cost the connection.
+    that is so large that it might not fit into a frame beside ours: each attempt would cost the connection.
     """
     kept = {name: publishable(value) for name, value in (headers or {}).items() if name in _CONTRACT_HEADERS}
     return {name: value for name, value in kept.items() if len(encode_table_value(value)) <= _MOST_HEADER_BYTES}

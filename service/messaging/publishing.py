@@ -158,8 +158,7 @@ class Publisher:
         """Publish one message. Its class sets the exchange and routing key, its partition key sets the partition.
 
         `message_id` is stable and unique per output and destination, and never published twice at once;
-        `correlation_id` is
-        the id of the command that caused the message.
+        `correlation_id` is the id of the command that caused the message.
 
         Raises:
             PublishRefused: a queue is full; other queues that the message is for may have it.

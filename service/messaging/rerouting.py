@@ -30,8 +30,7 @@ async def reroute(publisher: Publisher, strays: list[Received]) -> None:
     """Publish each message to its partition; confirmed messages are removed from the list.
 
     All are published concurrently over one channel: a queue gets them in this order. Only a full queue that refuses
-    some
-    may get later messages of a key before those that it refused.
+    some may get later messages of a key before those that it refused.
 
     Raises:
         BrokerUnavailable: some were not confirmed; calling it again publishes the rest.

@@ -129,7 +129,7 @@ async def compare_size(url: str) -> list[Difference]:
                 async with asyncio.timeout(_PUBLISH_SECONDS):
                     return await _compared_size(connection)
             except TimeoutError:
-                what = "RabbitMQ takes no messages now, so that it cannot be seen how large they may be"
+                what = "RabbitMQ accepts no messages now, so that their maximum size cannot be checked"
                 return [Difference(what, "see rabbitmq-diagnostics alarms, then check again")]
     except BROKER_TROUBLE as error:
         raise unavailable(error) from error
@@ -138,7 +138,7 @@ async def compare_size(url: str) -> list[Difference]:
 async def _compared_size(connection: AbstractConnection) -> list[Difference]:
     remedy = f"set max_message_size = {MAX_MESSAGE_SIZE} in rabbitmq.conf on every node, and restart them one by one"
     if await _takes(connection, MAX_MESSAGE_SIZE + 1):
-        what = f"RabbitMQ takes messages over {MAX_MESSAGE_SIZE} bytes: a few of them use up a consumer's memory"
+        what = f"RabbitMQ accepts messages over {MAX_MESSAGE_SIZE} bytes: a few of them use up a consumer's memory"
         return [Difference(what, remedy)]
     if not await _takes(connection, NEEDED_SIZE):
         return [Difference(f"RabbitMQ refuses messages of {NEEDED_SIZE} bytes, which the service may send", remedy)]

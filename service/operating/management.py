@@ -58,9 +58,11 @@ async def look(management_url: str, amqp_url: str) -> Found:
             rows = [answer.raise_for_status().json() for answer in answers]
     except httpx.HTTPStatusError as error:
         reason = f"it answers {error.response.status_code}; its user needs the tag monitoring"
-        raise BrokerUnavailable(f"the management API (MANAGEMENT_URL) does not tell: {reason}") from error
+        raise BrokerUnavailable(f"the management API (MANAGEMENT_URL) cannot be used: {reason}") from error
     except (httpx.HTTPError, ValueError) as error:
-        raise BrokerUnavailable(f"the management API (MANAGEMENT_URL) does not tell: {type(error).__name__}") from error
+        raise BrokerUnavailable(
+            f"the management API (MANAGEMENT_URL) cannot be used: {type(error).__name__}"
+        ) from error
     return Found(*rows)
 
 

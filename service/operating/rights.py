@@ -1,8 +1,7 @@
 """Permissions on the broker: each process has a user with only the permissions it needs. From `messaging.topology`.
 
 RabbitMQ has three permissions on the name of an exchange or a queue: configure (declare, delete), write (publish; bind
-a
-queue), read (consume; bind to an exchange). A check for existence needs none. No user has a permission on the default
+a queue), read (consume; bind to an exchange). A check for existence needs none. No user has a permission on the default
 exchange, which would reach any queue by its name.
 """
 
@@ -86,8 +85,7 @@ def _processes() -> Iterator[Rights]:
 
 def _others() -> Iterator[Rights]:
     # To bind needs write permission on the queue and read on the exchange. To declare a queue with a dead-letter
-    # exchange, or
-    # an exchange with an alternate one, needs read permission on the former and write on the latter.
+    # exchange, or an exchange with an alternate one, needs read permission on the former and write on the latter.
     all_names = _any(*(exchange.name for exchange in EXCHANGES), *PARTITIONED, IncomingJob.name)
     yield Rights(
         "whatsapp-qr-topology",

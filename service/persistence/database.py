@@ -39,8 +39,7 @@ _TRANSACTION_SECONDS = 12.0
 
 # SQLSTATE classes and codes of transient errors, which end without action or by an operator's: connection, resources,
 # operator intervention, system, rollback (deadlock, serialization), password; lock not available, read-only standby,
-# idle
-# for too long in a transaction, no such database; a table, column or permission that a pending migration adds.
+# idle for too long in a transaction, no such database; a table, column or permission that a pending migration adds.
 _PASSING_CLASSES = frozenset({"08", "53", "57", "58", "40", "28"})
 _PASSING_CODES = frozenset({"55P03", "25006", "25P03", "3D000", "42P01", "42703", "42501"})
 
@@ -184,8 +183,7 @@ async def end_hanging(tx: AsyncSession, seconds: float) -> int:
 
     A process that hangs between the parts of one statement keeps its row locks, and before version 17 no time limit of
     PostgreSQL covers that. A process that loses a transaction this way retries it. On SQLite this does nothing: the
-    write
-    lock cannot be taken from the process that has it.
+    write lock cannot be taken from the process that has it.
     """
     if on_sqlite(tx):
         return 0
@@ -200,8 +198,7 @@ async def end_hanging(tx: AsyncSession, seconds: float) -> int:
 async def _cut_off(running: Coroutine[Any, Any, T], seconds: float) -> T:
     try:
         # A process that was suspended may meet an error, a time limit and a lost connection at once. Then the driver
-        # may lose
-        # one cancellation, and a caller that awaited it directly would wait for ever.
+        # may lose one cancellation, and a caller that awaited it directly would wait for ever.
         return await within(seconds, running)
     except TimeoutError as error:
         raise DatabaseUnavailable(f"the database is not available: it took longer than {seconds} s") from error

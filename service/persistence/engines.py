@@ -37,8 +37,7 @@ def begin_with(engine: AsyncEngine, statement: str) -> None:
     """Begin SQLite's transactions with the given statement: the driver's own BEGIN comes late, and never before DDL.
 
     Also turn the write-ahead log on. The migration, which runs alone, does it first: processes that start together
-    would
-    block each other.
+    would block each other.
     """
 
     @event.listens_for(engine.sync_engine, "connect")
@@ -84,8 +83,7 @@ def postgres_engine(url: str, pool: int) -> AsyncEngine:
     )
 
     # The pool's own ping needs three round trips before each transaction. A connection that the server has closed is
-    # detected
-    # here; a dead connection is detected by the time limit of its first statement.
+    # detected here; a dead connection is detected by the time limit of its first statement.
     @event.listens_for(engine.sync_engine, "checkout")
     def check(connection: Any, *_: object) -> None:
         if connection.driver_connection.is_closed():

@@ -406,8 +406,7 @@ def enqueue_again(session: SessionRecord, message: MessageRecord, *, expires_at:
         raise Rejected(detail, code=RejectionCode.NOT_FAILED)
     if message.error_code == FailureCode.FAILED_BY_WHATSAPP:
         # It did not arrive, so a new id cannot duplicate it. Under the old id a gateway may answer without sending, and
-        # the old
-        # receipt, repeated, would fail it again.
+        # the old receipt, repeated, would fail it again.
         message.whatsapp_message_id = whatsapp_message_id(uuid5(message.id, retry))
     session.lane_end += 1
     message.lane_number = session.lane_end

@@ -28,8 +28,7 @@ class CallbackLanes:
     """Posts the stored callbacks, one lane for each session: each only after the previous one was accepted.
 
     A callback that gets a 4xx answer will never be accepted: it is dropped with a warning. After any other failure it
-    is
-    retried.
+    is retried.
     """
 
     def __init__(self, store: Store, client: httpx.AsyncClient, callback_url: str, credentials: Credentials) -> None:

@@ -147,7 +147,7 @@ class Reconciler:
             if mends is None or (one.session_id, one.version, mends) in self._taken:
                 continue
             if len(self._taken) >= _STEPS:
-                log.warning("sessions_mended_later", reason=f"more than {_STEPS} sessions are being mended")
+                log.warning("sessions_mended_later", reason=f"more than {_STEPS} sessions are being repaired")
                 return
             if await self._take(mends, one, reported[one.session_id]):
                 self._taken[one.session_id, one.version, mends] = at
