@@ -42,7 +42,7 @@ app = typer.Typer(
 
 @app.command()
 def ingress() -> None:
-    """Take REST calls and webhooks; publish them as commands and gateway events."""
+    """Accept REST calls and webhooks; publish them as commands and gateway events."""
     settings = read_settings("ingress")
     from service import apps
 
@@ -64,7 +64,7 @@ def session_consumer() -> None:
 
 @app.command()
 def conversation_consumer() -> None:
-    """Create conversations, store messages, hand them to the workers."""
+    """Create conversations, store messages, pass them to the workers."""
     settings = read_settings("conversation-consumer")
     from service import apps
 

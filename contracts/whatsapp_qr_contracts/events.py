@@ -140,7 +140,7 @@ class MessageStatusEvent(MessageEvent):
     Events of one message may arrive more than once or late: compare `version`.
     """
 
-    delivery_status: DeliveryStatus = Field(description="How far the message has come", examples=["SENT"])
+    delivery_status: DeliveryStatus = Field(description="The message's present status", examples=["SENT"])
     metadata: CallerMetadata
 
 

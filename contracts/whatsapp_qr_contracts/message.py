@@ -37,10 +37,10 @@ EVENTS = "whatsapp-qr.events"
 JOBS = "whatsapp-qr.jobs"
 
 MAX_BODY_BYTES = 524_288
-"""The largest body that the service reads; it refuses larger ones, and its readers stay small.
+"""The largest body that the service reads; it refuses larger ones, which limits the memory of its consumers.
 
-512 KiB: the longest text with every character escaped (`\\u0001`, 6 bytes), and the rest of the body. Write what need
-not be escaped as UTF-8: an emoji that is escaped takes 12 bytes.
+512 KiB: the longest text with every character escaped (`\\u0001`, 6 bytes), and the rest of the body. Prefer UTF-8 to
+escapes: an escaped emoji takes 12 bytes.
 """
 
 

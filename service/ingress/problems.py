@@ -92,7 +92,7 @@ _EXAMPLES = {
     "not_found": "Not Found",
     "id_reused": "this Idempotency-Key was used with another body: use a new one",
     "not_pending": "the message is SENT: only a PENDING message can be cancelled",
-    "being_sent": "the message is being sent at this moment: ask again in some seconds",
+    "being_sent": "the message is being sent at this moment: try again in some seconds",
     "content_too_large": "the body may have at most 1048576 bytes",
     "gateway_unreachable": "the WhatsApp gateway did not open the session: is it running? Try again",
     "gateway_error": "the WhatsApp gateway did not open the session: is it running? Try again",

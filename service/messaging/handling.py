@@ -1,4 +1,4 @@
-"""The life of a delivery: read it, handle it, acknowledge it. The relays publish the outputs later, from the rows.
+"""The processing of a delivery: read, handle, acknowledge. The relays publish the outputs later, from the rows.
 
 A delivery ends in one of four ways:
 

@@ -115,7 +115,7 @@ class Inbox:
 
     def _take(self, most: int) -> list[Delivery]:
         taken: list[Delivery] = []
-        for last in list(self._waiting)[:1]:  # rotate the queues: a suspicious delivery waits while others come first
+        for last in list(self._waiting)[:1]:  # rotate: a suspicious delivery is taken only from the first queue
             self._waiting[last] = self._waiting.pop(last)
         queues = [waiting for waiting in self._waiting.values() if waiting]
         while queues:

@@ -66,7 +66,7 @@ def from_json(value: Any) -> Any:
             try:
                 return _READ[form](content)
             except (ValueError, TypeError, ArithmeticError, RecursionError) as error:
-                raise ValueError(f"this is no value of the form {form}") from error
+                raise ValueError(f"this is not a value of the form {form}") from error
         case dict():
             return {name: from_json(item) for name, item in value.items()}
         case list():

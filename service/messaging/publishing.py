@@ -89,7 +89,7 @@ class _Link:
     ) -> None:
         """Publish one message; concurrent publishes share few writes."""
         async with self.connected(seconds) as broker:
-            # It is not declared: the broker client only remembers it.
+            # It is not declared: the broker client only caches it.
             channel = (await broker.declare_exchange(topology.exchange(exchange))).channel
             if channel.is_closed:  # the wait until it is opened again may be long
                 raise ChannelInvalidStateError(f"{channel} is closed")

@@ -121,7 +121,7 @@ class Subscriptions:
             await self._retry(partial(reach, self.partitions[number].start), longest=longest)
         await self._retry.pause(_QUIET_SECONDS if new else 0)
         for number in new:
-            if not self.partitions[number].active:  # the backlog, if there is one, shows that it is active
+            if not self.partitions[number].active:  # with a backlog it may be active already: no probe needed
                 await self._probe_if_possible(number)
 
     @property

@@ -124,7 +124,7 @@ def exchange(name: str) -> RabbitExchange:
 
 
 def declared_queue(name: str) -> RabbitQueue:
-    """Return a queue for its reader; it was declared before by `declare`."""
+    """Return a queue for its consumer; it was declared before by `declare`."""
     return RabbitQueue(name, durable=True, declare=False)
 
 

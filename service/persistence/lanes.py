@@ -44,7 +44,7 @@ _PENDING = DeliveryStatus.PENDING
 BATCH = 200
 _SOON = timedelta(milliseconds=1)
 _ANOTHER_NUMBER = "the session was linked to another number while the message waited"
-_MAY_HAVE_GONE = "; an earlier attempt, whose outcome is unknown, may have gone out"
+_MAY_HAVE_GONE = "; an earlier attempt, whose outcome is unknown, may have been sent"
 
 
 @dataclass(frozen=True, slots=True)
@@ -388,7 +388,7 @@ def cancel(message: MessageRecord, lane: LaneRecord | None, at: datetime) -> Non
         detail = f"the message is {message.delivery_status}: only a PENDING message can be cancelled"
         raise Rejected(detail, code=RejectionCode.NOT_PENDING)
     if lane is not None and lane.claimed_message == message.id and _is_claimed(lane, at):
-        detail = "the message is being sent at this moment: ask again in some seconds"
+        detail = "the message is being sent at this moment: try again in some seconds"
         raise Rejected(detail, code=RejectionCode.BEING_SENT)
     fail_waiting(message, lane, at, FailureCode.CANCELLED, "it was cancelled")
 

@@ -62,7 +62,7 @@ class ChatbotRow(SQLModel, table=True):
 
 
 class SessionRecord(SQLModel):
-    """The link of one chatbot; there is at most one, and it keeps its session id for life."""
+    """The link of one chatbot; there is at most one, and its session id never changes."""
 
     id: UUID = Field(default_factory=uuid7, primary_key=True)
     chatbot_id: UUID = Field(foreign_key="chatbots.id", unique=True)
