@@ -156,7 +156,7 @@ class Settings(BaseSettings):
     declare_topology: bool = Field(
         default=True,
         description="Every process declares exchanges and queues at its start; `off`: none does, and its broker user "
-        "needs no configure permission: run `whatsapp-qr topology apply` before",
+        "need not be permitted to do so: run `whatsapp-qr topology apply` before",
     )
     management_url: ManagementUrl | None = Field(
         default=None,

@@ -72,7 +72,7 @@ class CommandHeaders(Headers):
 
     partition_key: str | SkipJsonSchema[None] = Field(
         default=None,
-        description="The chatbot's id as lower-case text. Only the body is used: the header repeats it for readers",
+        description="The chatbot's id as lower-case text. The body decides; the header gives it without parsing",
         examples=["6f9619ff-8b86-4011-b42d-00c04fc964ff"],
     )
     schema_version: Annotated[int, Field(ge=1)] | SkipJsonSchema[None] = Field(

@@ -50,7 +50,7 @@ class SessionEvent(Event):
     status: SessionStatus = Field(description="The session's present status", examples=["CONNECTED"])
     status_reason: StatusReason = None
     phone_number: LinkedNumber = None
-    version: int = Field(description="Rises with every change of the session; ignore lower ones", examples=[3])
+    version: int = Field(description="Rises with every change of the session; ignore lower versions", examples=[3])
     occurred_at: OccurredAt
 
 

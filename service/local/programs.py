@@ -60,7 +60,7 @@ def _require_callbacks_let_in(settings: Settings) -> None:
     local = settings.http_host in {"0.0.0.0", "::"} or is_loopback(settings.http_host)  # noqa: S104
     if not (local or settings.webhook_token or settings.webhook_secret):
         raise ConfigurationError(
-            f"HTTP_HOST={settings.http_host}: the simulator's callbacks would come from it and be refused. Set "
+            f"HTTP_HOST={settings.http_host}: the ingress would refuse the simulator's callbacks from there. Set "
             "WEBHOOK_SECRET=whsec_$(openssl rand -base64 32), or HTTP_HOST=0.0.0.0"
         )
 

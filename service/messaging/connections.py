@@ -35,7 +35,7 @@ def unavailable(error: BaseException) -> BrokerUnavailable:
         case ChannelNotFoundEntity():
             why = f"RabbitMQ lacks a queue or exchange ({error}): run whatsapp-qr topology apply"
         case ChannelPreconditionFailed():
-            why = f"RabbitMQ has another queue or exchange of this name ({error}): see whatsapp-qr topology check"
+            why = f"RabbitMQ has a queue or exchange with other properties ({error}): see whatsapp-qr topology check"
         case ChannelAccessRefused():
             why = f"RabbitMQ does not permit this user the operation ({error}): see whatsapp-qr topology permissions"
         case ProbableAuthenticationError():

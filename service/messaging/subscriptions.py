@@ -158,7 +158,7 @@ class Subscriptions:
             BrokerUnavailable: the probe may not have arrived.
         """
         message_id = str(uuid7())
-        headers = {"partition-key": message_id}  # a lane of its own
+        headers = {"partition-key": message_id}  # a key that no other message has
         await self._publisher.publish_raw(
             b"{}",
             exchange=JOBS,

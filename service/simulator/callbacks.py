@@ -25,7 +25,7 @@ def pause_after(attempt: int) -> float:
 
 
 class CallbackLanes:
-    """Posts the stored callbacks, one lane for each session: each only after the previous one was accepted.
+    """Posts the stored callbacks, for each session one after another: each only after the previous one was accepted.
 
     A callback that gets a 4xx answer will never be accepted: it is dropped with a warning. After any other failure it
     is retried.
@@ -49,7 +49,7 @@ class CallbackLanes:
         await end(self._tasks)
 
     def wake(self, session_id: str) -> None:
-        """Wake a session's lane, because a callback was stored."""
+        """Wake a session's task, because a callback was stored."""
         lane = self._lanes.get(session_id)
         if lane is None:
             lane = self._lanes[session_id] = asyncio.Event()
@@ -60,7 +60,7 @@ class CallbackLanes:
 
     async def _run(self, session_id: str, lane: asyncio.Event) -> None:
         try:
-            # To see that none waits and to remove the lane is one step without an await.
+            # There is no await between the check that none waits and the end of the task.
             while callback := self._store.next_callback(session_id):
                 lane.clear()
                 early = callback.due - time.time()

@@ -133,7 +133,9 @@ async def test_something_in_the_way_is_named(postgres_database: str) -> None:
     """A table that no migration made: nothing is changed, and the sentence says which one it is."""
     database = Database(postgres_database)
     await database.transact(lambda tx: tx.execute(text("CREATE TABLE receipts (in_the_way int)")))
-    with pytest.raises(ConfigurationError, match=r'"receipts" already exists.*no migration created.*nothing was changed'):
+    with pytest.raises(
+        ConfigurationError, match=r'"receipts" already exists.*no migration created.*nothing was changed'
+    ):
         await asyncio.to_thread(migrations.upgrade_or_explain, postgres_database)
     await database.close()
 

@@ -116,7 +116,7 @@ async def test_who_may_not_declare_sees_what_is_missing(system: System, shared_b
     await operate(system, "topology", "apply")
     after = await operate(system, "topology", "check", AMQP_URL=url)
     assert (after.status, after.error) == (0, "")
-    assert "how they are made needs a user who may declare them" in after.out
+    assert "only a user that may declare can compare properties" in after.out
 
 
 OF_3 = 128 * 1024 * 1024
