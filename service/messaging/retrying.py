@@ -105,7 +105,7 @@ class RetryWhileUnavailable:
             self._leaving = asyncio.Event()
 
     def stop(self) -> None:
-        """End the retries for good: the process is stopping."""
+        """End the retries permanently: the process is stopping."""
         self.stopped = True
         self.leave()
 

@@ -92,10 +92,10 @@ def _add_acting(app: typer.Typer, read_settings: ReadSettings) -> None:
         yes: Yes = False,
         as_json: Json = False,
     ) -> None:
-        """Delete dead letters for good, even replayed ones."""
+        """Delete dead letters permanently, even replayed ones."""
         selection = _selection(ids, reason, every=every)
         if every and not (yes or dry_run):
-            typer.confirm("Delete all dead letters for good?", abort=True, err=True)
+            typer.confirm("Delete all dead letters permanently?", abort=True, err=True)
         _report_each(read_settings, lambda desk: desk.discard(selection, dry_run=dry_run), as_json=as_json)
 
 

@@ -84,7 +84,7 @@ class DeadLetters:
             yield trouble or (Result(str(row_id), "would be replayed") if dry_run else await self._replay(row_id))
 
     async def discard(self, selection: Selection, *, dry_run: bool) -> AsyncIterator[Result]:
-        """Delete dead letters for good, even replayed ones."""
+        """Delete dead letters permanently, even replayed ones."""
         async for row_id, trouble in self._chosen(selection, waiting=False):
             yield trouble or (Result(str(row_id), "would be discarded") if dry_run else await self._discard(row_id))
 

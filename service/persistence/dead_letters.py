@@ -150,6 +150,6 @@ async def mark_replayed(tx: AsyncSession, row: DeadLetterRow, at: datetime) -> N
 
 
 async def discard(tx: AsyncSession, dead_letter_id: UUID) -> bool:
-    """Delete a dead letter for good; return whether it existed."""
+    """Delete a dead letter permanently; return whether it existed."""
     statement = delete(DeadLetterRow).where(col(DeadLetterRow.id) == dead_letter_id)
     return bool((await tx.execute(statement)).rowcount)  # type: ignore[attr-defined]

@@ -274,7 +274,7 @@ async def _record_sent(
     tx: AsyncSession, claimed: MessageRecord, message: MessageRecord, whatsapp_id: str
 ) -> MessageRecord | None:
     if message.whatsapp_message_id not in {claimed.whatsapp_message_id, whatsapp_id}:
-        return None  # it has another WhatsApp id meanwhile: it is to be sent anew
+        return None  # it has another WhatsApp id meanwhile: it is to be sent again
     before = message.version
     if message.error_code != FailureCode.FAILED_BY_WHATSAPP:  # the receipt is newer than the answer
         raise_status(message, DeliveryStatus.SENT, now())
