@@ -31,7 +31,7 @@ DEAD_LETTERS = "whatsapp-qr.dead-letters"
 INGRESS_PREFIX = "whatsapp-qr.ingress."
 PROBE = "partition.probe"
 """Type of a message without content. The process that is active on a partition acknowledges it, and so detects that it
-is active. Its routing key is the queue's own name on the direct exchange, to which no other party binds queues.
+is active. Its routing key is the queue's own name on the direct exchange, where no other party can bind a queue to it.
 """
 
 # Nothing is ever nacked, so this counts only crashes, and a crash counts for all prefetched messages.
