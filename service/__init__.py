@@ -11,7 +11,7 @@ messaging    RabbitMQ
 gateway      the client of the WhatsApp gateway
 singletons   jobs that one process runs at a time: they repair what redelivery cannot
 operating    the operator's commands, for example for dead letters
-metrics      what Prometheus reads
-apps         the composition root: puts each process together from `parts`
+metrics      the metrics for Prometheus
+apps         the composition root: builds each process from `parts`
 local        runs all processes on one machine
 """

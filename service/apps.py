@@ -1,6 +1,6 @@
-"""The composition root: the one place that reads settings and names concrete classes. Each process is an ASGI app.
+"""The composition root: the only place that reads settings and names concrete classes. Each process is an ASGI app.
 
-A process imports only what it runs: that is a third of its start.
+A process imports only the modules that it runs: imports are a third of its start time.
 """
 
 import asyncio
@@ -28,15 +28,15 @@ if TYPE_CHECKING:
 
 
 def migrate(settings: Settings, *, repartition: bool = False) -> None:
-    """Bring the database to the present schema, and write PARTITIONS into it where no number stands there.
+    """Bring the database to the present schema, and store PARTITIONS in it if no number is stored there.
 
     Args:
         settings: name the database.
-        repartition: write PARTITIONS also where another number stands there.
+        repartition: store PARTITIONS even if another number is stored there.
 
     Raises:
         ConfigurationError: the database cannot be reached, is damaged or has another number; with `repartition`: a
-            consumer lives.
+            consumer is live.
     """
     from service.persistence import deployment, migrations
     from service.persistence.heartbeats import kept_seconds
@@ -60,7 +60,7 @@ async def _transact(settings: Settings, work: Work[None]) -> None:
 
 
 def require_keys(settings: Settings) -> None:
-    """Raise ConfigurationError where the ingress would let other machines in without a key."""
+    """Raise ConfigurationError if the ingress would accept other machines without a key."""
     from service.loopback import is_loopback
 
     if not settings.api_keys and not is_loopback(settings.http_host):
@@ -71,7 +71,7 @@ def require_keys(settings: Settings) -> None:
 
 
 def ingress_app(settings: Settings) -> "FastAPI":
-    """Return the door in.
+    """Return the ingress.
 
     Raises:
         ConfigurationError: it would be open to other machines.
@@ -131,7 +131,7 @@ def session_consumer_app(settings: Settings) -> "Starlette":
 
 
 def _jobs(parts: Parts) -> list["SingletonJob"]:
-    """Return what one session consumer at a time does for all processes."""
+    """Return the jobs that one session consumer at a time runs for all processes."""
     from service.domain.reconciling import Patience
     from service.messaging.dead_letter_queue import DeadLetterQueue
     from service.persistence.dead_letters import DeadLetters
@@ -187,7 +187,7 @@ def outbound_consumer_app(settings: Settings) -> "Starlette":
 
 
 def simulator_app(settings: Settings) -> "FastAPI":
-    """Return the gateway simulator; its sessions live in `.local/`."""
+    """Return the gateway simulator; its sessions are stored in `.local/`."""
     from service.loopback import is_loopback
     from service.simulator.app import simulator_app as build_simulator
     from service.simulator.signing import Credentials

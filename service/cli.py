@@ -1,4 +1,4 @@
-"""The `whatsapp-qr` command: one subcommand per process, and those of an operator."""
+"""The `whatsapp-qr` command: one subcommand per process, and the operator's subcommands."""
 
 import contextlib
 import gc
@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 
     from service.settings import Settings
 
-KEEP_ALIVE = 75  # seconds; a callback that meets a connection being closed is lost, so callers should close first
-# Seconds that requests in flight have when the process is told to stop; /init and /disconnect wait for up to 10.
+KEEP_ALIVE = 75  # seconds; a callback on a connection that is being closed is lost, so callers should close first
+# Seconds for requests in flight when the process is stopped; /init and /disconnect wait for up to 10.
 GRACE = 5
 INGRESS_GRACE = 13
 
@@ -42,7 +42,7 @@ app = typer.Typer(
 
 @app.command()
 def ingress() -> None:
-    """Take REST calls and webhooks; publish them as commands and gateway events."""
+    """Accept REST calls and webhooks; publish them as commands and gateway events."""
     settings = read_settings("ingress")
     from service import apps
 
@@ -64,7 +64,7 @@ def session_consumer() -> None:
 
 @app.command()
 def conversation_consumer() -> None:
-    """Create conversations, store messages, hand them to the workers."""
+    """Create conversations, store messages, pass them to the workers."""
     settings = read_settings("conversation-consumer")
     from service import apps
 
@@ -82,7 +82,7 @@ def outbound_consumer() -> None:
 
 @app.command()
 def simulator() -> None:
-    """Play the WhatsApp gateway, with simulated phones."""
+    """Simulate the WhatsApp gateway, with phones."""
     settings = read_settings()
     from service import apps
 
@@ -91,7 +91,7 @@ def simulator() -> None:
 
 @app.command()
 def migrate(*, repartition: Repartition = False) -> None:
-    """Bring the database to the present schema, and write the number of partitions into a new one."""
+    """Bring the database to the present schema, and store the number of partitions in a new one."""
     settings = read_settings()
     from service import apps
 
@@ -110,7 +110,7 @@ def up() -> None:
 
 
 def read_settings(role: str | None = None) -> "Settings":
-    """Read the settings from the environment and set logging up, and tracing for a role; say which one is wrong."""
+    """Read the settings from the environment; configure logging, and tracing for a role; report invalid settings."""
     from pydantic import ValidationError
 
     from service import logs, privacy
@@ -162,8 +162,8 @@ def serve(
         asgi: the application.
         host: the address to listen on.
         doors: the ports to listen on, by the setting that chooses each.
-        grace: seconds that requests in flight have then.
-        end: is called then, to end what has no end of its own.
+        grace: seconds for requests in flight after the signal.
+        end: is called after the signal, to end streams.
     """
     import uvicorn
 
@@ -183,12 +183,12 @@ def serve(
         log_config=None,
         timeout_graceful_shutdown=grace,
         timeout_keep_alive=KEEP_ALIVE,
-        proxy_headers=False,  # who calls is decided by the socket, never by a header
+        proxy_headers=False,  # a client's address is taken from the socket, never from a header
     )
     gc.freeze()
     gc.enable()
     server = Server(config)
-    # uvicorn raises the signal again, once it has shut down, for whoever handled it before: that ends here, with 0.
+    # After its shutdown uvicorn raises the signal again for the earlier handler: this one then ends the process with 0.
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: setattr(server, "should_exit", True))
     with contextlib.ExitStack() as held:
@@ -207,7 +207,7 @@ def _listener(host: str, port: int, variable: str) -> socket.socket:
         return socket.create_server((host, port), family=family, backlog=2048)
     except OSError as error:
         reason = os.strerror(error.errno or 0)  # without the repetition of the address
-        sentence = f"Cannot listen on {host}:{port}: {reason}. End what uses it or set {variable}"
+        sentence = f"Cannot listen on {host}:{port}: {reason}. Stop the program that uses it, or set {variable}"
         raise ConfigurationError(sentence) from error
 
 
@@ -217,8 +217,8 @@ app.add_typer(topology.topology(read_settings), name="topology")
 
 
 def main() -> None:
-    """Run the command; a wrong configuration is one sentence and exit status 2."""
-    gc.disable()  # importing makes no garbage, and looking for it is a seventh of the start
+    """Run the command; a wrong configuration is reported in one sentence, with exit status 2."""
+    gc.disable()  # imports make no garbage, and collection would take a seventh of the start time
     try:
         app()
     except ConfigurationError as error:

@@ -1,4 +1,4 @@
-"""Settings that are allowed one by one and do not go together: a sentence for each, with what to change."""
+"""Settings that are valid individually but contradict each other: a sentence for each, with the change to make."""
 
 from collections.abc import Iterator
 
@@ -6,16 +6,16 @@ from service.messaging.subscriptions import GRACE_SECONDS, LONGEST_PATIENCE
 from service.settings import Settings
 
 BROKER_CONSUMER_TIMEOUT = 1800.0
-"""RabbitMQ closes a channel on which a message is unacknowledged for longer: its default, in seconds."""
+"""RabbitMQ closes a channel if a message is unacknowledged for longer: its default, in seconds."""
 
 
 def contradictions(settings: Settings) -> Iterator[str]:
-    """Yield what is wrong with settings together; nothing where all is well."""
+    """Yield the contradictions between settings; nothing if there are none."""
     yield from _unacknowledged_too_long(settings)
     if settings.stuck_after <= settings.gateway_timeout:
         yield (
             f"STUCK_AFTER={settings.stuck_after:g} and GATEWAY_TIMEOUT={settings.gateway_timeout:g}: one slow send"
-            " would count as sends in vain. STUCK_AFTER must be longer"
+            " would count as failing sends. STUCK_AFTER must be longer"
         )
     if settings.send_expiry <= settings.gateway_timeout:
         yield (
@@ -39,10 +39,10 @@ def contradictions(settings: Settings) -> Iterator[str]:
 
 def _unacknowledged_too_long(settings: Settings) -> Iterator[str]:
     seconds = settings.gateway_timeout
-    # Of one session's commands and reports each waits for the one before. The longest ask the gateway (half of
+    # Each command or report of a session waits for the previous one. The longest ones ask the gateway (half of
     # GATEWAY_TIMEOUT), end a pairing (as much) and open a session (0.8), or ask three times with pauses of 4 s in all.
     each = max(1.8 * seconds, 1.5 * seconds + 4)
-    held = max(settings.release_after, LONGEST_PATIENCE)  # RELEASE_AFTER is doubled while giving up changes nothing
+    held = max(settings.release_after, LONGEST_PATIENCE)  # RELEASE_AFTER is doubled while a release does not help
     most = int((BROKER_CONSUMER_TIMEOUT - held - GRACE_SECONDS) / each)
     if settings.prefetch > most:
         remedy = f"Set PREFETCH to at most {most}" if most > 0 else "Lower GATEWAY_TIMEOUT or RELEASE_AFTER"

@@ -1,4 +1,4 @@
-"""Lets a process end by itself where going on would do harm, with a sentence that says why."""
+"""Stops a process if continuing would do harm, with a sentence that gives the reason."""
 
 import signal
 
@@ -10,13 +10,13 @@ log = structlog.get_logger()
 
 
 class Ending:
-    """Whether this process is to end, and why."""
+    """Whether this process is to stop, and the reason."""
 
     reason = ""
-    """A sentence; empty as long as it goes on."""
+    """A sentence; empty while the process continues."""
 
     def because(self, error: ConfigurationError) -> None:
-        """End the process, as a SIGTERM would: what has begun is finished. Its exit status will be 2."""
+        """Stop the process, like a SIGTERM: messages in progress are finished. Its exit status will be 2."""
         if not self.reason:
             self.reason = error.detail
             log.error("ending", code=error.code, reason=error.detail)

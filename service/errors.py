@@ -1,22 +1,22 @@
 """All errors of the service, in one tree.
 
-ServiceError                  has a stable `code` and a sentence that says what to do
-├── Unavailable               passes by itself: hold the message and try again
+ServiceError                  has a stable `code` and a sentence with the remedy
+├── Unavailable               temporary: keep the message and try again
 │   ├── DatabaseUnavailable
 │   └── BrokerUnavailable     a publish was not confirmed (it may have arrived)
-│       └── PublishRefused    a queue had no room for it; others, bound beside that one, may have it
+│       └── PublishRefused    a queue had no room for it; other queues of the same message may have it
 ├── GatewayError
-│   ├── GatewayUnreachable    the gateway did not take the call: nothing has happened
-│   ├── GatewayOutcomeUnknown it may or may not have happened
-│   └── GatewayRefused        it said no, with a code where it gave one
-├── Undeliverable             a message that can never be processed: it goes to the dead letters
-├── Rejected                  a well-formed request that cannot be carried out
+│   ├── GatewayUnreachable    the gateway did not accept the call: nothing has happened
+│   ├── GatewayOutcomeUnknown it is not known whether the call was executed
+│   └── GatewayRefused        the gateway refused the call, with a code if it gave one
+├── Undeliverable             a message that can never be processed: it becomes a dead letter
+├── Rejected                  a well-formed request that cannot be executed
 └── ConfigurationError        the service cannot start like this
 """
 
 
 class ServiceError(Exception):
-    """Something went wrong that has a name."""
+    """An error with a stable code."""
 
     code = "internal_error"
 
@@ -27,24 +27,24 @@ class ServiceError(Exception):
 
 
 class Unavailable(ServiceError):
-    """A part that the service stands on is away."""
+    """The database or the broker is unavailable."""
 
     code = "unavailable"
 
 
 class DatabaseUnavailable(Unavailable):
-    """The database did not answer, or asked to try again."""
+    """The database did not answer, or the transaction must be repeated."""
 
     code = "database_unavailable"
 
 
 class BrokerUnavailable(Unavailable):
-    """RabbitMQ did not confirm a publish, or was of no use otherwise.
+    """RabbitMQ did not confirm a publish, or could not be used otherwise.
 
     Args:
-        detail: a sentence that says what to do.
+        detail: a sentence with the remedy.
         code: a more precise one.
-        refused: it is there and says no: waiting alone does not end that.
+        refused: RabbitMQ answers and refuses: waiting alone does not help.
     """
 
     code = "broker_unavailable"
@@ -55,7 +55,7 @@ class BrokerUnavailable(Unavailable):
 
 
 class PublishRefused(BrokerUnavailable):
-    """A queue that the message was for has no room, and RabbitMQ does not say which one."""
+    """A queue that the message was for has no room, and RabbitMQ does not report which one."""
 
     code = "queue_full"
 
@@ -67,19 +67,19 @@ class GatewayError(ServiceError):
 
 
 class GatewayUnreachable(GatewayError):
-    """The gateway did not take the call."""
+    """The gateway did not accept the call."""
 
     code = "gateway_unreachable"
 
 
 class GatewayOutcomeUnknown(GatewayError):
-    """The gateway took the call and did not say how it ended."""
+    """The gateway received the call and did not report its result."""
 
     code = "outcome_unknown"
 
 
 class GatewayRefused(GatewayError):
-    """The gateway refused the call; `code` is the gateway's, or `refused` where it gave none."""
+    """The gateway refused the call; `code` is the gateway's, or `refused` if it gave none."""
 
     code = "refused"
 
@@ -95,7 +95,7 @@ class Undeliverable(ServiceError):
 
 
 class Rejected(ServiceError):
-    """The request is well formed but cannot be carried out as things stand."""
+    """The request is well formed but cannot be executed in the present state."""
 
     code = "rejected"
 

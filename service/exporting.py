@@ -1,8 +1,8 @@
-"""Sends traces to a collector, by OTLP over HTTP. Needs the extra `otlp`, which only this module imports.
+"""Exports traces to a collector, by OTLP over HTTP. Needs the extra `otlp`, which only this module imports.
 
-A collector that is away never slows or stops the service: spans wait in a bounded queue of which the rest is dropped,
-another thread sends them, and the end of the process waits for it a few seconds at most. OTEL_TRACES_SAMPLER,
-OTEL_RESOURCE_ATTRIBUTES, OTEL_EXPORTER_OTLP_HEADERS and the like are honoured as the SDK documents them.
+An unavailable collector never slows or stops the service: spans wait in a bounded queue and further ones are dropped,
+another thread sends them, and the process waits a few seconds for it at most when it stops. OTEL_TRACES_SAMPLER,
+OTEL_RESOURCE_ATTRIBUTES, OTEL_EXPORTER_OTLP_HEADERS and similar variables work as the SDK documents them.
 """
 
 import threading
@@ -22,7 +22,7 @@ _providers: list["TracerProvider"] = []
 
 
 def start(role: str, endpoint: str | None) -> None:
-    """Say at /metrics what runs here; where there is a collector, record spans from now on and send them there.
+    """Publish version and role at /metrics; if there is a collector, record spans from now on and send them there.
 
     Args:
         role: the process, which becomes part of `service.name`.
@@ -41,13 +41,13 @@ def start(role: str, endpoint: str | None) -> None:
         from opentelemetry.sdk.trace.export import BatchSpanProcessor  # noqa: PLC0415
     except ImportError as error:
         raise ConfigurationError(
-            "OTEL_EXPORTER_OTLP_ENDPOINT is set, and what sends traces is not installed: "
+            "OTEL_EXPORTER_OTLP_ENDPOINT is set, and the exporter of traces is not installed: "
             "pip install 'whatsapp-qr[otlp]'"
         ) from error
     from opentelemetry import trace  # noqa: PLC0415
 
     named = {"service.name": f"whatsapp-qr-{role}", "service.version": version("whatsapp-qr")}
-    # At the end of the process its own way would wait for as long as the collector likes.
+    # The SDK's own exit handler would wait for the collector without a limit.
     provider = TracerProvider(resource=Resource.create(named), shutdown_on_exit=False)
     exporter = OTLPSpanExporter(endpoint=f"{endpoint.rstrip('/')}/v1/traces", timeout=_EXPORT_SECONDS)
     provider.add_span_processor(BatchSpanProcessor(exporter))
@@ -56,7 +56,7 @@ def start(role: str, endpoint: str | None) -> None:
 
 
 def stop() -> None:
-    """Send what is left, for at most 3 s."""
+    """Send the remaining spans, for at most 3 s."""
     while _providers:
         ending = threading.Thread(target=_providers.pop().shutdown, daemon=True)
         ending.start()

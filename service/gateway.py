@@ -1,4 +1,4 @@
-"""The door out: the HTTP client of the WhatsApp gateway. Its errors are translated here, once."""
+"""The HTTP client of the WhatsApp gateway. Its errors are translated here, once."""
 
 import asyncio
 import json
@@ -25,18 +25,18 @@ _REDIRECTS = range(300, 400)
 _NOT_FOUND = 404
 _TOO_MANY = 429
 _SERVER_ERROR = 500
-# The gateway, or a proxy before it, says that it did not take the call.
+# The gateway, or a proxy in front of it, reports that it did not accept the call.
 _NOT_TAKEN = frozenset({_TOO_MANY, 502, 503, 504})
-# No connection came about, or none was free: whatever else fails may have reached the gateway.
+# No connection was made, or none was free. After any other error, the call may have reached the gateway.
 _NOT_SENT = (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError)
-# Shorter than the 5 s after which Node.js closes an idle connection: a call that meets that has an unknown outcome.
+# Shorter than the 5 s after which Node.js closes an idle connection: a call at that moment has an unknown outcome.
 _KEEP_ALIVE_SECONDS = 4.0
 _OUTCOMES: dict[type[GatewayError], str] = {
     GatewayUnreachable: "unreachable",
     GatewayOutcomeUnknown: "unknown",
     GatewayRefused: "refused",
 }
-# What the gateway says is stored, so it is checked like every other text that comes in.
+# The gateway's texts are stored, so they are checked like all other incoming texts.
 _TEXT: TypeAdapter[str] = TypeAdapter(Text)
 _IDENTIFIER: TypeAdapter[str] = TypeAdapter(Identifier)
 
@@ -56,8 +56,8 @@ class Timeouts:
 class Gateway:
     """Calls the gateway over pooled connections.
 
-    Every method but `status` raises GatewayUnreachable where the call was not taken, GatewayOutcomeUnknown where it is
-    not known whether it was, and GatewayRefused where the gateway reported no.
+    Every method except `status` raises GatewayUnreachable if the call was not accepted, GatewayOutcomeUnknown if that
+    is not known, and GatewayRefused if the gateway refused it.
     """
 
     def __init__(self, base_url: str, timeouts: Timeouts | None = None) -> None:
@@ -78,12 +78,12 @@ class Gateway:
         await self._http.close()
 
     async def initialize(self, session_id: str, chatbot_id: str) -> None:
-        """Open a session, or leave it as it is where it runs."""
+        """Open a session; a running one stays unchanged."""
         body = {"sessionId": session_id, "chatbotId": chatbot_id}
         await self._call("init", "POST", "/init", body, seconds=self._timeouts.init)
 
     async def disconnect(self, session_id: str) -> None:
-        """End a session; one that is unknown has ended."""
+        """End a session; an unknown session counts as ended."""
         try:
             body = {"sessionId": session_id}
             await self._call("disconnect", "POST", "/disconnect", body, seconds=self._timeouts.other)
@@ -92,7 +92,7 @@ class Gateway:
                 raise
 
     async def status(self, session_id: str) -> Reported:
-        """Return what the gateway says about a session; that it says nothing is an answer too."""
+        """Return the gateway's answer about a session; a missing answer is a value too."""
         try:
             answer = await self._call("status", "GET", f"/status/{_quoted(session_id)}", seconds=self._timeouts.other)
         except GatewayError as error:
@@ -101,7 +101,7 @@ class Gateway:
         return _reported(session if isinstance(session, dict) else {})
 
     async def sessions(self) -> dict[str, Reported] | None:
-        """Return what the gateway says about all its sessions, by their ids, or None where it has no such list."""
+        """Return the gateway's answers about all its sessions, by their ids, or None if it has no such list."""
         try:
             answer = await self._call("sessions", "GET", "/sessions", seconds=self._timeouts.other)
         except GatewayRefused:
@@ -113,7 +113,7 @@ class Gateway:
         return {session_id: _reported(entry) for session_id, entry in found if session_id}
 
     async def qr_code(self, session_id: str) -> str | None:
-        """Return the QR code that waits to be scanned, where there is one."""
+        """Return the QR code that waits to be scanned, if there is one."""
         try:
             answer = await self._call("status", "GET", f"/qr-code/{_quoted(session_id)}", seconds=self._timeouts.other)
         except GatewayRefused:
@@ -121,7 +121,7 @@ class Gateway:
         return _valid(_TEXT, answer.get("qrCode"))
 
     async def send(self, session_id: str, to: str, message: str, message_id: str) -> str:
-        """Send a text under a WhatsApp id and return the id under which it was sent: the same, or the gateway's own."""
+        """Send a text under a WhatsApp id; return the id under which it was sent: the same, or one of the gateway's."""
         body = {"sessionId": session_id, "to": to, "message": message, "messageId": message_id}
         answer = await self._call("send", "POST", "/send", body, seconds=self._timeouts.send)
         return _valid(_IDENTIFIER, answer.get("messageId")) or message_id
@@ -132,7 +132,7 @@ class Gateway:
         began, outcome = time.perf_counter(), "ok"
 
         def describe() -> tracing.Attributes:
-            # The path may hold a session id that somebody else made, say of a number: the call's name stands for it.
+            # The path may contain a session id made by others, for example from a number: the call's name replaces it.
             return {**self._server, "http.request.method": method, "whatsapp_qr.gateway.call": call}
 
         try:
@@ -142,7 +142,7 @@ class Gateway:
             outcome = _OUTCOMES[type(error)]
             raise
         except BaseException:
-            outcome = "unknown"  # it was cut off
+            outcome = "unknown"  # it was interrupted
             raise
         finally:
             GATEWAY_SECONDS.labels(call, outcome).observe(time.perf_counter() - began)
@@ -150,7 +150,7 @@ class Gateway:
     async def _answer(self, method: str, path: str, body: dict[str, Any] | None, seconds: float) -> dict[str, Any]:
         headers: dict[str, str] = {}
         tracing.inject(headers)
-        # The client limits only the time until there is a connection; a claim must outlive the whole call.
+        # The client limits only the time to connect; but a claim must outlive the whole call.
         connecting = aiohttp.ClientTimeout(total=None, connect=seconds / 2)
         url = URL(f"{self._base_url}{path}", encoded=True)
         try:
@@ -162,7 +162,7 @@ class Gateway:
             ):
                 answer = _json(await response.read())
         except _NOT_SENT as error:
-            detail = f"the gateway did not take the call: {type(error).__name__}"
+            detail = f"the gateway did not accept the call: {type(error).__name__}"
             raise GatewayUnreachable(detail) from error
         except (aiohttp.ClientError, OSError, TimeoutError) as error:
             detail = f"the gateway did not answer the call: {type(error).__name__}"

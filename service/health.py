@@ -1,4 +1,4 @@
-"""How a consumer process is: /livez, /readyz and /metrics."""
+"""The health of a consumer process: /livez, /readyz and /metrics."""
 
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
@@ -16,15 +16,15 @@ from service.persistence.schema import Schema
 
 @dataclass(frozen=True)
 class Health:
-    """The endpoints that tell how a consumer process is.
+    """The health endpoints of a consumer process.
 
     Args:
-        living: by name, whether each task is there without which nothing is done.
-        consuming: whether every partition is subscribed and nothing is held.
-        observe: refreshes the metrics that are looked up rather than counted.
-        publisher: says whether the broker answers.
-        database: says whether it answers.
-        schema: says whether it is as it should be.
+        living: returns, by name, whether each necessary task runs.
+        consuming: returns whether every partition is subscribed and no operation is being retried.
+        observe: refreshes the metrics that are read from the database.
+        publisher: checks the broker.
+        database: is checked.
+        schema: checks the revision.
     """
 
     living: Callable[[], dict[str, bool]]
@@ -35,17 +35,17 @@ class Health:
     schema: Schema
 
     def routes(self) -> list[Route]:
-        """Return the endpoints under their paths."""
+        """Return the routes of the endpoints."""
         return [Route("/livez", self.livez), Route("/readyz", self.readyz), Route("/metrics", self.metrics)]
 
     async def livez(self, _request: Request) -> JSONResponse:
-        """Say whether it works at all. Never the broker or the database: an outage must not restart every process."""
+        """Report whether the tasks run. It ignores broker and database: an outage must not restart every process."""
         checks = self.living()
         alive = all(checks.values())
         return JSONResponse({"success": alive, "checks": checks}, 200 if alive else 503)
 
     async def readyz(self, _request: Request) -> JSONResponse:
-        """Say whether work would be done now."""
+        """Report whether messages would be processed now."""
         checks = {"consuming": self.consuming(), "broker": await self.publisher.ping(), "database": True}
         try:
             await self.database.ping()
@@ -58,6 +58,6 @@ class Health:
         return JSONResponse(answer, 200 if ready else 503)
 
     async def metrics(self, _request: Request) -> Response:
-        """Tell Prometheus about this process."""
+        """Return the metrics of this process."""
         await self.observe()
         return Response(metrics.exposition(), media_type=metrics.CONTENT_TYPE)

@@ -1,8 +1,8 @@
-"""Logging: one line per thing that happened, text for people or JSON for machines, on standard error.
+"""Logging: one line per event, text for people or JSON for machines, on standard error.
 
-No line holds what customers write, a number, a QR code or a key (see `privacy`). Tracebacks show where and of which
-class an error is, without local variables, and its text only where that is known to hold no such thing: most
-libraries put values into it. The whole text of what a message died of is in its dead letter.
+No line contains customers' messages, a number, a QR code or a key (see `privacy`). Tracebacks show the place and the
+class of an error, without local variables, and its text only if that is known to contain no such data: most libraries
+put values into it. The full text of the error that made a message a dead letter is in the dead letter.
 """
 
 import logging
@@ -16,7 +16,7 @@ import structlog
 
 from service.errors import ConfigurationError, Unavailable
 
-# FastStream would log two lines per message, and sets up a logger named like itself when it is imported.
+# FastStream would log two lines per message, and configures a logger of its own name when it is imported.
 _QUIET = (
     "httpx",
     "httpcore",
@@ -30,18 +30,18 @@ _QUIET = (
     "opentelemetry",
 )
 _TOLD = (Unavailable, ConfigurationError, OSError, AttributeError, TypeError, NameError, ImportError)
-"""Errors whose text names no value."""
+"""Errors whose text contains no values."""
 _CHAIN = 10
 
 ExcInfo = tuple[type[BaseException], BaseException, TracebackType | None]
 
 
 def configure(form: Literal["text", "json"], level: str) -> None:
-    """Set up logging for this process.
+    """Configure logging for this process.
 
     Args:
         form: `text` or `json`.
-        level: the least level that is logged.
+        level: the lowest level that is logged.
     """
     shared: list[structlog.typing.Processor] = [
         structlog.contextvars.merge_contextvars,
@@ -75,7 +75,7 @@ def configure(form: Literal["text", "json"], level: str) -> None:
 
 
 def traceback_lines(error: BaseException | None, depth: int = 0) -> Iterator[str]:
-    """Yield what may be told of an error and of those that led to it, the first cause first."""
+    """Yield the loggable lines of an error and of its causes, the first cause first."""
     if error is None or depth == _CHAIN:
         return
     cause = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
@@ -100,25 +100,25 @@ def _quieten_libraries() -> None:
     once = _OncePerOutage()
     logging.getLogger("aiormq.connection").addFilter(once)
     logging.getLogger("aio_pika.robust_connection").addFilter(once)
-    logging.getLogger("aio_pika.robust_connection").setLevel(logging.DEBUG)  # it tells there that it is back
+    logging.getLogger("aio_pika.robust_connection").setLevel(logging.DEBUG)  # reports the reconnection at this level
     logging.getLogger("aio_pika.tools").addFilter(_no_end_of_a_lost_channel)
 
 
 def _only_the_first_line(record: logging.LogRecord) -> bool:
-    # Those that follow describe the task and its error, with its text.
+    # The following lines describe the task and its error, with its text.
     record.msg, record.args = record.getMessage().partition("\n")[0], ()
     return True
 
 
 def _no_end_of_a_lost_channel(record: logging.LogRecord) -> bool:
-    # So ends each channel of a connection that is lost; all are made again with it.
+    # Each channel of a lost connection ends like this; all are made again with the connection.
     return "ChannelInvalidStateError" not in record.getMessage()
 
 
 class _OncePerOutage(logging.Filter):
-    """Lets the AMQP libraries tell once, not at every attempt, that the broker is away; and tells that it is back.
+    """Logs once per outage, not at every attempt, that the broker is unavailable, and once that it is available again.
 
-    It counts for all connections of the process together: what was told is told again once one has been made.
+    It counts for all connections of the process together: after a reconnection, the same messages are logged again.
     """
 
     def __init__(self) -> None:
@@ -126,7 +126,7 @@ class _OncePerOutage(logging.Filter):
         self._told: set[str] = set()
 
     def filter(self, record: logging.LogRecord) -> bool:
-        if record.name == "aiormq.connection":  # it raises the same error to its caller, and that is what is told
+        if record.name == "aiormq.connection":  # its caller gets the same error and logs it
             return not str(record.msg).startswith("error when creating transport")
         if self._told and str(record.msg).startswith("Connection made"):
             self._told.clear()

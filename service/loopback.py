@@ -1,6 +1,6 @@
-"""Whether a request comes from a program on this machine: decided by the socket, never by what a header claims.
+"""Decides by the socket, never by a header, whether a request comes from a program on this machine.
 
-Headers can only speak against it: a proxy that passed it on, a web page that is open here.
+Headers can only be evidence against it: of a proxy that forwarded it, or of a web page in a browser here.
 """
 
 import ipaddress
@@ -15,7 +15,7 @@ _BY_PROXIES = ("x-forwarded", "x-original-", "x-envoy-", "cf-", "fly-")
 
 
 def is_loopback(host: str) -> bool:
-    """Tell whether a name or an address can only mean this machine."""
+    """Return whether a name or an address can only mean this machine."""
     if host.lower() == "localhost":
         return True
     try:
@@ -26,19 +26,19 @@ def is_loopback(host: str) -> bool:
 
 
 def is_forwarded(headers: Headers, version: str) -> bool:
-    """Tell whether a proxy may have passed a request on.
+    """Return whether a proxy may have forwarded a request.
 
     Args:
-        headers: what proxies add is looked for.
-        version: of HTTP. Proxies that add nothing speak 1.0 (nginx as it comes); clients of today do not.
+        headers: are searched for those that proxies add.
+        version: of HTTP. Proxies that add no header use 1.0 (nginx by default); today's clients do not.
     """
     return version == "1.0" or any(name in _OF_PROXIES or name.startswith(_BY_PROXIES) for name in headers)
 
 
 def fault_of(headers: Headers) -> tuple[str, str] | None:
-    """Return the code and the sentence of what a web page may be behind; None where none can be.
+    """Return code and sentence if a web page may have sent the request; None if none can have.
 
-    A page's own name in Host: DNS rebinding. In Origin: it posts here, which needs no answer to do harm.
+    A foreign name in Host: DNS rebinding. In Origin: a page that posts here, which does harm even without the answer.
     """
     hosts = headers.getlist("host")
     if not hosts or not all(is_loopback(_host_of(f"//{host}")) for host in hosts):

@@ -1,4 +1,4 @@
-"""What every process tells Prometheus at /metrics. All names begin with `whatsapp_qr_`; times are in seconds.
+"""The metrics of every process at /metrics. All names begin with `whatsapp_qr_`; times are in seconds.
 
 Labels have few values: no id of a chatbot, a session or a message is ever one.
 """
@@ -14,7 +14,7 @@ _TRANSACTION_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5,
 _AGES = (1, 2, 5, 10, 30, 60, 120, 300, 900, 3600, 21_600, 86_400)  # AMQP's timestamps are in whole seconds
 
 REQUESTS = Counter(
-    "whatsapp_qr_requests",
+    "HTTP requests that the ingress answered; route none: refused before a route was found.",
     "HTTP requests that the ingress answered; route none: refused before one was found.",
     ["method", "route", "status"],
 )
@@ -24,27 +24,29 @@ HANDLED = Counter(
     ["queue", "type", "outcome"],
 )
 DEAD_LETTERS = Counter(
-    "whatsapp_qr_dead_letters", "Messages that this process gave up for good, by the code of the reason.", ["reason"]
+    "whatsapp_qr_dead_letters",
+    "Messages that became dead letters in this process, by the code of the reason.",
+    ["reason"],
 )
 _DEAD_LETTER_REASONS = frozenset(DeadLetterReason)
 HANDLING_SECONDS = Histogram(
     "whatsapp_qr_handling_seconds",
-    "From the turn of a message to its end or to the next pause of what is held, its repeated attempts included.",
+    "Time from a message's turn to its end or to the next pause of a retry, its repeated attempts included.",
     ["queue", "type"],
     buckets=_SECONDS,
 )
 MESSAGE_AGE = Histogram(
     "whatsapp_qr_message_age_seconds",
-    "Age of a message when its turn came, by the timestamp that its publisher gave it.",
+    "Age of a message at its turn, by the timestamp of its publisher.",
     ["queue"],
     buckets=_AGES,
 )
 HANDLER_ERRORS = Counter(
-    "whatsapp_qr_handler_errors", "Attempts to handle a message that raised something unexpected.", ["queue", "type"]
+    "whatsapp_qr_handler_errors", "Attempts to handle a message that raised an unexpected error.", ["queue", "type"]
 )
 PUBLISHED = Counter(
     "whatsapp_qr_published",
-    "Publishes by outcome: confirmed, refused (a queue is full), unroutable (no queue took it) or failed (not "
+    "Publishes by outcome: confirmed, refused (a queue is full), unroutable (no queue is bound) or failed (not "
     "confirmed; it may have arrived).",
     ["type", "outcome"],
 )
@@ -58,22 +60,22 @@ SENDS = Counter(
     ["outcome"],
 )
 _SEND_CODES = frozenset(FailureCode)
-SENDING = Gauge("whatsapp_qr_sending", "Messages that are on their way to the gateway at this moment.")
+SENDING = Gauge("whatsapp_qr_sending", "Calls to the gateway that send a message at this moment.")
 EVENTS_REFUSED = Counter(
     "whatsapp_qr_events_refused",
-    "Events that a full queue refused as often as they were tried: its subscriber lacks them, the others have them.",
+    "Events that a full queue refused at every attempt: its subscriber lacks them, the others have them.",
     ["type"],
 )
 RELAYING = Gauge(
     "whatsapp_qr_relaying",
-    "1 while what is committed for a destination waits in its rows: it is full, away, or has just been taken over.",
+    "1 while outputs for a destination wait in their rows: it is full, unavailable, or has just been taken over.",
     ["destination"],
 )
 RELAYED = Counter(
-    "whatsapp_qr_relayed", "Outputs that were told from their rows, not right after the commit.", ["destination"]
+    "whatsapp_qr_relayed", "Outputs that were published from their rows, not right after the commit.", ["destination"]
 )
 REDRIVEN = Counter(
-    "whatsapp_qr_redriven", "What the sweeper and the reconciler mended, by kind: zero while all is well.", ["kind"]
+    "whatsapp_qr_redriven", "Repairs of the sweeper and the reconciler, by kind: normally zero.", ["kind"]
 )
 SINGLETON_JOB_HELD = Gauge(
     "whatsapp_qr_singleton_job_held", "1 if this process runs a singleton job.", ["singleton_job"]
@@ -85,13 +87,13 @@ SINGLETON_JOB_RUNS = Counter(
 )
 TRANSITIONS = Counter(
     "whatsapp_qr_session_transitions",
-    "Changes of sessions by the status and reason that they led to; reason other: one that the gateway made up.",
+    "Changes of sessions by their new status and reason; reason other: one that is not in the contract.",
     ["status", "reason"],
 )
 _REASONS = frozenset(StatusReason)
 GATEWAY_SECONDS = Histogram(
     "whatsapp_qr_gateway_seconds",
-    "Calls to the gateway, by outcome: ok, unreachable (not taken), unknown (whether it was done) or refused.",
+    "Calls to the gateway, by outcome: ok, unreachable (not accepted), unknown (possibly executed) or refused.",
     ["call", "outcome"],
     buckets=_SECONDS,
 )
@@ -101,7 +103,7 @@ TRANSACTION_SECONDS = Histogram(
     ["kind"],
     buckets=_TRANSACTION_SECONDS,
 )
-BUILD_INFO = Gauge("whatsapp_qr_build_info", "Always 1: what runs here.", ["version", "role"])
+BUILD_INFO = Gauge("whatsapp_qr_build_info", "Always 1, with version and role of this process.", ["version", "role"])
 SESSIONS = Gauge("whatsapp_qr_sessions", "Sessions by status (from the database).", ["status"])
 OLDEST_PENDING = Gauge(
     "whatsapp_qr_oldest_pending_seconds",
@@ -110,13 +112,13 @@ OLDEST_PENDING = Gauge(
 )
 OLDEST_UNHANDLED = Gauge(
     "whatsapp_qr_oldest_unhandled_seconds",
-    "Age of the oldest customer's message that is not known to be handed over (from the database).",
+    "Age of the oldest customer's message whose job is not known to be confirmed (from the database).",
 )
 STORED_DEAD_LETTERS = Gauge(
     "whatsapp_qr_stored_dead_letters", "Dead letters in the table that were not replayed, by reason.", ["reason"]
 )
 
-# A process that does not ask the database has nothing to say.
+# A process that does not read the database has no value.
 OLDEST_UNHANDLED.set(math.nan)
 
 CONTENT_TYPE = CONTENT_TYPE_LATEST
@@ -128,12 +130,12 @@ def send_code(code: str) -> str:
 
 
 def dead_letter_reason(reason: str) -> str:
-    """Return the reason of a dead letter as a label: whoever may publish dead letters may invent reasons."""
+    """Return the reason of a dead letter as a label: any publisher of dead letters may invent reasons."""
     return reason if reason in _DEAD_LETTER_REASONS else "other"
 
 
 def transition_reason(reason: str | None) -> str:
-    """Return why a session changed as a label: a gateway may invent reasons."""
+    """Return the reason of a session's change as a label: a gateway may invent reasons."""
     if not reason:
         return ""
     return reason if reason in _REASONS else "other"

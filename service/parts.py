@@ -1,4 +1,4 @@
-"""What every consumer process is made of, and the ASGI app around it."""
+"""The parts of every consumer process, and the ASGI app around them."""
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Parts:
-    """What every consumer process stands on."""
+    """The parts that every consumer process needs."""
 
     settings: Settings
     database: Database
@@ -59,7 +59,7 @@ class Parts:
         return Gateway(self.settings.whatsapp_qr_service_url, timeouts)
 
     def consumer(self, queue: topology.PartitionedQueue, handler: Handler, announcer: Announcer) -> Consumer:
-        """Return the consumer of a queue; before it gives a partition up, the announcer tells what follows."""
+        """Return the consumer of a queue; before it releases a partition, the announcer publishes the outputs."""
         return Consumer(
             self.settings.amqp_url,
             queue,
@@ -72,11 +72,11 @@ class Parts:
         )
 
     def part(self, consumer: Consumer) -> Part:
-        """Return which rows a process may tell and send, by what it consumes."""
+        """Return the rows that a process may publish and send, according to its partitions."""
         return Part(self.settings.partitions, consumer.subscriptions.owned, busy=consumer.busy)
 
     def sharing(self, queue: topology.PartitionedQueue, consumer: Consumer, ending: Ending) -> Sharing:
-        """Return what shares a queue's partitions with the other processes of the kind."""
+        """Return the balancing of a queue's partitions with the other processes of the kind."""
         period = self.settings.heartbeat_period
         process_id = str(uuid7())
         heartbeats = Heartbeats(self.database, process_id, queue.name, period, partitions=self.settings.partitions)
@@ -84,7 +84,7 @@ class Parts:
         return Sharing(consumer.subscriptions, heartbeats, ending, period=period, **names)
 
     async def close(self) -> None:
-        """Close what connects; the publisher before the database, because closing it may still take a while."""
+        """Close the connections; the publisher before the database, because closing it may still take a while."""
         if "gateway" in vars(self):
             await self.gateway.close()
         await self.publisher.close()
@@ -92,21 +92,21 @@ class Parts:
 
 
 async def _nothing() -> None:
-    """Observe nothing: this process shows only what it does itself."""
+    """Read nothing: this process has only metrics of its own work."""
 
 
 class Background(Protocol):
-    """Something that a process does beside consuming."""
+    """Work of a process besides consuming."""
 
     @property
     def alive(self) -> bool:
-        """Whether its tasks are there."""
+        """Whether its tasks run."""
 
     def start(self) -> None:
         """Begin; returns at once."""
 
     async def stop(self) -> None:
-        """Finish what has begun."""
+        """Finish the work in progress."""
 
 
 def consumer_app(
@@ -117,15 +117,15 @@ def consumer_app(
     background: Background | None = None,
     observe: Callable[[], Awaitable[None]] = _nothing,
 ) -> Starlette:
-    """Return the ASGI app of a consumer process: it consumes while its lifespan runs, and tells how it is.
+    """Return the ASGI app of a consumer process: it consumes while its lifespan runs, and reports its health.
 
     Args:
-        parts: what it stands on.
-        consumer: its partitions.
-        announcer: tells what follows.
-        queue: what it reads.
-        background: what else it does.
-        observe: refreshes the metrics that are looked up rather than counted.
+        parts: its parts.
+        consumer: of its partitions.
+        announcer: publishes the outputs.
+        queue: that it consumes.
+        background: its other work.
+        observe: refreshes the metrics that are read from the database.
     """
     ending = Ending()
     sharing = parts.sharing(queue, consumer, ending)

@@ -1,7 +1,8 @@
-"""What may be told of people in logs and traces: ids as they are, and whatever may be a number as a keyed hash.
+"""The data about people that logs and traces may contain: ids unchanged, and possible numbers as a keyed hash.
 
-Texts, QR codes and keys are never told at all. Where a log would help with a number, `hashed` is what it shows: the
-same number gives the same hash in all processes that share LOG_HASH_KEY, and without the key nobody can try numbers.
+Texts, QR codes and keys are never logged. A number that is useful in a log is replaced by `hashed`: the same number
+gives the same hash in all processes that share LOG_HASH_KEY, and without the key numbers cannot be guessed and
+compared.
 """
 
 import hashlib
@@ -27,17 +28,17 @@ def configure(key: str | None) -> None:
 
 
 def hashed(number: str) -> str:
-    """Return what stands for a phone number or JID, however it is written."""
+    """Return the hash of a phone number or JID, the same for all its notations."""
     return hmac.new(_key[0], customer_address(number).encode(), hashlib.sha256).hexdigest()[:_HASH_DIGITS]
 
 
 def shown(identifier: str) -> str:
-    """Return an id as it may be shown: others make ids of phone numbers."""
+    """Return an id in a loggable form: others derive ids from phone numbers."""
     if _OURS.fullmatch(identifier) or not _MAY_BE_A_NUMBER.search(identifier):
         return identifier[:_MOST_CHARACTERS]
     return f"hash:{hashed(identifier)}"
 
 
 def shown_code(code: str) -> str:
-    """Return an error's code as it may be shown: a gateway may put anything there."""
+    """Return an error's code in a loggable form: a gateway may put any text there."""
     return code if _CODE.fullmatch(code) else "unknown"

@@ -1,4 +1,4 @@
-"""Settings that are files: a folder of secrets, as orchestrators mount it."""
+"""Settings from files: a folder of secrets, as orchestrators mount it."""
 
 import os
 from collections.abc import Iterable
@@ -8,7 +8,7 @@ from service.errors import ConfigurationError
 
 
 def files_of(settings: Iterable[str]) -> dict[str, Path]:
-    """Return the files of SECRETS_DIR that count, by the setting that each holds: a variable that is set wins.
+    """Return the files of SECRETS_DIR that apply, by setting: an environment variable has precedence.
 
     Raises:
         ConfigurationError: there is no such folder.
@@ -22,7 +22,7 @@ def files_of(settings: Iterable[str]) -> dict[str, Path]:
 
 
 def read_all(settings: Iterable[str]) -> dict[str, str]:
-    """Return what these files hold, without the end of the line; an empty one counts as unset.
+    """Return the texts of these files, without the end of the line; an empty one counts as unset.
 
     Raises:
         ConfigurationError: there is no such folder, or a file of it cannot be read.
@@ -35,5 +35,5 @@ def _read(file: Path) -> str:
     try:
         return file.read_text(encoding="utf-8").strip()
     except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "it is no text"
+        reason = error.strerror if isinstance(error, OSError) else "it is not text"
         raise ConfigurationError(f"The setting in the file {file} cannot be read: {reason}") from error

@@ -1,6 +1,6 @@
 """Every setting of every process: an environment variable or a file each, with its default and unit.
 
-Only the composition roots (`apps` with its `parts`, `local`, `cli`) read it; everything else is given values.
+Only the composition roots (`apps` with its `parts`, `local`, `cli`) read it; other modules receive values.
 """
 
 import base64
@@ -21,11 +21,11 @@ from pydantic_settings import (
 from service.secret_files import read_all
 
 _DRIVERS = {"postgres": "postgresql+asyncpg", "postgresql": "postgresql+asyncpg", "sqlite": "sqlite+aiosqlite"}
-_SIGNING_SECRET_BYTES = 24  # the least that Standard Webhooks allows
+_SIGNING_SECRET_BYTES = 24  # the minimum of Standard Webhooks
 
 
 def _async_driver(url: object) -> object:
-    """Accept the database URLs that platforms hand out and name the asynchronous driver."""
+    """Accept the database URLs that platforms provide, and insert the asynchronous driver."""
     if not isinstance(url, str):
         return url
     scheme, separator, rest = url.partition("://")
@@ -51,8 +51,8 @@ def _separated(text: object) -> object:
     if not isinstance(text, str):
         return text
     keys = tuple(filter(None, map(str.strip, re.split(r"[,\n]", text))))
-    if not keys:  # whoever sets the variable does not want an open door
-        raise ValueError("it holds no key; make one with: openssl rand -hex 24")
+    if not keys:  # a variable that is set must not leave the ingress open
+        raise ValueError("it contains no key; make one with: openssl rand -hex 24")
     return keys
 
 
@@ -120,27 +120,27 @@ class Settings(BaseSettings):
     )
     simulator_host: str = Field(
         default="127.0.0.1",
-        description="Address the simulator listens on: whoever reaches it plays phones and customers",
+        description="Address the simulator listens on: every client that reaches it controls phones and customers",
     )
     simulator_port: Port = Field(default=3001, description="Port of the gateway simulator")
     callback_url: str = Field(
-        default="http://127.0.0.1:8000", description="Base URL of the ingress, where the simulator posts its callbacks"
+        default="http://127.0.0.1:8000", description="Base URL of the ingress, to which the simulator posts callbacks"
     )
     api_keys: Keys = Field(
         default=(),
         description="Keys of the callers, at least 16 characters each, separated by commas: each /whatsapp-qr call "
-        "brings one, as `Authorization: Bearer …` or `X-API-Key`; where unset, only this machine is let in and "
+        "needs one, as `Authorization: Bearer …` or `X-API-Key`; if unset, only this machine is accepted and "
         "`HTTP_HOST` must be loopback",
     )
     webhook_token: Key | None = Field(
         default=None,
-        description="The gateway brings it, at least 16 characters, to /webhook and /incoming, as `Authorization: "
-        "Bearer …`, also from this machine; where neither it nor `WEBHOOK_SECRET` is set, only this machine is let in",
+        description="Token of the gateway for /webhook and /incoming, at least 16 characters, as `Authorization: "
+        "Bearer …`, also from this machine; if neither it nor `WEBHOOK_SECRET` is set, only this machine is accepted",
     )
     webhook_secret: SigningSecret | None = Field(
         default=None,
         description="`whsec_…`; the gateway signs /webhook and /incoming with it (Standard Webhooks; clocks at most "
-        "5 minutes apart), also from this machine; where `WEBHOOK_TOKEN` is set too, one of the two is enough",
+        "5 minutes apart), also from this machine; if `WEBHOOK_TOKEN` is set too, one of the two is enough",
     )
     echo_bot: bool = Field(
         default=True,
@@ -150,24 +150,24 @@ class Settings(BaseSettings):
         default=4,
         ge=1,
         le=64,
-        description="Partitions of each partitioned queue; the database keeps the number, and no process starts with "
-        "another: docs/operations.md says how it is changed",
+        description="Partitions of each partitioned queue; the database stores the number, and no process starts with "
+        "another one: docs/operations.md describes how to change it",
     )
     declare_topology: bool = Field(
         default=True,
         description="Every process declares exchanges and queues at its start; `off`: none does, and its broker user "
-        "need not be allowed to: run `whatsapp-qr topology apply` before",
+        "need not be permitted to do so: run `whatsapp-qr topology apply` before",
     )
     management_url: ManagementUrl | None = Field(
         default=None,
         description="RabbitMQ's management API, `http://user:password@host:15672`: `whatsapp-qr topology check` then "
-        "compares bindings too, and finds what is left over",
+        "also compares bindings, and finds objects that are not needed any more",
     )
     database_pool: int = Field(
         default=10,
         ge=2,
         le=1000,
-        description="Connections to PostgreSQL per process, at most; two are for what is urgent; SQLite has its own",
+        description="Connections to PostgreSQL per process, at most; two are for urgent work; SQLite has its own",
     )
     prefetch: int = Field(
         default=64,
@@ -182,14 +182,14 @@ class Settings(BaseSettings):
     release_after: float = Field(
         default=60,
         gt=0,
-        description="Seconds that work is held for the database or the broker before partitions are given up",
+        description="Seconds that work is retried for the database or the broker before partitions are released",
     )
     chatbots: Literal["open", "strict"] = Field(
         default="open",
         description="`open`: the first /init registers a chatbot; `strict`: it must be registered before",
     )
     send_rate: float = Field(default=1, gt=0, description="Messages per second and session in the long run")
-    send_burst: int = Field(default=20, ge=1, description="Messages of a session that may go out at once")
+    send_burst: int = Field(default=20, ge=1, description="Messages of a session that may be sent at once")
     send_jitter: float = Field(
         default=0.3, ge=0, le=1, description="Share by which a pause between messages is lengthened at random, at most"
     )
@@ -199,21 +199,21 @@ class Settings(BaseSettings):
     gateway_timeout: float = Field(
         default=10, gt=0, description="Seconds a send may take; /init 0.8 of it, others half"
     )
-    sweep_period: float = Field(default=30, gt=0, description="Seconds between two searches for forgotten work")
-    sweep_age: float = Field(default=60, gt=0, description="Seconds after which unfinished work counts as forgotten")
+    sweep_period: float = Field(default=30, gt=0, description="Seconds between two searches for work to resume")
+    sweep_age: float = Field(default=60, gt=0, description="Seconds after which unfinished work is resumed")
     reconcile_period: float = Field(default=60, gt=0, description="Seconds between two comparisons with the gateway")
     reconcile_age: float = Field(
         default=60,
         gt=0,
-        description="Seconds a session may be CONNECTING or without its connection before it is opened anew",
+        description="Seconds a session may be CONNECTING or without its connection before it is opened again",
     )
     reconcile_pause: float = Field(
-        default=5, gt=0, description="Seconds between two looks that must agree: longer than a callback is under way"
+        default=5, gt=0, description="Seconds between two looks that must agree: longer than a callback takes"
     )
     stuck_after: float = Field(
         default=300,
         gt=0,
-        description="Seconds of sends in vain after which a CONNECTED session becomes `action_required`",
+        description="Seconds of failing sends after which a CONNECTED session becomes `action_required`",
     )
     lease: float = Field(
         default=30,
@@ -223,21 +223,21 @@ class Settings(BaseSettings):
     secrets_dir: Path | None = Field(
         default=None,
         description="Folder whose files are settings too, named as the variables here (`API_KEYS`: a key per line); "
-        "a variable that is set wins",
+        "an environment variable has precedence",
     )
     log_format: Literal["text", "json"] = Field(default="text", description="`text` for people, `json` for machines")
     log_hash_key: SecretStr | None = Field(
         default=None,
         min_length=16,
-        description="Key of the hashes that stand for phone numbers in logs, at least 16 characters; the same in all "
-        "processes, so that theirs can be compared; where unset, each process has a random one",
+        description="Key of the hashes that replace phone numbers in logs, at least 16 characters; the same in all "
+        "processes, so that their hashes can be compared; if unset, each process has a random one",
     )
     otel_exporter_otlp_endpoint: CollectorUrl | None = Field(
         default=None,
-        description="Base URL of an OpenTelemetry collector (OTLP over HTTP, port 4318), where traces go; needs the "
-        "extra `otlp`; the SDK's own variables are honoured too, such as OTEL_TRACES_SAMPLER",
+        description="Base URL of an OpenTelemetry collector (OTLP over HTTP, port 4318) for traces; needs the extra "
+        "`otlp`; the SDK's own variables apply too, such as OTEL_TRACES_SAMPLER",
     )
-    log_level: Literal["debug", "info", "warning", "error"] = Field(default="info", description="Least level logged")
+    log_level: Literal["debug", "info", "warning", "error"] = Field(default="info", description="Lowest level logged")
 
     @classmethod
     def settings_customise_sources(  # noqa: D102
@@ -248,5 +248,5 @@ class Settings(BaseSettings):
         dotenv_settings: PydanticBaseSettingsSource,
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
-        del dotenv_settings, file_secret_settings  # the framework's own leaves out, with a warning, what it cannot read
+        del dotenv_settings, file_secret_settings  # the framework's own only warns about files that it cannot read
         return init_settings, env_settings, InitSettingsSource(settings_cls, dict(read_all(cls.model_fields)))

@@ -1,4 +1,4 @@
-"""How tasks that last too long or for ever are ended, and how those are let end that must not be cut off."""
+"""Helpers to end tasks that last too long or for ever, and to wait for tasks that must not be interrupted."""
 
 import asyncio
 from abc import ABC, abstractmethod
@@ -13,9 +13,9 @@ AGAIN_SECONDS = 6.0
 
 
 def raise_if_cancelled(error: BaseException) -> None:
-    """Raise an error again where it is the cancellation of the running task.
+    """Raise an error again if it is the cancellation of the running task.
 
-    aiormq raises CancelledError also where a connection was stuck: that is trouble like any other.
+    aiormq also raises CancelledError if a connection was stuck: that is an error like any other.
     """
     task = asyncio.current_task()
     if isinstance(error, asyncio.CancelledError) and task is not None and task.cancelling() > 0:
@@ -23,10 +23,10 @@ def raise_if_cancelled(error: BaseException) -> None:
 
 
 async def end(tasks: Iterable[asyncio.Task[Any]]) -> None:
-    """Cancel tasks, again and again, until they have ended; what they raise is not told.
+    """Cancel tasks repeatedly until they have ended; their exceptions are discarded.
 
-    Once is not enough: up to Python 3.11 `asyncio.wait_for`, in which the drivers connect, loses a cancellation that
-    comes together with an error, and a loop that outlives errors goes on.
+    Once is not enough: up to Python 3.11 `asyncio.wait_for`, which the drivers use to connect, loses a cancellation
+    that arrives together with an error, and a loop that survives errors continues.
     """
     all_of_them = left = set(tasks)
     while left:
@@ -37,10 +37,10 @@ async def end(tasks: Iterable[asyncio.Task[Any]]) -> None:
 
 
 async def within(seconds: float, work: Coroutine[Any, Any, T]) -> T:
-    """Return what `work` returns; where it takes longer it is ended, however often it loses its cancellation.
+    """Return the result of `work`; if it takes longer, cancel it until it ends, even if it loses cancellations.
 
     Raises:
-        TimeoutError: it took longer; what it had begun may have been done all the same.
+        TimeoutError: it took longer; work that it had begun may have been done.
     """
     task = asyncio.create_task(work)
     try:
@@ -55,19 +55,19 @@ async def within(seconds: float, work: Coroutine[Any, Any, T]) -> T:
 
 
 async def let_end(task: asyncio.Task[T]) -> T:
-    """Return a task's result. It is never cut off: whoever is cancelled meanwhile, however often, waits for its end."""
+    """Return a task's result without ever cancelling it: a caller that is cancelled meanwhile waits for its end."""
     try:
         return await asyncio.shield(task)
     except asyncio.CancelledError:
         while not task.done():
             with suppress(asyncio.CancelledError):
                 await asyncio.wait([task])
-        await asyncio.gather(task, return_exceptions=True)  # what it raised is told to nobody
+        await asyncio.gather(task, return_exceptions=True)  # its exception is discarded
         raise
 
 
 async def happens(event: asyncio.Event, seconds: float) -> bool:
-    """Wait for an event, for at most so many seconds; say whether it came."""
+    """Wait for an event, for at most so many seconds; return whether it was set."""
     try:
         async with asyncio.timeout(seconds):
             return await event.wait()
@@ -76,7 +76,7 @@ async def happens(event: asyncio.Event, seconds: float) -> bool:
 
 
 class Loop(ABC):
-    """What runs in a task of its own, from `start` until it is ended."""
+    """A loop that runs in its own task, from `start` until `end`."""
 
     _task: asyncio.Task[None] | None = None
 
@@ -89,7 +89,7 @@ class Loop(ABC):
 
     @property
     def alive(self) -> bool:
-        """Whether its task is there."""
+        """Whether its task runs."""
         return self._task is not None and not self._task.done()
 
     async def end(self) -> None:

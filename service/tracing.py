@@ -1,8 +1,8 @@
-"""One trace from a webhook to the reply: spans, and the context that travels in HTTP and AMQP headers and in rows.
+"""One trace from a webhook to the reply: spans, and the context in HTTP and AMQP headers and in rows.
 
-Only a request or a message begins a trace; everything else is part of one or is not traced. Without an exporter (see
-`exporting`) nothing is recorded, and the context that came in goes out again all the same. Spans carry ids and codes;
-of an error they carry the code or the class, never its text.
+Only a request or a message begins a trace; other work is part of one or is not traced. Without an exporter (see
+`exporting`) no span is recorded, but an incoming context is still passed on. Spans contain ids and codes; of an error
+they contain the code or the class, never its text.
 """
 
 from collections.abc import Callable, Iterator, Mapping, MutableMapping
@@ -20,9 +20,9 @@ from service.errors import ServiceError
 
 Attributes = Mapping[str, str | int]
 Describe = Callable[[], Attributes]
-"""Makes a span's attributes; called only where somebody records them."""
+"""Returns a span's attributes; called only if the span is recorded."""
 
-# What the framework would send by itself holds paths and errors as they came.
+# The framework's own telemetry contains unfiltered paths and errors.
 NOT_BY_FASTAPI: Any = {"tracing": False, "metrics": False, "logs": False, "auto_configure": False}
 
 HEADERS = ("traceparent", "tracestate")
@@ -32,7 +32,7 @@ _tracer = trace.get_tracer("whatsapp-qr")
 
 
 def extracted(headers: Mapping[str, Any] | None) -> Context:
-    """Return the context that came in headers; an empty one where none did, or none that can be read."""
+    """Return the context from headers; an empty one if they contain none, or none that can be read."""
     carrier = {
         name: value
         for name in HEADERS
@@ -42,12 +42,12 @@ def extracted(headers: Mapping[str, Any] | None) -> Context:
 
 
 def inject(headers: MutableMapping[str, Any]) -> None:
-    """Put the present context into headers, where there is one."""
+    """Put the present context into headers, if there is one."""
     _W3C.inject(headers)
 
 
 def traceparent() -> str | None:
-    """Return the present context as a row keeps it, or None where there is none."""
+    """Return the present context as a row stores it, or None if there is none."""
     headers: dict[str, str] = {}
     _W3C.inject(headers)
     return headers.get("traceparent")
@@ -55,7 +55,7 @@ def traceparent() -> str | None:
 
 @contextmanager
 def root(name: str, kind: SpanKind, describe: Describe, headers: Mapping[str, Any] | None) -> Iterator[Span]:
-    """Trace what a request or a message asks for, as part of the trace that it came with."""
+    """Trace the work for a request or a message, as part of the trace in its headers."""
     context = extracted(headers)
     span = _begun(name, context, kind, describe)
     with _during(span, context):
@@ -65,13 +65,13 @@ def root(name: str, kind: SpanKind, describe: Describe, headers: Mapping[str, An
 
 @contextmanager
 def part(name: str, kind: SpanKind, describe: Describe, *, current: bool = True) -> Iterator[Span]:
-    """Trace a part of what is being done; outside of a trace nothing is traced.
+    """Trace a part of the present work; outside of a trace nothing is traced.
 
     Args:
-        name: what is done, in few different words.
+        name: of the operation, with few different values.
         kind: its kind.
-        describe: makes its attributes.
-        current: whether what it does in turn belongs to it.
+        describe: returns its attributes.
+        current: whether its own operations become its children.
     """
     if not trace.get_current_span().get_span_context().is_valid:
         yield INVALID_SPAN
@@ -90,11 +90,11 @@ def _begun(name: str, context: Context | None, kind: SpanKind, describe: Describ
 
 @contextmanager
 def resumed(parent: str | None, name: str, **ids: object) -> Iterator[None]:
-    """Trace something as part of the trace of a row.
+    """Trace an operation as part of the trace of a row.
 
     Args:
-        parent: the row's.
-        name: what is done.
+        parent: the row's context.
+        name: of the operation.
         ids: see `about`; until it ends.
     """
     with continued(parent):
@@ -107,7 +107,7 @@ def resumed(parent: str | None, name: str, **ids: object) -> Iterator[None]:
 
 @contextmanager
 def continued(parent: str | None) -> Iterator[None]:
-    """Go on with the trace of a row, unless it has none or this is part of it anyway."""
+    """Continue the trace of a row, unless the row has none or its trace is the present one."""
     if parent is None:
         yield
         return
@@ -145,17 +145,17 @@ def _ended(span: Span) -> Iterator[None]:
 
 
 def failed(span: Span, error: BaseException) -> None:
-    """Mark a span as failed, without the error's text: it may hold what a customer wrote."""
+    """Mark a span as failed, without the error's text: it may contain a customer's message."""
     code = privacy.shown_code(error.code) if isinstance(error, ServiceError) else type(error).__qualname__
     span.set_attribute("error.type", code)
     span.set_status(StatusCode.ERROR)
 
 
 def about(**ids: object) -> None:
-    """Say what is being worked on: in every line that is logged from here on, and in the present span.
+    """Add the ids of the present work to every later log line, and to the present span.
 
     Args:
-        ids: names and ids; an id that may be somebody's number appears as a hash, None changes nothing.
+        ids: names and ids; an id that may be a person's number appears as a hash, None changes nothing.
     """
     structlog.contextvars.bind_contextvars(**_told(ids))
 
@@ -171,7 +171,7 @@ def _told(ids: Mapping[str, object]) -> dict[str, str]:
 
 
 def received(queue: str, partition: int, raw: Any) -> Attributes:
-    """Return what a span says of a message that was received."""
+    """Return the attributes of a span for a received message."""
     return {
         **_message("process", "process", queue, raw.message_id or "", raw.correlation_id or ""),
         "messaging.destination.partition.id": str(partition),
@@ -180,7 +180,7 @@ def received(queue: str, partition: int, raw: Any) -> Attributes:
 
 
 def published(exchange: str, routing_key: str, message_id: str, correlation_id: str) -> Attributes:
-    """Return what a span says of a publish."""
+    """Return the attributes of a span for a publish."""
     return {
         **_message("publish", "send", exchange, message_id, correlation_id),
         "messaging.rabbitmq.destination.routing_key": routing_key,

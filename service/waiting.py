@@ -1,4 +1,4 @@
-"""Lets somebody who published a command wait for its outcome. Its event only wakes: the command's row is the truth."""
+"""Waits for the outcome of a published command. The event is only a wake-up: the command's row has the outcome."""
 
 import asyncio
 import time
@@ -15,11 +15,11 @@ _LOOK_EVERY_SECONDS = 1.0
 
 
 class Waiters:
-    """Who waits for which command in this process.
+    """The callers of this process that wait for commands.
 
     Args:
         database: has the outcomes.
-        look_every: seconds between two looks while no event is heard.
+        look_every: seconds between two looks while no event is received.
     """
 
     def __init__(self, database: Database, *, look_every: float = _LOOK_EVERY_SECONDS) -> None:
@@ -31,7 +31,7 @@ class Waiters:
         self._rung[command_id] = asyncio.Event()
 
     def hear(self, correlation_id: str) -> None:
-        """Note that an event of a command was heard."""
+        """Wake the caller that waits for a command, because one of its events was received."""
         if rung := self._rung.get(correlation_id):
             rung.set()
 
@@ -40,11 +40,11 @@ class Waiters:
         self._rung.pop(command_id, None)
 
     async def outcome(self, chatbot_id: UUID, command_id: str) -> dict[str, Any] | None:
-        """Return the event that answers a command (name, message_id, body), or None where 10 s brought none."""
+        """Return the event that answers a command (name, message_id, body), or None if there was none within 10 s."""
         rung = self._rung[command_id]
         until = time.monotonic() + _WAIT_SECONDS
         while (left := until - time.monotonic()) > 0:
-            with suppress(TimeoutError):  # the event may be lost: look all the same
+            with suppress(TimeoutError):  # the event may be lost: look regardless
                 async with asyncio.timeout(min(left, self._look_every)):
                     await rung.wait()
             rung.clear()
@@ -53,7 +53,7 @@ class Waiters:
                     lambda tx: command_outcome(tx, chatbot_id, command_id), seconds=_LOOK_EVERY_SECONDS
                 )
             except DatabaseUnavailable:
-                continue  # the command is safe in the queue; its outcome may still come in time
+                continue  # the command is safe in the queue; its outcome may still arrive in time
             if found is not None:
                 return found
         return None

@@ -13,12 +13,12 @@ from whatsapp_qr_contracts.jobs import IncomingJob
 
 
 async def answer(job: aio_pika.abc.AbstractIncomingMessage, commands: aio_pika.abc.AbstractExchange) -> None:
-    """Answer one job. The answer's id is derived from the job's: a job that comes twice makes no second answer."""
+    """Answer one job. The answer's id is derived from the job's: a repeated job makes no second answer."""
     try:
         question, answer_id = IncomingJob.model_validate_json(job.body), uuid5(UUID(job.message_id or ""), "answer")
         text, kept = question.content or "I can read only text.", {k: v for k, v in job.headers.items() if "trace" in k}
         command = SendMessage(chatbot_id=question.chatbot_id, to=question.external_user_id, message=text)
-    except ValueError:  # nobody can ever answer it: to the dead letters, where people look
+    except ValueError:  # it can never be answered: reject it, so that it becomes a dead letter
         print("echo bot: rejected job", job.message_id, flush=True)
         await job.reject()
     else:
@@ -29,7 +29,7 @@ async def answer(job: aio_pika.abc.AbstractIncomingMessage, commands: aio_pika.a
 
 
 async def work(stop: asyncio.Future[None]) -> None:
-    """Answer jobs until told to stop or the connection is lost: the broker gives out again what is not acknowledged."""
+    """Answer jobs until stopped or the connection is lost: the broker delivers unacknowledged jobs again."""
     async with await aio_pika.connect(os.environ["AMQP_URL"], timeout=10) as connection:
         channel = await connection.channel(publisher_confirms=True, on_return_raises=True)
         await channel.set_qos(prefetch_count=1)  # one at a time keeps the order of each conversation

@@ -1,11 +1,11 @@
 """The public message contract of the WhatsApp QR service. Needs only pydantic.
 
-commands      what you can ask for             -> whatsapp-qr.commands
-events        what happened                    <- whatsapp-qr.events
+commands      requests to the service          -> whatsapp-qr.commands
+events        facts about the past             <- whatsapp-qr.events
 jobs          work for one worker              <- incoming-messages
-gateway       what the gateway reports         -> whatsapp-qr.gateway
+gateway       reports of the gateway           -> whatsapp-qr.gateway
 catalogue     all messages
 codes         every reason that is given as a code
-gateway_http  what the gateway is asked, by HTTP
-client        sends and follows all that over aio-pika; needs the extra `client`
+gateway_http  the gateway's own HTTP interface
+client        publishes and consumes them with aio-pika; needs the extra `client`
 """

@@ -1,4 +1,4 @@
-"""WhatsApp addresses: what a caller may write and the one form in which the service keeps it."""
+"""WhatsApp addresses: the accepted notations, and the one form in which the service stores them."""
 
 import re
 from typing import Annotated
@@ -10,14 +10,14 @@ from whatsapp_qr_contracts.message import Text
 ADDRESS_PATTERN = (
     r"^\s*(\+?([ -]*[0-9]){7,15}[ -]*|[0-9A-Za-z._-]{1,64}(:[0-9]{1,5})?@(s\.whatsapp\.net|c\.us|lid|g\.us))\s*$"
 )
-"""What an address looks like, for JSON Schemas; `normalize_address` decides."""
+"""The form of an address, for JSON Schemas; `normalize_address` decides."""
 _NUMBER = re.compile(r"[0-9]{7,15}")
 _JID = re.compile(r"(?P<user>[0-9A-Za-z._-]{1,64})(?::[0-9]{1,5})?@(?P<server>s\.whatsapp\.net|c\.us|lid|g\.us)")
 _PERSONAL = frozenset({"s.whatsapp.net", "c.us"})
 
 
 def normalize_address(text: str) -> str:
-    """Return the form under which an address is stored and compared.
+    """Return the form in which an address is stored and compared.
 
     A phone number loses a leading plus, spaces and dashes; a personal JID becomes its number; `@lid` and `@g.us` JIDs
     are kept without the device part.

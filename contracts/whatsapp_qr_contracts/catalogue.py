@@ -1,4 +1,4 @@
-"""All messages of the contract, in the order in which one would read about them."""
+"""All messages of the contract, in reading order."""
 
 from whatsapp_qr_contracts.commands import (
     CancelMessage,
@@ -45,7 +45,7 @@ MESSAGES: tuple[type[Message], ...] = (
     SendMessage,
     CancelMessage,
     RetryMessage,
-    # what the gateway reports
+    # reports of the gateway
     GatewayQr,
     GatewayConnected,
     GatewayDisconnected,
@@ -71,7 +71,7 @@ MESSAGES: tuple[type[Message], ...] = (
     ChatbotRemoved,
     CommandRejected,
 )
-"""Every message, as its class. A new one is added here, or the tests say that it is missing."""
+"""Every message class. A new one must be added here: a test checks that none is missing."""
 
 BY_NAME: dict[str, type[Message]] = {message.name: message for message in MESSAGES}
 """The class of each message by its AMQP `type`."""

@@ -1,4 +1,4 @@
-"""Send commands, take jobs and follow events: `pip install whatsapp-qr-contracts[client]` brings aio-pika for it.
+"""Send commands, take jobs and follow events. `pip install whatsapp-qr-contracts[client]` also installs aio-pika.
 
     async with connect("amqp://user:password@broker") as client:
         await client.bind("billing", MessageDelivered, MessageFailed)
@@ -6,7 +6,8 @@
         async for event in client.events("billing", MessageDelivered, MessageFailed):
             print(event.body, event.caused_by)
 
-A lost connection ends `connect` with an error: begin afresh, and send again, under the same id, what was not confirmed.
+A lost connection ends `connect` with an error: connect again, and send again, under the same id, each command that was
+not confirmed.
 """
 
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
@@ -39,11 +40,11 @@ class UnreadableError(ValueError):
 
 @dataclass(frozen=True)
 class Received(Generic[M]):
-    """A message with its envelope. It may come again, with the same id."""
+    """A message with its envelope. It may be delivered again, with the same id."""
 
     body: M
     id: str
-    """Its `message_id`: keep it with what you did, and do it once."""
+    """Its `message_id`: store it with the effect of the message, so that the effect happens once."""
     caused_by: str | None
     """Its `correlation_id`: the `message_id` of the command that caused it."""
     headers: Mapping[str, Any]
@@ -55,9 +56,9 @@ async def connect(url: str, *, app_id: str = "", partitions: int | None = None) 
 
     Args:
         url: the broker, `amqp://user:password@host/vhost`.
-        app_id: who you are, for those who look at the broker.
-        partitions: PARTITIONS of the service. Where it is not known, commands come in by a queue of their own, and
-            the service reroutes each to its partition: a little slower, in the same order. A wrong number is worse.
+        app_id: your service's name, shown in the broker.
+        partitions: PARTITIONS of the service. If it is not given, commands go to a separate queue, and the service
+            reroutes each to its partition: a little slower, in the same order. A wrong number is worse than none.
     """
     async with await aio_pika.connect(url, timeout=_SECONDS) as connection:
         commands = await connection.channel(publisher_confirms=True, on_return_raises=True)
@@ -65,7 +66,7 @@ async def connect(url: str, *, app_id: str = "", partitions: int | None = None) 
 
 
 class Client:
-    """Speaks to the service over one connection; `connect` makes it."""
+    """Communicates with the service over one connection; `connect` creates it."""
 
     def __init__(
         self, connection: AbstractConnection, commands: AbstractChannel, *, app_id: str, partitions: int | None
@@ -76,16 +77,16 @@ class Client:
         self._partitions = partitions
 
     async def send(self, command: Command, command_id: str, *, answers: Received[Any] | None = None) -> None:
-        """Send a command; returns once the broker has it on disk. What becomes of it is told by one event.
+        """Send a command; returns once the broker has it on disk. One event reports its outcome.
 
         Args:
-            command: what is asked for. Commands of one chatbot are done in the order of these calls, one after another.
-            command_id: unique per command, 1 to 200 characters. It is the `correlation_id` of the events that follow.
-            answers: what it is the answer to, a job say; it then belongs to the same trace.
+            command: the command. Commands of one chatbot are executed in the order of these calls, one after another.
+            command_id: unique per command, 1 to 200 characters. It is the `correlation_id` of the resulting events.
+            answers: the message that it answers, for example a job; it then belongs to the same trace.
 
         Raises:
             aio_pika.exceptions.AMQPError, ConnectionError, TimeoutError: it may have arrived. Send it again under the
-                same id: it is done once.
+                same id: it is executed once.
         """
         message = aio_pika.Message(
             command.wire(),
@@ -111,7 +112,7 @@ class Client:
         return command.routing_key.format(partition=partition_of(command.partition_key, self._partitions))
 
     async def bind(self, queue: str, *kinds: type[Event]) -> None:
-        """Make the queue that `events` follows: from now on it keeps these events. Do it before you send.
+        """Create the queue that `events` follows: from now on it keeps these events. Do it before you send.
 
         Args:
             queue: see `events`.
@@ -121,19 +122,19 @@ class Client:
             await _bound(channel, queue, kinds)
 
     async def events(self, queue: str, *kinds: type[E]) -> AsyncGenerator[Received[E], None]:
-        """Follow events on a durable queue of your own, which keeps them while you are away. It never ends by itself.
+        """Follow events on your own durable queue, which keeps them while no process follows. It never ends by itself.
 
-        An event is acknowledged when the next one is asked for; what was not comes again, to you or to another process
-        that follows the same queue. In order for each chatbot, as long as one process follows.
+        An event is acknowledged when the next one is requested; one that was not is delivered again, to you or to
+        another process that follows the same queue. In order for each chatbot, as long as only one process follows.
 
         Args:
-            queue: the queue's name; begin it with the name of your service. It is made where it does not exist.
-            kinds: the events to follow. The queue goes on getting those of earlier calls until they are unbound: to
-                follow fewer, take a queue of another name and delete the old one.
+            queue: the queue's name; begin it with the name of your service. It is created if it does not exist.
+            kinds: the events to follow. The queue continues to receive those of earlier calls until they are unbound:
+                to follow fewer, use a queue of another name and delete the old one.
 
         Raises:
-            UnreadableError: the service is newer than this package in a way that matters.
-            aio_pika.exceptions.AMQPError, ConnectionError: the connection is lost; begin afresh.
+            UnreadableError: the service has a newer, incompatible version of the message than this package.
+            aio_pika.exceptions.AMQPError, ConnectionError: the connection is lost; connect again.
         """
         async with self._connection.channel() as channel:
             await channel.set_qos(prefetch_count=_PREFETCH)
@@ -142,11 +143,11 @@ class Client:
                 yield received
 
     async def jobs(self) -> AsyncGenerator[Received[IncomingJob], None]:
-        """Take customers' messages to answer, one at a time; each is acknowledged when the next one is asked for.
+        """Take customers' messages to answer, one at a time; each is acknowledged when the next one is requested.
 
         Raises:
-            UnreadableError: the service is newer than this package in a way that matters.
-            aio_pika.exceptions.AMQPError, ConnectionError: the connection is lost; begin afresh.
+            UnreadableError: the service has a newer, incompatible version of the message than this package.
+            aio_pika.exceptions.AMQPError, ConnectionError: the connection is lost; connect again.
         """
         async with self._connection.channel() as channel:
             await channel.set_qos(prefetch_count=1)
@@ -164,7 +165,7 @@ async def _bound(channel: AbstractChannel, queue: str, kinds: Sequence[type[Even
 
 async def _received(queue: AbstractQueue, kinds: tuple[type[M], ...]) -> AsyncIterator[Received[M]]:
     models = {kind.name: kind for kind in kinds}
-    # No `async with`: it would put back one by one what is not acknowledged. Closing the channel does so in order.
+    # No `async with`: it would requeue unacknowledged messages one by one. Closing the channel keeps their order.
     async for message in queue.iterator():
         yield read(message, models)
         await message.ack()
@@ -172,10 +173,10 @@ async def _received(queue: AbstractQueue, kinds: tuple[type[M], ...]) -> AsyncIt
 
 
 def read(message: AbstractIncomingMessage, models: Mapping[str, type[M]]) -> Received[M]:
-    """Return what a message says.
+    """Return the content of a message.
 
     Raises:
-        UnreadableError: it is of none of these kinds, of a newer version, or its body does not fit.
+        UnreadableError: it is of none of these kinds, of a newer version, or its body is invalid.
     """
     model = models.get(message.type or "")
     if model is None:
@@ -186,5 +187,5 @@ def read(message: AbstractIncomingMessage, models: Mapping[str, type[M]]) -> Rec
     try:
         body = model.read(message.body)
     except ValueError as error:
-        raise UnreadableError(f"the body of {message.message_id} is no {model.name}") from error
+        raise UnreadableError(f"the body of {message.message_id} is not a {model.name}") from error
     return Received(body, message.message_id or "", message.correlation_id, message.headers)

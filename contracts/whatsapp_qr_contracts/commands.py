@@ -1,8 +1,8 @@
-"""Commands: what users of the service ask for. The public write interface, exchange `whatsapp-qr.commands`.
+"""Commands: requests of users to the service. The public write interface, exchange `whatsapp-qr.commands`.
 
 A command is published persistent and mandatory, with a `message_id` that is unique per command. Publishing the same
-command again with the same id has one effect. Every command ends in one event with its id as `correlation_id`; what
-can never be processed (no JSON, a field that is wrong, no `message_id`) becomes a dead letter instead.
+command again with the same id has one effect. Every command ends in one event with its id as `correlation_id`; one that
+can never be processed (not JSON, an invalid field, no `message_id`) becomes a dead letter instead.
 """
 
 import json
@@ -45,12 +45,12 @@ Metadata = Annotated[
     dict[str, Any],
     AfterValidator(_small),
     Field(
-        description="A JSON object of the caller's own, at most 16 KiB and 100 levels deep; kept with the message, "
-        "never changed, and brought by its events",
+        description="A JSON object of the caller's own, at most 16 KiB and 100 levels deep; stored with the message, "
+        "never changed, and contained in its events",
         examples=[{"orderId": "1234"}],
     ),
 ]
-"""A JSON object of the caller's own, at most 16 KiB; kept with the message and never changed."""
+"""A JSON object of the caller's own, at most 16 KiB; stored with the message and never changed."""
 
 MessageText = Annotated[
     Text,
@@ -61,7 +61,7 @@ MessageText = Annotated[
 ExpiresAt = Annotated[
     Instant | None,
     Field(
-        description="After this it is not sent any more; default: SEND_EXPIRY after it was accepted",
+        description="After this time it is not sent any more; default: SEND_EXPIRY after it was accepted",
         examples=["2040-01-01T12:00:00Z"],
     ),
 ]
@@ -72,11 +72,11 @@ class CommandHeaders(Headers):
 
     partition_key: str | SkipJsonSchema[None] = Field(
         default=None,
-        description="The chatbot's id as lower-case text. The body decides: this only says it without reading that",
+        description="The chatbot's id as lower-case text. The body decides; the header gives it without parsing",
         examples=["6f9619ff-8b86-4011-b42d-00c04fc964ff"],
     )
     schema_version: Annotated[int, Field(ge=1)] | SkipJsonSchema[None] = Field(
-        default=None, description="The newest where it is left out", examples=[1]
+        default=None, description="Default: the newest version", examples=[1]
     )
     traceparent: Traceparent = ""
 
@@ -84,9 +84,9 @@ class CommandHeaders(Headers):
 class Command(Message):
     """Base of all commands.
 
-    What is asked of one chatbot is done in the order in which it was asked, `session.*` and `chatbot.*` among
-    themselves and `message.*` among themselves: the two have queues of their own. A command under an id that another
-    one had within 24 h is not carried out and ends in `command.rejected` (`id_reused`).
+    Commands of one chatbot are executed in the order in which they were published: `session.*` and `chatbot.*` among
+    themselves and `message.*` among themselves, because the two have separate queues. A command with an id that another
+    one had within 24 h is not executed and ends in `command.rejected` (`id_reused`).
     """
 
     exchange: ClassVar[str] = COMMANDS
@@ -96,11 +96,11 @@ class Command(Message):
 
 
 class InitializeSession(Command):
-    """Link the chatbot to a WhatsApp account: make a session if there is none and ask the gateway for a QR code.
+    """Link the chatbot to a WhatsApp account: create a session if there is none and request a QR code from the gateway.
 
-    Sent by the service itself with `repairOf`, it brings a wanted session back that the gateway lost or never opened.
-    Ends in `session.connecting`; in `session.qr_ready` or `session.connected` where that is so already; in
-    `session.disconnected` with a reason where the gateway refused or was away; or in `command.rejected`
+    Sent by the service itself with `repairOf`, it restores a wanted session that the gateway lost or never opened. Ends
+    in `session.connecting`; in `session.qr_ready` or `session.connected` if the session is in that state already; in
+    `session.disconnected` with a reason if the gateway refused or was unavailable; or in `command.rejected`
     (`unknown_chatbot`, `gateway_unreachable`; with `repairOf` also `not_wanted`, `outdated`).
     """
 
@@ -109,27 +109,27 @@ class InitializeSession(Command):
 
     requested_at: Instant | None = Field(
         default=None,
-        description="When it was asked for; its milliseconds become part of a new sessionId. Default: when it "
+        description="When it was requested; its milliseconds become part of a new sessionId. Default: when it "
         "was published",
         examples=["2026-01-01T12:00:00Z"],
     )
     repair_of: int | None = Field(
         default=None,
         ge=0,
-        description="For the service itself: only where the session is still wanted and at this version; a pairing "
-        "that hangs is begun anew. Leave it out",
+        description="For the service itself: only if the session is still wanted and has this version; a hanging "
+        "pairing is started again. Leave it out",
     )
 
     @classmethod
     def example(cls, *, required_only: bool = False) -> dict[str, Any]:
-        """Return the JSON of one as others send it: without `repairOf`."""
+        """Return the JSON of one as users send it: without `repairOf`."""
         return {name: value for name, value in super().example(required_only=required_only).items() if value}
 
 
 class DisconnectSession(Command):
-    """End the link: the account is logged out, and what waits to be sent waits on, until it expires.
+    """End the link: the account is logged out, and waiting messages keep waiting until they expire.
 
-    Done also while the gateway is away, which is told later. Ends in `session.disconnected`, or in
+    Also executed while the gateway is unavailable, which is called later. Ends in `session.disconnected`, or in
     `command.rejected` (`no_session`).
     """
 
@@ -138,7 +138,7 @@ class DisconnectSession(Command):
 
 
 class RegisterChatbot(Command):
-    """Make a chatbot known; needed before the first `session.initialize` where CHATBOTS=strict. Idempotent.
+    """Register a chatbot; required before the first `session.initialize` if CHATBOTS=strict. Idempotent.
 
     Ends in `chatbot.registered`.
     """
@@ -148,9 +148,9 @@ class RegisterChatbot(Command):
 
 
 class RemoveChatbot(Command):
-    """End the chatbot's link and forget the chatbot; its conversations are kept.
+    """End the chatbot's link and remove the chatbot; its conversations are kept.
 
-    Ends in `chatbot.removed`, also where the chatbot was not known.
+    Ends in `chatbot.removed`, even if the chatbot was not registered.
     """
 
     name: ClassVar[str] = "chatbot.remove"
@@ -158,13 +158,13 @@ class RemoveChatbot(Command):
 
 
 class SendMessage(Command):
-    """Send a text to a customer. Messages of one chatbot go out in the order of their commands.
+    """Send a text to a customer. Messages of one chatbot are sent in the order of their commands.
 
-    The message's id is `uuid5(chatbotId, messageId)`, with the AMQP `message_id` where `messageId` is left out. The
-    same id again with the same content has no second effect; with other content it is rejected (`id_reused`).
-    WhatsApp gets it under one id however many attempts that takes, so that it does not arrive twice.
-    Ends in `message.sent` (`message.delivered` or `message.read` where it is left out), in `message.failed`, or in
-    `command.rejected` (`no_session`, `id_reused`). While the session is not connected the message waits.
+    The message's id is `uuid5(chatbotId, messageId)`, with the AMQP `message_id` if `messageId` is left out. The same
+    id again with the same content has no second effect; with other content it is rejected (`id_reused`). All attempts
+    to send it use one WhatsApp id, so that it does not arrive twice. Ends in `message.sent` (or, if that is left out,
+    `message.delivered` or `message.read`), in `message.failed`, or in `command.rejected` (`no_session`, `id_reused`).
+    While the session is not connected the message waits.
     """
 
     name: ClassVar[str] = "message.send"
@@ -182,16 +182,16 @@ class SendMessage(Command):
 
 
 class MessageCommand(Command):
-    """Base of what is asked of a message to send that the service has already."""
+    """Base of commands for an outgoing message that the service has stored."""
 
     message_id: SentId
 
 
 class CancelMessage(MessageCommand):
-    """Do not send a message that still waits: it becomes FAILED (`cancelled`), which `message.failed` announces.
+    """Cancel a message that still waits: it becomes FAILED (`cancelled`), which `message.failed` also reports.
 
-    Ends in `message.cancelled`, also where it was cancelled before; or in `command.rejected` (`unknown_message`,
-    `not_pending`, and `being_sent` while an attempt is under way: ask again in some seconds).
+    Ends in `message.cancelled`, even if it was cancelled before; or in `command.rejected` (`unknown_message`,
+    `not_pending`, and `being_sent` during an attempt to send it: repeat the command in some seconds).
     """
 
     name: ClassVar[str] = "message.cancel"
@@ -199,11 +199,11 @@ class CancelMessage(MessageCommand):
 
 
 class RetryMessage(MessageCommand):
-    """Send a FAILED message after all, behind everything that waits now, with new attempts and a new expiry.
+    """Send a FAILED message again, behind all that wait now, with new attempts and a new expiry.
 
     It keeps its id and its WhatsApp id, so that one whose outcome was unknown does not arrive twice; only after
     `failed_by_whatsapp` it gets a new WhatsApp id, because under the old one it would not be sent again. After
-    `number_changed` it goes out from the number that is linked now. Ends in `message.queued`, or in
+    `number_changed` it is sent from the number that is linked now. Ends in `message.queued`, or in
     `command.rejected` (`no_session`, `unknown_message`, `not_failed`).
     """
 

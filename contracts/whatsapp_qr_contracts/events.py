@@ -1,8 +1,8 @@
-"""Events: what happened. The public read interface, exchange `whatsapp-qr.events`.
+"""Events: facts about the past. The public read interface, exchange `whatsapp-qr.events`.
 
 Each event is published after it was stored, confirmed, at least once, with the same `message_id` every time; its
-`correlation_id` is the id of the command, or of the gateway's report, that caused it. Nobody has to listen: an event is
-kept only in the queues that are bound for it. Events of one session come with a rising `version`.
+`correlation_id` is the id of the command, or of the gateway's report, that caused it. A subscriber is optional: an
+event is kept only in the queues that are bound for it. Events of one session have a rising `version`.
 """
 
 from typing import Annotated, ClassVar, Literal
@@ -32,8 +32,8 @@ from whatsapp_qr_contracts.fields import (
 from whatsapp_qr_contracts.jobs import Origin
 from whatsapp_qr_contracts.message import EVENTS, DeliveryStatus, Message, SessionStatus
 
-_STATUS = Field(description="Where the session stands now")
-_DELIVERY_STATUS = Field(description="How far the message has come")
+_STATUS = Field(description="The session's present status")
+_DELIVERY_STATUS = Field(description="The message's present status")
 
 
 class Event(Message):
@@ -43,19 +43,19 @@ class Event(Message):
 
 
 class SessionEvent(Event):
-    """Base of what happens to a session."""
+    """Base of the events of a session."""
 
     session_id: SessionId
     chatbot_id: ChatbotId
-    status: SessionStatus = Field(description="Where the session stands now", examples=["CONNECTED"])
+    status: SessionStatus = Field(description="The session's present status", examples=["CONNECTED"])
     status_reason: StatusReason = None
     phone_number: LinkedNumber = None
-    version: int = Field(description="Rises with every change of the session; a lower one is older news", examples=[3])
+    version: int = Field(description="Rises with every change of the session; ignore lower versions", examples=[3])
     occurred_at: OccurredAt
 
 
 class SessionConnecting(SessionEvent):
-    """The gateway accepted to open the session; a QR code or the connection follows, within seconds as a rule."""
+    """The gateway accepted to open the session; a QR code or the connection follows, usually within seconds."""
 
     name: ClassVar[str] = "session.connecting"
     routing_key: ClassVar[str] = "session.connecting"
@@ -64,7 +64,7 @@ class SessionConnecting(SessionEvent):
 
 
 class SessionQrReady(SessionEvent):
-    """A QR code waits to be scanned. Sent again with each new code, about every 20 s; the newest alone is valid."""
+    """A QR code waits to be scanned. Sent again with each new code, about every 20 s; only the newest is valid."""
 
     name: ClassVar[str] = "session.qr_ready"
     routing_key: ClassVar[str] = "session.qr_ready"
@@ -74,10 +74,10 @@ class SessionQrReady(SessionEvent):
 
 
 class SessionConnected(SessionEvent):
-    """The chatbot is linked: messages go out and come in, and what waited to be sent goes out now.
+    """The chatbot is linked: messages can be sent and received, and waiting messages are sent now.
 
-    Sent again where another number was linked, or where `statusReason` changes: with `action_required` the gateway says
-    connected and sends nothing.
+    Sent again if another number was linked, or if `statusReason` changes: with `action_required` the gateway
+    reports a connection but sends nothing.
     """
 
     name: ClassVar[str] = "session.connected"
@@ -87,10 +87,10 @@ class SessionConnected(SessionEvent):
 
 
 class SessionDisconnected(SessionEvent):
-    """The chatbot is not linked (any more), or could not be; `statusReason` says why.
+    """The chatbot is not linked (any more), or could not be; `statusReason` has the reason.
 
     After `logged_out`, `replaced` and `requested` it stays so until `session.initialize`; otherwise the service tries
-    to bring the link back by itself, as long as nobody has to scan a code for it.
+    to restore the link by itself, unless a code must be scanned for that.
     """
 
     name: ClassVar[str] = "session.disconnected"
@@ -100,7 +100,7 @@ class SessionDisconnected(SessionEvent):
 
 
 class MessageEvent(Event):
-    """Base of what happens to a message."""
+    """Base of the events of a message."""
 
     message_id: SentId
     conversation_id: ConversationId
@@ -109,17 +109,17 @@ class MessageEvent(Event):
     external_user_id: Customer
     whatsapp_message_id: SentWhatsappId
     version: int = Field(
-        description="Rises with every change of the message; a subscriber that drops lower versions than it has seen "
-        "ends right",
+        description="Rises with every change of the message; a subscriber that ignores lower versions than it has seen "
+        "ends with the right state",
         examples=[2],
     )
     occurred_at: OccurredAt
 
 
 class MessageReceived(MessageEvent):
-    """A customer's message was stored. The same fact goes to the AI workers as a job.
+    """A customer's message was stored. The AI workers get the same message as a job.
 
-    Once for each message, however often WhatsApp repeats it; `conversationSequence` tells the order.
+    Once for each message, even if WhatsApp repeats it; `conversationSequence` gives the order.
     """
 
     name: ClassVar[str] = "message.received"
@@ -137,17 +137,17 @@ class MessageReceived(MessageEvent):
 class MessageStatusEvent(MessageEvent):
     """Base of the delivery states of a message that was sent.
 
-    Events of one message may come more than once or late: compare `version`.
+    Events of one message may arrive more than once or late: compare `version`.
     """
 
-    delivery_status: DeliveryStatus = Field(description="How far the message has come", examples=["SENT"])
+    delivery_status: DeliveryStatus = Field(description="The message's present status", examples=["SENT"])
     metadata: CallerMetadata
 
 
 class MessageSent(MessageStatusEvent):
-    """The gateway took the message.
+    """The gateway accepted the message.
 
-    Left out where a receipt was stored before this was published: `message.delivered` or `message.read` implies it.
+    Left out if a receipt was stored before this was published: `message.delivered` or `message.read` implies it.
     """
 
     name: ClassVar[str] = "message.sent"
@@ -159,7 +159,7 @@ class MessageSent(MessageStatusEvent):
 class MessageDelivered(MessageStatusEvent):
     """The message reached the phone.
 
-    Left out where WhatsApp reports READ at once, or where READ was stored before this was published.
+    Left out if WhatsApp reports READ at once, or if READ was stored before this was published.
     """
 
     name: ClassVar[str] = "message.delivered"
@@ -169,7 +169,7 @@ class MessageDelivered(MessageStatusEvent):
 
 
 class MessageRead(MessageStatusEvent):
-    """The message was read. Never comes from a customer who has switched read receipts off."""
+    """The message was read. Never published for a customer who has switched read receipts off."""
 
     name: ClassVar[str] = "message.read"
     routing_key: ClassVar[str] = "message.read"
@@ -178,7 +178,7 @@ class MessageRead(MessageStatusEvent):
 
 
 class MessageFailed(MessageStatusEvent):
-    """The message was given up. After `outcome_unknown` it may have been sent all the same.
+    """The message failed and is not sent any more. After `outcome_unknown` it may have been sent.
 
     A late receipt may still correct it: then `message.delivered` or `message.read` follows.
     """
@@ -194,7 +194,7 @@ class MessageFailed(MessageStatusEvent):
 
 
 class MessageCancelled(MessageStatusEvent):
-    """`message.cancel` was carried out. That the message FAILED is announced by `message.failed` as well."""
+    """`message.cancel` was executed. `message.failed` also reports that the message FAILED."""
 
     name: ClassVar[str] = "message.cancelled"
     routing_key: ClassVar[str] = "message.cancelled"
@@ -203,7 +203,7 @@ class MessageCancelled(MessageStatusEvent):
 
 
 class MessageQueued(MessageStatusEvent):
-    """`message.retry` was carried out: the message waits to be sent again."""
+    """`message.retry` was executed: the message waits to be sent again."""
 
     name: ClassVar[str] = "message.queued"
     routing_key: ClassVar[str] = "message.queued"
@@ -225,7 +225,7 @@ class ConversationStarted(Event):
 
 
 class ChatbotRegistered(Event):
-    """The chatbot is known: the answer to `chatbot.register`."""
+    """The chatbot is registered: the answer to `chatbot.register`."""
 
     name: ClassVar[str] = "chatbot.registered"
     routing_key: ClassVar[str] = "chatbot.registered"
@@ -234,7 +234,7 @@ class ChatbotRegistered(Event):
 
 
 class ChatbotRemoved(Event):
-    """The chatbot was forgotten and its link ended: the answer to `chatbot.remove`."""
+    """The chatbot was removed and its link ended: the answer to `chatbot.remove`."""
 
     name: ClassVar[str] = "chatbot.removed"
     routing_key: ClassVar[str] = "chatbot.removed"
@@ -243,7 +243,7 @@ class ChatbotRemoved(Event):
 
 
 class CommandRejected(Event):
-    """A command was well formed but could not be carried out; nothing was changed. To ask again, use a new id."""
+    """A command was well formed but could not be executed; nothing was changed. To try again, use a new id."""
 
     name: ClassVar[str] = "command.rejected"
     routing_key: ClassVar[str] = "command.rejected"
@@ -257,8 +257,8 @@ class CommandRejected(Event):
         "/whatsapp-qr/messages",
         examples=["213479c7-5b5a-56f5-8798-e081035027a2"],
     )
-    code: str = Field(description=f"Why, as a stable code: {listed(RejectionCode)}", examples=["no_session"])
+    code: str = Field(description=f"The reason as a stable code: {listed(RejectionCode)}", examples=["no_session"])
     detail: str = Field(
         description="The reason in words, for people",
-        examples=["the chatbot has no session: POST /whatsapp-qr/init makes one"],
+        examples=["the chatbot has no session: POST /whatsapp-qr/init creates one"],
     )

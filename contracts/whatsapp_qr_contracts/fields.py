@@ -20,19 +20,19 @@ A_TIME = "2026-01-01T12:00:00Z"
 SENT_WHATSAPP_ID = "3EB053C5CF658EF017BE1E"
 RECEIVED_WHATSAPP_ID = "3A1F9C6D2B4E8F0A7C55"
 
-ChatbotId = Annotated[UUID, Field(description="The chatbot it is about", examples=[A_CHATBOT])]
+ChatbotId = Annotated[UUID, Field(description="The chatbot", examples=[A_CHATBOT])]
 SessionId = Annotated[
     str,
     Field(
-        description="The link between the chatbot and its WhatsApp account; kept when it is linked anew",
+        description="The link between the chatbot and its WhatsApp account; kept when it is linked again",
         examples=[A_SESSION],
     ),
 ]
-ReportedSessionId = Annotated[Identifier, Field(description="The session it is about", examples=[A_SESSION])]
+ReportedSessionId = Annotated[Identifier, Field(description="The session", examples=[A_SESSION])]
 ConversationId = Annotated[
     UUID,
     Field(
-        description="All that one customer and one chatbot wrote to each other",
+        description="The conversation of one customer with one chatbot",
         examples=["acf6155f-620b-5a70-b926-049d6b11d50d"],
     ),
 ]
@@ -53,16 +53,16 @@ ReceivedId = Annotated[
 SentWhatsappId = Annotated[
     str,
     Field(
-        description="The message's id at WhatsApp; a gateway that does not take ours replaces it by its own",
+        description="The message's id at WhatsApp; a gateway that does not use ours replaces it by its own",
         examples=[SENT_WHATSAPP_ID],
     ),
 ]
 ReceivedWhatsappId = Annotated[str, Field(description="The message's id at WhatsApp", examples=[RECEIVED_WHATSAPP_ID])]
 ReceivedText = Annotated[
-    str, Field(description="The text; empty where the customer sent none (an image, say)", examples=["Hello"])
+    str, Field(description="The text; empty if the message contains none (for example an image)", examples=["Hello"])
 ]
 Customer = Annotated[
-    str, Field(description="The customer's phone number, or JID where it has no number", examples=[A_CUSTOMER])
+    str, Field(description="The customer's phone number, or JID if there is no number", examples=[A_CUSTOMER])
 ]
 Recipient = Annotated[
     Address,
@@ -73,29 +73,29 @@ Recipient = Annotated[
         json_schema_extra={"pattern": ADDRESS_PATTERN},
     ),
 ]
-Channel = Annotated[Literal["WHATSAPP_QR"], Field(description="How they talk; there may be others one day")]
+Channel = Annotated[Literal["WHATSAPP_QR"], Field(description="The channel between them; later versions may add more")]
 OccurredAt = Annotated[Instant, Field(description="When it happened, by the service's clock", examples=[A_TIME])]
 QrCode = Annotated[
     str,
     Field(
-        description="PNG data URL; whoever scans it links the account, so treat it as a secret", examples=[A_QR_CODE]
+        description="PNG data URL; anyone who scans it links the account, so treat it as a secret", examples=[A_QR_CODE]
     ),
 ]
 CallerMetadata = Annotated[
-    dict[str, Any], Field(description="What the caller gave with message.send", examples=[{"orderId": "1234"}])
+    dict[str, Any], Field(description="The metadata of message.send", examples=[{"orderId": "1234"}])
 ]
 StatusReason = Annotated[
     str | None,
     Field(
-        description="Why, as a stable code, where there is something to say: "
+        description="The reason of the status as a stable code, if there is one: "
         f"{codes.listed(codes.StatusReason)}; there may be more"
     ),
 ]
-LinkedNumber = Annotated[str | None, Field(description="The linked number, where known", examples=[A_PHONE_NUMBER])]
+LinkedNumber = Annotated[str | None, Field(description="The linked number, if known", examples=[A_PHONE_NUMBER])]
 ErrorCode = Annotated[
     str,
     Field(
-        description=f"Why, as a stable code: {codes.listed(codes.FailureCode)}; there may be more",
+        description=f"The reason as a stable code: {codes.listed(codes.FailureCode)}; there may be more",
         examples=["not_on_whatsapp"],
     ),
 ]

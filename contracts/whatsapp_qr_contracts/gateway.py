@@ -1,8 +1,8 @@
-"""What the WhatsApp gateway reports: the body of its callbacks, and of the message each callback becomes.
+"""Reports of the WhatsApp gateway: the body of its callbacks, and of the message that each callback becomes.
 
 The gateway posts the first four to `/whatsapp-qr/webhook` and the last to `/whatsapp-qr/incoming`; the ingress
-publishes the same body on `whatsapp-qr.gateway` and answers 200 once it is on disk. A report is a hint: it may come
-late, twice or out of order, and before it makes a session enter or leave CONNECTED the gateway is asked.
+publishes the same body on `whatsapp-qr.gateway` and answers 200 once it is on disk. A report is only a hint: it may
+arrive late, twice or out of order, and the gateway is asked before a session enters or leaves CONNECTED.
 """
 
 from datetime import UTC, datetime
@@ -53,7 +53,7 @@ _LATEST = 99_999_999_999_999
 _Written = Annotated[float, Field(ge=0, le=_LATEST)] | Annotated[str, Field(pattern=r"^\s*[0-9]+(\.[0-9]*)?\s*$")]
 
 UnixTime = Annotated[int, Field(ge=0, le=_LATEST), BeforeValidator(_whole_number, json_schema_input_type=_Written)]
-"""Unix time in seconds or milliseconds, a number or a numeric string; the unit stays as it was given."""
+"""Unix time in seconds or milliseconds, a number or a numeric string; the unit is kept."""
 
 
 def moment_of(unix_time: int) -> datetime:
@@ -63,7 +63,7 @@ def moment_of(unix_time: int) -> datetime:
 
 
 def _cut(length: int) -> BeforeValidator:
-    # A report must not be refused for a text that only decorates it.
+    # A report must not be refused because of an optional text.
     return BeforeValidator(lambda value: None if value is None else str(storable(str(value)))[:length])
 
 
@@ -79,20 +79,20 @@ def _or_none(value: Any, validate: ValidatorFunctionWrapHandler) -> Any:
 
 
 Decoration = Annotated[str | None, _cut(200)]
-"""A text that decorates a report: cut after 200 characters."""
+"""An optional text of a report: cut after 200 characters."""
 
 Reported = Annotated[Moment | None, WrapValidator(_or_none)]
-"""When the gateway says that it happened; nothing depends on it."""
+"""The gateway's time of the fact; no decision depends on it."""
 
 Empty = BeforeValidator(lambda value: {} if value is None else value)
 
 
-_TYPE = Field(description="What is reported")
+_TYPE = Field(description="The kind of report")
 _DATA = Field(description="The content of the report")
 
 
 class GatewayReport(Message):
-    """Base of what the gateway reports about a session."""
+    """Base of the gateway's reports about a session."""
 
     exchange: ClassVar[str] = GATEWAY
     keyed_by: ClassVar[Literal["chatbotId", "sessionId"]] = "sessionId"
@@ -104,7 +104,7 @@ class QrData(WireModel):
     """The content of a `qr` report."""
 
     qr_code: Annotated[Text, StringConstraints(min_length=1, max_length=65_536)] = Field(
-        description="The QR code as a PNG data URL; whoever scans it links the account, so treat it as a secret",
+        description="The QR code as a PNG data URL; anyone who scans it links the account, so treat it as a secret",
         examples=[A_QR_CODE],
     )
 
@@ -123,11 +123,11 @@ class ConnectedData(WireModel):
     """The content of a `connected` report."""
 
     phone_number: Decoration = Field(
-        default=None, description="The number of the linked account, where known", examples=[A_PHONE_NUMBER]
+        default=None, description="The number of the linked account, if known", examples=[A_PHONE_NUMBER]
     )
     connected_at: Reported = Field(default=None, description="When it was linked", examples=[A_TIME])
     reason: Decoration = Field(
-        default=None, description="Where there is a connection and yet nothing goes out: `action_required`, …"
+        default=None, description="If there is a connection but nothing is sent: `action_required`, …"
     )
 
 
@@ -151,7 +151,7 @@ class DisconnectedData(WireModel):
 
 
 class GatewayDisconnected(GatewayReport):
-    """The link is gone: logged out on the phone, replaced, expired or lost."""
+    """The link ended: logged out on the phone, replaced, expired or lost."""
 
     name: ClassVar[str] = "gateway.disconnected"
     routing_key: ClassVar[str] = "gateway.disconnected.{partition}"
@@ -164,7 +164,7 @@ class ReceiptData(WireModel):
     """The content of a receipt."""
 
     message_id: Identifier = Field(description="The WhatsApp id of the message", examples=[SENT_WHATSAPP_ID])
-    status: Literal["delivered", "read", "failed"] = Field(description="How far it came", examples=["delivered"])
+    status: Literal["delivered", "read", "failed"] = Field(description="The status it reached", examples=["delivered"])
     timestamp: UnixTime | None = Field(
         default=None, description="When: Unix time in seconds or milliseconds", examples=[1_767_268_800]
     )
@@ -172,9 +172,9 @@ class ReceiptData(WireModel):
 
 
 class GatewayReceipt(GatewayReport):
-    """WhatsApp reported the fate of a message that was sent. `delivered` may be left out where `read` comes.
+    """WhatsApp reported the delivery of a message that was sent. `delivered` may be left out if `read` is reported.
 
-    One for an id that is not known (yet) is kept for 24 h and applied once a message has that id.
+    A receipt for an id that is not known (yet) is stored for 24 h and applied once a message has that id.
     """
 
     name: ClassVar[str] = "gateway.receipt"
@@ -185,10 +185,10 @@ class GatewayReceipt(GatewayReport):
 
 
 class GatewayMessage(GatewayReport):
-    """A customer wrote to the linked account. May come again.
+    """A customer wrote to the linked account. May be posted again.
 
     A report with a `messageId` that the session had before is a repetition if contact (`from`, in a group also
-    `participant`) and content are equal; a number and a LID may be one contact. Else it is a message of its own.
+    `participant`) and content are equal; a number and a LID may be one contact. Otherwise it is a separate message.
     """
 
     name: ClassVar[str] = "gateway.message"
@@ -198,13 +198,13 @@ class GatewayMessage(GatewayReport):
         alias="from", description="Phone number or JID of the customer", examples=[A_CUSTOMER]
     )
     message: Text = Field(
-        max_length=65_536, description="The text; may be empty where `type` is not `text`", examples=["Hello"]
+        max_length=65_536, description="The text; may be empty if `type` is not `text`", examples=["Hello"]
     )
     message_id: Identifier = Field(description="The WhatsApp id of the message", examples=[RECEIVED_WHATSAPP_ID])
     timestamp: UnixTime = Field(
         description="When the customer wrote: Unix time in seconds or milliseconds", examples=[1_767_268_800]
     )
-    push_name: Decoration = Field(default=None, description="The name the customer shows", examples=["Ana"])
+    push_name: Decoration = Field(default=None, description="The customer's display name", examples=["Ana"])
     participant: Decoration = Field(
         default=None,
         description="In a group: the phone number or JID of the member who wrote it",
@@ -215,7 +215,7 @@ class GatewayMessage(GatewayReport):
     @model_validator(mode="after")
     def _text_or_type(self) -> "GatewayMessage":
         if not self.message and self.type in {None, "text"}:
-            message = "message may be empty only where type says that it is not a text"
+            message = "message may be empty only if type is present and not text"
             raise ValueError(message)
         return self
 

@@ -1,6 +1,6 @@
-"""What the service asks of the WhatsApp gateway by HTTP, and what it is answered.
+"""The gateway's HTTP interface: requests of the service and the gateway's answers.
 
-A gateway must fulfil this; what it calls back is in `gateway`. `schemas/gateway.openapi.yaml` is the whole contract.
+A gateway must implement this; its callbacks are in `gateway`. `schemas/gateway.openapi.yaml` is the whole contract.
 """
 
 from datetime import datetime
@@ -20,11 +20,11 @@ from whatsapp_qr_contracts.fields import (
 )
 from whatsapp_qr_contracts.message import Identifier, SessionStatus, Text, WireModel
 
-_SAID = Field(description="What was done, in words, for people", examples=["OK"])
+_SAID = Field(description="The result in words, for people", examples=["OK"])
 
 
 class InitRequest(WireModel):
-    """POST /init: start a session. One that runs already stays as it is."""
+    """POST /init: start a session. A running one stays unchanged."""
 
     session_id: ReportedSessionId
     chatbot_id: ChatbotId
@@ -53,13 +53,13 @@ class DisconnectRequest(WireModel):
 
 
 class GatewayAnswer(WireModel):
-    """Base of what the gateway answers where it did what was asked."""
+    """Base of the gateway's answers to successful requests."""
 
     success: Annotated[Literal[True], Field(description="It was done")] = True
 
 
 class Done(GatewayAnswer):
-    """A session was started or ended, or was so already."""
+    """A session was started or ended, or was in that state already."""
 
     message: Annotated[str, _SAID]
     session_id: str = Field(description="The session", examples=[A_SESSION])
@@ -73,52 +73,52 @@ class QrCodeAnswer(GatewayAnswer):
 
 
 class GatewaySession(WireModel):
-    """Where a session stands at the gateway, which is the truth about the connection."""
+    """A session's state at the gateway, which is authoritative for the connection."""
 
     session_id: str = Field(description="The session", examples=[A_SESSION])
-    status: SessionStatus = Field(description="Where it stands now", examples=["CONNECTED"])
-    qr_code: str | None = Field(default=None, description="The QR code that waits to be scanned, where there is one")
+    status: SessionStatus = Field(description="Its present status", examples=["CONNECTED"])
+    qr_code: str | None = Field(default=None, description="The QR code that waits to be scanned, if there is one")
     phone_number: str | None = Field(
-        default=None, description="The number of the linked account, where known", examples=[A_PHONE_NUMBER]
+        default=None, description="The number of the linked account, if known", examples=[A_PHONE_NUMBER]
     )
 
 
 class StatusAnswer(GatewayAnswer):
-    """Where a session stands."""
+    """A session's state."""
 
     session: Annotated[GatewaySession, Field(description="The session")]
 
 
 class SessionsAnswer(GatewayAnswer):
-    """All sessions that run or are kept. QR codes may be left out."""
+    """All sessions that run or are stored. QR codes may be left out."""
 
     sessions: list[GatewaySession] = Field(description="The sessions", examples=[[GatewaySession.example()]])
 
 
 class SentAnswer(GatewayAnswer):
-    """The message went out to WhatsApp."""
+    """The message was sent to WhatsApp."""
 
     message_id: Identifier = Field(
-        description="The WhatsApp id under which it was sent: the one that was given, or the gateway's own",
+        description="The WhatsApp id under which it was sent: the given one, or one of the gateway's",
         examples=[SENT_WHATSAPP_ID],
     )
 
 
 class Refusal(WireModel):
-    """The gateway did not do it."""
+    """The gateway did not execute the request."""
 
     success: Annotated[Literal[False], Field(description="It was not done")] = False
-    error: str = Field(description="Why, in words, for people", examples=["There is no such session."])
+    error: str = Field(description="The reason in words, for people", examples=["There is no such session."])
     code: str | None = Field(
         default=None,
-        description="Why, as a stable code: unknown_session, not_connected, not_on_whatsapp, restricted, refused; "
+        description="Stable code of the reason: unknown_session, not_connected, not_on_whatsapp, restricted, refused; "
         "without one the service asks /status",
         examples=["unknown_session"],
     )
 
 
 class Healthy(WireModel):
-    """The gateway is up."""
+    """The gateway runs."""
 
-    status: Annotated[Literal["ok"], Field(description="Always so")] = "ok"
+    status: Annotated[Literal["ok"], Field(description="Always ok")] = "ok"
     timestamp: datetime = Field(description="The gateway's clock", examples=[A_TIME])

@@ -1,6 +1,6 @@
 """Jobs: one piece of work for exactly one worker. Published persistent, mandatory and confirmed.
 
-A job may come more than once, each time with the same AMQP `message_id`. Its `correlation_id` is the id of the
+A job may be delivered more than once, each time with the same AMQP `message_id`. Its `correlation_id` is the id of the
 gateway's report, or of the command, that caused it.
 """
 
@@ -24,7 +24,7 @@ from whatsapp_qr_contracts.message import JOBS, Headers, Message, ServiceHeaders
 
 
 class IncomingMetadata(WireModel):
-    """Where a customer's message came from."""
+    """The origin of a customer's message."""
 
     whatsapp_message_id: ReceivedWhatsappId
     timestamp: int = Field(
@@ -33,7 +33,7 @@ class IncomingMetadata(WireModel):
     )
 
 
-Origin = Annotated[IncomingMetadata, Field(description="Where the message came from")]
+Origin = Annotated[IncomingMetadata, Field(description="The origin of the message")]
 
 
 class IncomingHeaders(ServiceHeaders):
@@ -47,9 +47,9 @@ class IncomingHeaders(ServiceHeaders):
 class IncomingJob(Message):
     """A customer's message for the AI workers: one job on the queue `incoming-messages` for each message.
 
-    Published after the message was stored, in order per conversation (header `conversation-sequence`), and kept until
-    a worker acknowledges it. It may come more than once, with the same `message_id`. Several workers on the queue have
-    no order among themselves. What a worker rejects without requeue goes to the dead letters.
+    Published after the message was stored, in order per conversation (header `conversation-sequence`), and kept until a
+    worker acknowledges it. It may be delivered more than once, with the same `message_id`. Several workers on the queue
+    have no order among themselves. A job that a worker rejects without requeue becomes a dead letter.
     """
 
     exchange: ClassVar[str] = JOBS
@@ -67,7 +67,7 @@ class IncomingJob(Message):
 
 
 class SendJob(Message):
-    """The doorbell of one outgoing message, internal: the message's row says what is sent.
+    """The wake-up for one outgoing message, internal: the text to send is read from the message's row.
 
     The first partition's queue, and so its routing key, has the bare name `whatsapp-qr-send`.
     """

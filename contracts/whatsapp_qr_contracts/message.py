@@ -1,8 +1,8 @@
-"""What every message has in common: the envelope, the wire format, the shared value types.
+"""The common parts of all messages: the envelope, the wire format, the shared value types.
 
-The body of a message is plain JSON in camelCase. Everything about its transport is an AMQP property or header:
-`message_id`, `correlation_id`, `type`, `timestamp`, and the headers `partition-key`, `schema-version` and
-`traceparent` (W3C Trace Context).
+The body of a message is plain JSON in camelCase. All transport data are AMQP properties or headers: `message_id`,
+`correlation_id`, `type`, `timestamp`, and the headers `partition-key`, `schema-version` and `traceparent` (W3C Trace
+Context).
 """
 
 import re
@@ -37,18 +37,18 @@ EVENTS = "whatsapp-qr.events"
 JOBS = "whatsapp-qr.jobs"
 
 MAX_BODY_BYTES = 524_288
-"""The largest body that the service reads; it refuses larger ones, and its readers stay small.
+"""The largest body that the service reads; it refuses larger ones, which limits the memory of its consumers.
 
-512 KiB: the longest text with every character escaped (`\\u0001`, 6 bytes), and the rest of the body. Write what need
-not be escaped as UTF-8: an emoji that is escaped takes 12 bytes.
+512 KiB: the longest text with every character escaped (`\\u0001`, 6 bytes), and the rest of the body. Prefer UTF-8 to
+escapes: an escaped emoji takes 12 bytes.
 """
 
 
 class SessionStatus(StrEnum):
-    """Where the link between a chatbot and its WhatsApp account stands."""
+    """The state of the link between a chatbot and its WhatsApp account."""
 
     DISCONNECTED = "DISCONNECTED"
-    """No link: never made, ended, or refused. `statusReason` says why."""
+    """No link: never made, ended, or refused. `statusReason` has the reason."""
     CONNECTING = "CONNECTING"
     """The gateway was asked for a link and has not shown a QR code yet."""
     QR_READY = "QR_READY"
@@ -58,22 +58,22 @@ class SessionStatus(StrEnum):
 
 
 class DeliveryStatus(StrEnum):
-    """How far a message came. It only rises; FAILED may be corrected by a later receipt."""
+    """The delivery status of a message. It only rises; FAILED may be corrected by a later receipt."""
 
     PENDING = "PENDING"
     """Accepted and stored, waiting to be sent."""
     SENT = "SENT"
-    """The gateway took it."""
+    """The gateway accepted it."""
     DELIVERED = "DELIVERED"
     """It reached the phone; customers' messages start here."""
     READ = "READ"
     """It was read."""
     FAILED = "FAILED"
-    """It was not sent, or it is not known whether it was; `errorCode` says why."""
+    """It was not sent, or it is not known whether it was; `errorCode` has the reason."""
 
 
 class Role(StrEnum):
-    """Who wrote a message."""
+    """The author of a message."""
 
     USER = "USER"
     ASSISTANT = "ASSISTANT"
@@ -83,9 +83,9 @@ _LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 def storable(value: Any) -> Any:
-    """Return a text without U+0000, and with U+FFFD for each half of a cut emoji; anything else as it is.
+    """Return a text without U+0000, and with U+FFFD for each half of a cut emoji; any other value unchanged.
 
-    PostgreSQL cannot store U+0000, and no UTF-8 has lone surrogates; both databases must give the same result.
+    PostgreSQL cannot store U+0000, and UTF-8 has no lone surrogates; both databases must give the same result.
     """
     return _LONE_SURROGATE.sub("\ufffd", value.replace("\x00", "")) if isinstance(value, str) else value
 
@@ -106,10 +106,10 @@ Text = Annotated[str, BeforeValidator(storable)]
 """Any text; U+0000 is removed, a lone surrogate becomes U+FFFD."""
 
 Identifier = Annotated[Text, StringConstraints(min_length=1, max_length=200)]
-"""An identifier made by somebody else: 1 to 200 characters."""
+"""An identifier made by another party: 1 to 200 characters."""
 
 Moment = Annotated[datetime, AfterValidator(_aware)]
-"""A point in time: ISO 8601 (UTC where no offset is given), or Unix time in seconds or milliseconds."""
+"""A point in time: ISO 8601 (UTC if no offset is given), or Unix time in seconds or milliseconds."""
 
 Instant = Annotated[AwareDatetime, AfterValidator(_utc)]
 """A point in time in ISO 8601 with an offset."""
@@ -128,41 +128,41 @@ class WireModel(BaseModel):
     )
 
     def wire(self) -> bytes:
-        """Return the JSON that goes on the wire."""
+        """Return the JSON for the wire."""
         return self.model_dump_json(by_alias=True).encode()
 
     @classmethod
     def read(cls, body: bytes) -> Self:
-        """Return what the JSON on the wire says. Python's own spelling of a field (`chatbot_id`) is refused.
+        """Return the value of the JSON from the wire. Python's own spelling of a field (`chatbot_id`) is refused.
 
-        An optional field under that name would otherwise be ignored, and nobody would know.
+        An optional field with that name would otherwise be ignored without notice.
 
         Raises:
-            ValidationError: it is no JSON, or a field is missing, wrong or in the other spelling.
+            ValidationError: it is not JSON, or a field is missing, wrong or in the other spelling.
         """
-        if any(name in body for name in _quoted_names(cls)):  # rarely so: parsed twice only then
+        if any(name in body for name in _quoted_names(cls)):  # rare: only then the body is parsed twice
             cls.refuse_other_spelling(_parsed(body))
         return cls.model_validate_json(body, by_alias=True, by_name=False)
 
     @classmethod
     def refuse_other_spelling(cls, value: Any) -> None:
-        """Let nothing pass that names a field as Python does: `chatbot_id` instead of `chatbotId`.
+        """Refuse a value that names a field as Python does: `chatbot_id` instead of `chatbotId`.
 
         Args:
             value: a whole body, parsed.
 
         Raises:
-            ValidationError: a field of it, or of a part of it, is spelt so.
+            ValidationError: a field of it, or of a part of it, is spelt like that.
         """
         if faults := list(_other_spellings(cls, value)):
             raise ValidationError.from_exception_data(cls.__name__, faults, input_type="json", hide_input=True)
 
     @classmethod
     def example(cls, *, required_only: bool = False) -> dict[str, Any]:
-        """Return the JSON of one as it may come, made of its fields' examples; where they have none, of the defaults.
+        """Return a possible JSON of one, made of its fields' examples; of their defaults if they have no examples.
 
         Args:
-            required_only: leave out what a sender may leave out.
+            required_only: leave out optional fields.
 
         Raises:
             LookupError: a field that is required has no example.
@@ -179,14 +179,14 @@ def _in_one_spelling(value: Any, validate: ValidatorFunctionWrapHandler) -> Any:
 
 
 InOneSpelling = WrapValidator(_in_one_spelling)
-"""Marks a model that is made of parsed JSON from the wire: what `WireModel.read` refuses is refused here too."""
+"""Marks a model that is made of parsed JSON from the wire: it refuses the same spellings as `WireModel.read`."""
 
 
 def _parsed(body: bytes) -> Any:
     try:
         return from_json(body)
     except ValueError:
-        return None  # what is no JSON is told where it is validated
+        return None  # invalid JSON is reported by the validation
 
 
 def _other_spellings(
@@ -198,7 +198,7 @@ def _other_spellings(
     if not isinstance(value, Mapping):
         return
     for name, alias, parts in _spellings(model):
-        # Where the field has another word on the wire (`from`), our own beside it may be somebody else's field.
+        # If the field has another name on the wire (`from`), our own name beside it may be a foreign field.
         if name != alias and name in value and (alias == to_camel(name) or alias not in value):
             fault = PydanticCustomError("other_spelling", "write {alias}, not {name}", {"alias": alias, "name": name})
             yield InitErrorDetails(type=fault, loc=(*place, name), input=None)
@@ -215,7 +215,7 @@ def _quoted_names(model: type[WireModel]) -> tuple[bytes, ...]:
 
 @cache
 def _spellings(model: type[WireModel]) -> tuple[tuple[str, str, tuple[type[WireModel], ...]], ...]:
-    """Return a model's fields: the name in Python, that on the wire, and the models of the field's own fields."""
+    """Return a model's fields: the name in Python, the name on the wire, and the models of the field's own fields."""
     return tuple((name, str(one.alias), tuple(_models(one.annotation))) for name, one in model.model_fields.items())
 
 
@@ -240,7 +240,7 @@ def _example_of(field: FieldInfo) -> Any:
 
 
 class Headers(BaseModel):
-    """Base of the AMQP headers of a message. Others may come with it, and are to be ignored."""
+    """Base of the AMQP headers of a message. Ignore additional ones."""
 
     model_config = ConfigDict(
         frozen=True, alias_generator=lambda name: name.replace("_", "-"), populate_by_name=True, extra="ignore"
@@ -248,7 +248,7 @@ class Headers(BaseModel):
 
     @classmethod
     def example(cls, schema_version: int) -> dict[str, Any]:
-        """Return the headers as they may come with a message of a version."""
+        """Return possible headers of a message of a version."""
         values = {str(field.alias): _example_of(field) for field in cls.model_fields.values()}
         return values | {"schema-version": schema_version}
 
@@ -256,18 +256,18 @@ class Headers(BaseModel):
 Traceparent = Annotated[
     str,
     Field(
-        description="The trace that it belongs to (W3C Trace Context), where there is one; pass it on with what "
-        "follows, and `tracestate` with it, so that a message can be followed through all services",
+        description="The trace that it belongs to (W3C Trace Context), if there is one; pass it on with resulting "
+        "messages, and `tracestate` with it, so that a message can be followed through all services",
         examples=["00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"],
     ),
 ]
 
 
 class ServiceHeaders(Headers):
-    """The headers of what the service publishes."""
+    """The headers of the service's messages."""
 
     partition_key: str = Field(
-        description="Whose order it keeps: the chatbot's id as lower-case text, or a session id of a foreign form",
+        description="Messages of one key keep their order: the chatbot's id in lower case, or a foreign session id",
         examples=["6f9619ff-8b86-4011-b42d-00c04fc964ff"],
     )
     schema_version: int = Field(
@@ -277,7 +277,7 @@ class ServiceHeaders(Headers):
 
 
 class Message(WireModel):
-    """Base of everything that travels through RabbitMQ."""
+    """Base of all messages that are sent through RabbitMQ."""
 
     exchange: ClassVar[str]
     """The exchange it is published to."""
@@ -286,15 +286,15 @@ class Message(WireModel):
     routing_key: ClassVar[str]
     """The pattern of its routing key: `{partition}` stands for `partition_of(partition_key, PARTITIONS)`."""
     headers: ClassVar[type[Headers]] = ServiceHeaders
-    """The headers it carries."""
+    """Its headers."""
     keyed_by: ClassVar[Literal["chatbotId", "sessionId"]] = "chatbotId"
-    """The field of the body that its `partition-key` comes from."""
+    """The field of the body from which its `partition-key` is taken."""
     schema_version: ClassVar[int] = 1
     """Its `schema-version` header; rises with a breaking change. Readers accept all versions up to their own."""
 
     @property
     def partition_key(self) -> str:
-        """Its `partition-key` header: everything with the same key is done, and announced, in order."""
+        """Its `partition-key` header: messages with the same key are handled, and their events published, in order."""
         key: str = (
             session_key(getattr(self, "session_id"))  # noqa: B009  # a subclass has it
             if self.keyed_by == "sessionId"

@@ -1,4 +1,4 @@
-"""Which partition a message belongs to: everything about one chatbot goes through one partition, in order."""
+"""The partition of a message: all messages about one chatbot go through one partition, in order."""
 
 import re
 from uuid import UUID

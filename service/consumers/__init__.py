@@ -1,1 +1,1 @@
-"""One file, one consumer, one process. A handler may run again for the same message at any time."""
+"""One module per consumer, one process per consumer. A handler may run again for the same message at any time."""

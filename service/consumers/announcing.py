@@ -1,4 +1,4 @@
-"""Tells everybody what was committed: one relay for each destination."""
+"""Publishes the outputs of committed rows: one relay for each destination."""
 
 import asyncio
 from collections import defaultdict
@@ -22,7 +22,7 @@ from whatsapp_qr_contracts.message import EVENTS, Message
 from whatsapp_qr_contracts.partitions import partition_of
 
 Sources = Mapping[str, Sequence[Source]]
-"""By destination, the rows that a kind of consumer tells: one kind alone for each destination of a row."""
+"""The rows that a kind of consumer publishes, by destination: only one kind for each pair of row and destination."""
 
 OF_SESSIONS: Sources = {
     EVENTS: (Source(unpublished.COMMANDS, row_outputs.of_command), Source(unpublished.SESSIONS, row_outputs.of_session))
@@ -42,7 +42,7 @@ _SETTLE_SECONDS = 3.0
 
 
 class Announcer:
-    """Tells what was committed. A handler gives it the outputs and goes on: it never waits for a destination."""
+    """Publishes committed outputs. A handler passes them to it and continues: it never waits for a destination."""
 
     def __init__(
         self,
@@ -57,7 +57,7 @@ class Announcer:
         self._relays: dict[str, Relay] = {}
         for name, rows in sources.items():
             parts = {name: part}
-            if name == SENDS.name:  # each partition may be full alone: it must not keep the others' jobs back
+            if name == SENDS.name:  # each partition's queue may be full alone: it must not delay the other jobs
                 parts = {SENDS.queue_name(n): partial(_one, part, n) for n in range(self._partitions)}
             for queue, of in parts.items():
                 relay = Relay(
@@ -66,20 +66,21 @@ class Announcer:
                 self._relays[queue] = relay
 
     def start(self) -> None:
-        """Begin to tell; returns at once."""
+        """Begin to publish; returns at once."""
         self.confirmations.start()
         for relay in self._relays.values():
             relay.start()
 
     @property
     def alive(self) -> bool:
-        """Whether all its tasks are there."""
+        """Whether all its tasks run."""
         return self.confirmations.alive and all(relay.alive for relay in self._relays.values())
 
     def publish_soon(self, outputs: Sequence[Output]) -> None:
-        """Publish what was committed, soon; what is not confirmed is told from its rows.
+        """Publish committed outputs soon; those that are not confirmed are published from their rows.
 
-        So is what belongs to a partition that this process has just lost: its next owner tells what came before it.
+        The same applies to outputs of a partition that this process has just lost: its next owner publishes the earlier
+        ones.
         """
         owned = self._part().owned
         by_destination: dict[str, list[Output]] = defaultdict(list)
@@ -91,13 +92,14 @@ class Announcer:
             self._relays[name].publish_soon(some)
 
     async def published(self, seconds: float) -> None:
-        """Wait, for at most so many seconds, until what was told is published."""
+        """Wait, for at most so many seconds, until the waiting outputs are published."""
         await asyncio.gather(*(relay.settle(seconds) for relay in self._relays.values()))
 
     async def settle(self) -> None:
-        """Publish what waits and write down what is confirmed, as far as that is possible soon.
+        """Publish waiting outputs and store confirmations, as far as that is possible soon.
 
-        Who takes a partition over looks at its rows at once, and tells again what is not written down.
+        A process that takes a partition over reads its rows at once, and publishes again each output without a stored
+        confirmation.
         """
         await self.published(_SETTLE_SECONDS)
         await self.confirmations.settle(_SETTLE_SECONDS)

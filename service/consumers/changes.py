@@ -1,4 +1,4 @@
-"""What moves a session, and what comes with it."""
+"""Changes to a session: the trigger, and the values that come with it."""
 
 from dataclasses import dataclass
 
@@ -14,7 +14,7 @@ from whatsapp_qr_contracts.message import SessionStatus
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """What moves a session, and what comes with it."""
+    """A change to a session: its trigger, and the values that come with it."""
 
     trigger: Trigger
     wanted: bool
@@ -24,15 +24,15 @@ class Change:
 
 
 def phone(text: str | None) -> str | None:
-    """Return a number as it is compared: gateways write it with a plus or as a JID, and the device part changes.
+    """Return a phone number in a form for comparison: gateways write a plus or a JID, and the device part changes.
 
-    A blank one is none.
+    A blank number counts as none.
     """
     return (customer_address(text) or None) if text else None
 
 
 def is_noop(session: SessionRecord, change: Change) -> bool:
-    """Say whether a change that the state machine allows would change nothing."""
+    """Return whether a change that the state machine allows would change nothing."""
     match change.trigger, session.status:
         case Trigger.QR, SessionStatus.QR_READY:
             return change.qr_code == session.qr_code
@@ -44,7 +44,7 @@ def is_noop(session: SessionRecord, change: Change) -> bool:
 
 
 def move(tx: AsyncSession, session: SessionRecord, change: Change, *, caused_by: str) -> None:
-    """Change a session that is locked, by a change that the state machine allows."""
+    """Change a locked session by a change that the state machine allows."""
     sessions.move(
         tx,
         session,
@@ -58,12 +58,12 @@ def move(tx: AsyncSession, session: SessionRecord, change: Change, *, caused_by:
 
 
 async def apply(tx: AsyncSession, *, seen: SessionRow, change: Change, caused_by: str) -> SessionRow:
-    """Change a session as it was seen; return it.
+    """Change a session if it is still as it was read; return it.
 
-    Once it is connected its lane is woken: what waited goes out, or fails where it was for another number.
+    When it becomes connected, its lane is woken: waiting messages are sent, or fail if they were for another number.
 
     Raises:
-        DatabaseUnavailable: somebody changed it meanwhile; decide again.
+        DatabaseUnavailable: another process changed it meanwhile; decide again.
     """
     session = await sessions.locked_unchanged(tx, seen)
     number = change.phone_number

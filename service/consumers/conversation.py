@@ -1,8 +1,8 @@
-"""The conversation consumer: puts messages into conversations, in both directions, and follows receipts.
+"""The conversation consumer: stores messages in conversations, in both directions, and applies receipts.
 
-What waits is taken in batches: their rows are locked and read together, each message is decided on in the order of
-arrival, and all is committed at once. What follows is told from the rows: a job for the AI workers or for the outbound
-consumer, and events.
+Waiting messages are handled in batches: their rows are locked and read together, each message is decided on in the
+order of arrival, and all are committed at once. The outputs are published from the rows: a job for the AI workers or
+for the outbound consumer, and events.
 """
 
 from collections.abc import Mapping, Sequence
@@ -46,11 +46,11 @@ class ConversationConsumer(Handler):
     database: Database
     announcer: Announcer
     expiry: timedelta
-    """How long a message may wait to be sent where its caller does not say."""
+    """How long a message may wait to be sent if its sender sets no limit."""
     models: ClassVar[Mapping[str, Any]] = {model.name: model for model in CONVERSATIONS.carries}
 
     async def handle(self, batch: Sequence[Received]) -> NotDone:
-        """Do what a batch asks for, in one transaction, and tell what follows."""
+        """Process a batch in one transaction, and publish the outputs."""
         outputs, failures = await self.database.transact(partial(self._do_all, batch=batch))
         self.announcer.publish_soon(list({output.message_id: output for output in outputs}.values()))
         return failures
@@ -69,7 +69,7 @@ class ConversationConsumer(Handler):
         return outputs, failures
 
     def _do(self, rows: Intake, body: Any, envelope: Envelope) -> list[Output]:
-        """Change the rows as one message asks; return what is told of it once that is committed."""
+        """Change the rows for one message; return the outputs to publish after the commit."""
         match body:
             case SendMessage():
                 return self._send(rows, body, envelope)
@@ -91,7 +91,7 @@ class ConversationConsumer(Handler):
         if known is not None and conversations.same_content(known, command):
             return row_outputs.job_of(known)
         command_id = _command_id(command, envelope)
-        if (command.chatbot_id, command_id) in rows.commands:  # it was rejected, and stays so whatever came meanwhile
+        if (command.chatbot_id, command_id) in rows.commands:  # once rejected, it stays rejected
             return row_outputs.of_command(message_commands.row_of(rows, command, command_id))
         if known is not None:
             reused = "a message with other content was sent under this id: use a new id for a new message"
@@ -108,7 +108,7 @@ class ConversationConsumer(Handler):
             caller_id=caller_id,
             expires_at=command.expires_at or rows.at + self.expiry,
         )
-        if command.chatbot_id in rows.removed:  # it was accepted before: it must not vanish
+        if command.chatbot_id in rows.removed:  # it was accepted before: it must not be lost
             removed = "the chatbot was removed before the message was stored"
             code = FailureCode.CHATBOT_REMOVED
             conversations.raise_status(message, DeliveryStatus.FAILED, now(), code=code, detail=removed)
@@ -122,7 +122,7 @@ class ConversationConsumer(Handler):
         first_id, other_id = conversations.incoming_ids(session, report)
         first, other = rows.messages.get(first_id), rows.messages.get(other_id)
         if known := first if first and conversations.same_incoming(first, report) else other:
-            # Where nobody knew whether it was committed it is told now, before what comes after it.
+            # If its commit was not confirmed, it is published now, before the outputs of later messages.
             return row_outputs.of_message(known)
         if first is not None:
             log.info("whatsapp_id_reused", session_id=shown(report.session_id))
@@ -139,13 +139,13 @@ class ConversationConsumer(Handler):
         return [*begun, *row_outputs.of_message(message)]
 
     def _follow_receipt(self, rows: Intake, report: GatewayReceipt) -> list[Output]:
-        """Raise the status of the message that it is about; keep it where that is not known yet."""
+        """Raise the status of the message of a receipt; store the receipt if the message is not known yet."""
         _known(rows, report)
         receipt = report.data
         status = DeliveryStatus(receipt.status.upper())
         at = moment_of(receipt.timestamp) if receipt.timestamp is not None else now()
         message = rows.sent_as.get((report.session_id, receipt.message_id))
-        if message is None or message.whatsapp_message_id != receipt.message_id:  # tried again meanwhile, under another
+        if message is None or message.whatsapp_message_id != receipt.message_id:  # retried meanwhile, with another id
             kept = ReceiptRow(
                 session_id=report.session_id,
                 whatsapp_message_id=receipt.message_id,
@@ -164,7 +164,7 @@ class ConversationConsumer(Handler):
 def _conversation(
     rows: Intake, session: SessionRecord, external_user_id: str, cause: str
 ) -> tuple[ConversationRecord, list[Output]]:
-    """Return the conversation with a customer, and what is told of it where it has just begun."""
+    """Return the conversation with a customer, and its outputs if it has just begun."""
     known = rows.conversations.get(identities.conversation_id(session.chatbot_id, external_user_id))
     if known is not None:
         return known, []

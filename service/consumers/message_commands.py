@@ -1,6 +1,6 @@
-"""Commands about a message that exists: cancel it while it waits, or try a failed one again.
+"""Commands for an existing message: cancel it while it waits, or retry a failed one.
 
-Part of the conversation consumer: a chatbot's commands are carried out in the order in which they were asked.
+Part of the conversation consumer: a chatbot's commands are executed in the order in which they were published.
 """
 
 from datetime import datetime
@@ -20,7 +20,7 @@ from whatsapp_qr_contracts.events import MessageCancelled, MessageQueued
 
 
 def cancel(rows: Intake, command: CancelMessage, envelope: Envelope) -> list[Output]:
-    """Fail a message that waits."""
+    """Fail a waiting message."""
     row = row_of(rows, command, envelope.id_or_dead_letter())
     if row.outcome is not None:
         return row_outputs.of_command(row)
@@ -42,7 +42,7 @@ def retry(rows: Intake, command: RetryMessage, envelope: Envelope, *, expires_at
     try:
         session = _usable(rows, command)
         message = _own(rows, command)
-        failed = row_outputs.event_of(message)  # its failure is told before it is none any more
+        failed = row_outputs.event_of(message)  # its failure must be published before the message is queued again
         lanes.enqueue_again(session, message, expires_at=expires_at, retry=envelope.message_id)
     except Rejected as error:
         end(row, command, error, about=command.message_id)
@@ -52,7 +52,7 @@ def retry(rows: Intake, command: RetryMessage, envelope: Envelope, *, expires_at
 
 
 def row_of(rows: Intake, command: Command, command_id: str) -> CommandRow:
-    """Return the row of a command; where it has ended before, or its id is another's, it has an outcome."""
+    """Return the row of a command. It has an outcome if the command has ended, or if its id is another command's."""
     known = rows.commands.get((command.chatbot_id, command_id))
     row = new_row(command, command_id) if known is None else repeated(known, command)
     if row is not known:

@@ -1,9 +1,9 @@
-"""The outbound consumer: sends each session's messages in order, one at a time; sessions side by side.
+"""The outbound consumer: sends each session's messages in order, one at a time; sessions run concurrently.
 
-The rows are the lanes. Rounds of one transaction each record what the gateway answered, wake the lanes of new jobs and
-claim the next message of every lane that may send; then the jobs are acknowledged and the calls go out. A lane that has
-to wait, for its pace or for the gateway, holds no job: its row says when it is to be looked at. Who takes a partition
-over finds the lanes that are due in their rows.
+The rows are the lanes. Each round is one transaction: it records the gateway's answers, wakes the lanes of new jobs and
+claims the next message of every lane that may send. Then the jobs are acknowledged and the gateway is called. A lane
+that has to wait, for its pace or for the gateway, holds no job: its row stores the time of the next check. A process
+that takes a partition over finds the due lanes in their rows.
 """
 
 import asyncio
@@ -43,14 +43,14 @@ _LOOK_EVERY_SECONDS = 1.0
 _MOST_DUE = 1000
 _SHORTEST_PAUSE = 0.01
 _PAUSE_AFTER_TROUBLE = 1.0
-# What is answered meanwhile is recorded with the next round, so that rounds are few; but events may be slow.
+# Answers that arrive meanwhile are recorded in the next round, so that rounds are few. But events may be slow.
 _LONGEST_TELLING = 0.05
 _TRIES = 5
-"""How often a database that is away is tried before what was answered at the end is left unrecorded."""
+"""Attempts while the database is unavailable and the process stops; then the last answers are left unrecorded."""
 
 
 Jobs = dict[asyncio.Future[Collection[UUID]], set[UUID]]
-"""The messages of jobs, by what tells who waits that their lanes are woken."""
+"""The messages of jobs, by the future that is completed when their lanes are woken."""
 
 
 @dataclass(frozen=True)
@@ -61,14 +61,14 @@ class OutboundConsumer(Handler):
     models: ClassVar[Mapping[str, Any]] = {SendJob.name: SendJob}
 
     async def handle(self, batch: Sequence[Received]) -> NotDone:
-        """Have the lanes of a batch of jobs woken by the sender's next round."""
+        """Wake the lanes of a batch of jobs in the sender's next round."""
         known = await self.sender.wake({received.body.message_id for received in batch})  # type: ignore[attr-defined]
         unknown = Undeliverable("no message has the messageId of this job", code=DeadLetterReason.UNKNOWN_MESSAGE)
         return [(received, unknown) for received in batch if received.body.message_id not in known]  # type: ignore[attr-defined]
 
 
 class Sender(Loop):
-    """Sends what is due in the lanes of this process's partitions."""
+    """Sends the due messages of the lanes in this process's partitions."""
 
     def __init__(
         self,
@@ -82,12 +82,12 @@ class Sender(Loop):
         self.database, self.gateway, self.retry, self.announcer = database, gateway, retry, announcer
         self.policy, self._part = policy, part
         self._due: dict[str, None] = {}
-        """Lanes to look at, in their order: the longest waiting first."""
+        """Lanes to check, in order: the longest waiting first."""
         self._answers: list[Answer] = []
         self._jobs: Jobs = {}
-        """Messages whose lanes are to be woken, and who waits until that is committed."""
+        """Messages whose lanes must be woken, by the future that is completed once that is committed."""
         self._calls: dict[str, asyncio.Task[None]] = {}
-        """By session: at most one message of each is on its way."""
+        """By session: at most one call of each is in progress."""
         self._wake = asyncio.Event()
         self._next_look = 0.0
         self._stopping = False
@@ -95,14 +95,14 @@ class Sender(Loop):
 
     @property
     def alive(self) -> bool:
-        """Whether its task is there, or the process ends."""
+        """Whether its task runs, or the process is stopping."""
         return self._stopping or super().alive
 
     async def wake(self, message_ids: set[UUID]) -> Collection[UUID]:
-        """Wake the lanes of messages; return, once that is committed, those messages that exist.
+        """Wake the lanes of messages; return, once that is committed, the ids of those messages that exist.
 
         Raises:
-            Stopping: nothing is sent here any more.
+            Stopping: this process does not send any more.
         """
         if not super().alive:
             raise Stopping
@@ -128,7 +128,7 @@ class Sender(Loop):
                 ends = self._stopping and failures >= _TRIES
                 if not isinstance(error, Stopping):
                     log.exception("sending_failed")
-                if ends or isinstance(error, Stopping):  # the process ends, or the partitions are given up
+                if ends or isinstance(error, Stopping):  # the process stops, or the partitions are released
                     self._fail(list(self._jobs), error)
                 if ends:
                     return
@@ -140,7 +140,7 @@ class Sender(Loop):
                 woken.set_exception(error)
 
     async def _only_wake(self) -> None:
-        """Do what jobs ask for without anything else, which has just failed."""
+        """Wake the lanes of jobs without the rest of the round, which has just failed."""
         jobs = dict(self._jobs)
         try:
             await self.retry(partial(self._transact, jobs, answers=[], due=[], room=0))
@@ -155,7 +155,7 @@ class Sender(Loop):
             await happens(self._wake, seconds)
 
     async def _look_for_due(self) -> None:
-        """Find the lanes that wait for a moment which has come: their rows say it, also after a take-over."""
+        """Find the lanes that are due: their rows store the time, so this also works after a take-over."""
         if time.monotonic() < self._next_look or self._stopping or len(self._due) >= _MOST_DUE:
             return
         self._next_look = time.monotonic() + _LOOK_EVERY_SECONDS
@@ -183,7 +183,7 @@ class Sender(Loop):
         del self._answers[: len(answers)]
 
     async def _transact(self, jobs: Jobs, *, answers: Sequence[Answer], due: Collection[str], room: int) -> None:
-        """Do a round, and what follows from it."""
+        """Run a round, and act on its result."""
         ids = set[UUID]().union(*jobs.values())
         work = partial(lanes.send_round, answers=answers, due=due, policy=self.policy, jobs=ids, room=room)
         done: Round = await self.database.transact(work)
@@ -195,7 +195,7 @@ class Sender(Loop):
         self._act(done)
 
     def _act(self, done: Round) -> None:
-        """Tell what a round has changed, and send what it has claimed."""
+        """Publish the outputs of a round, and send the messages that it has claimed."""
         for message in done.changed:
             if message.error_code == FailureCode.EXPIRED:
                 metrics.SENDS.labels(message.error_code).inc()
@@ -207,11 +207,11 @@ class Sender(Loop):
             self._next_look = min(self._next_look, time.monotonic() + max(0.0, seconds))
 
     def _room(self) -> int:
-        """Return how many calls more may be made; at the end none."""
+        """Return the number of further calls that may be made; while stopping, zero."""
         return 0 if self._stopping else max(0, MAX_CONNECTIONS - len(self._calls))
 
     def _next_lanes(self) -> list[str]:
-        """Return the lanes whose turn it is, as many as connections to the gateway are free."""
+        """Return the next lanes in turn, as many as there are free connections to the gateway."""
         return list(islice((session_id for session_id in self._due if session_id not in self._calls), self._room()))
 
     def _call(self, claimed: Claimed) -> None:
@@ -224,7 +224,7 @@ class Sender(Loop):
         self._wake.set()
 
     async def _send(self, claimed: Claimed) -> None:
-        # The lane was woken by a job of another message, perhaps: this is another one's trace.
+        # The lane may have been woken by the job of another message: the trace must be this message's.
         message = claimed.message
         ids = {"correlation_id": message.correlation_id, "message_id": message.id, "session_id": message.session_id}
         with tracing.resumed(message.traceparent, "send message", **ids):
@@ -238,7 +238,7 @@ class Sender(Loop):
             )
         except GatewayError as refusal:
             error = await self._explain(message.session_id, refusal)
-        except Exception as unforeseen:  # whether it was sent is not known
+        except Exception as unforeseen:  # it is not known whether it was sent
             log.exception("send_failed")
             error = GatewayOutcomeUnknown(f"the call failed: {type(unforeseen).__name__}")
         else:
@@ -251,7 +251,7 @@ class Sender(Loop):
         return verdict
 
     async def _explain(self, session_id: str, error: GatewayError) -> GatewayError:
-        """Find out what a refusal without a code means: the session is not connected, or the message is no good."""
+        """Find the reason of a refusal without a code: the session is not connected, or the message is invalid."""
         if not isinstance(error, GatewayRefused) or error.explicit:
             return error
         match await self.gateway.status(session_id):
@@ -262,7 +262,7 @@ class Sender(Loop):
         return GatewayRefused(error.detail, code="not_connected")
 
     async def stop(self) -> None:
-        """End after the messages that are on their way; whoever is active next goes on from the lanes' rows."""
+        """End after the calls in progress; the next active process continues from the lanes' rows."""
         self._stopping = True
         self._wake.set()
         if self._task is not None:

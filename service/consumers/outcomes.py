@@ -1,4 +1,4 @@
-"""A command is executed once: its row holds the event that answers it, and a repetition only tells that event again."""
+"""A command is executed once: its row holds the event that answers it; a repeated command only publishes it again."""
 
 import hashlib
 from uuid import UUID
@@ -19,14 +19,14 @@ _REUSED = Rejected(
 
 
 async def begin(tx: AsyncSession, command: Command, command_id: str) -> CommandRow:
-    """Write a command down and return its row; where it has ended before, or its id is another's, it has an outcome."""
+    """Store a command and return its row. It has an outcome if the command has ended, or if its id is another one's."""
     known = await command_row(tx, new_row(command, command_id))
     row = repeated(known, command)
     return known if row is known else await tx.merge(row)
 
 
 def new_row(command: Command, command_id: str) -> CommandRow:
-    """Return the row of a command that begins."""
+    """Return the row of a new command."""
     return CommandRow(
         chatbot_id=command.chatbot_id,
         command_id=command_id,
@@ -37,9 +37,9 @@ def new_row(command: Command, command_id: str) -> CommandRow:
 
 
 def repeated(known: CommandRow, command: Command) -> CommandRow:
-    """Return the row that answers a command whose id is known: its outcome, where there is one, is told again.
+    """Return the row that answers a command whose id is known: its outcome, if there is one, is published again.
 
-    Where the known row is another command's, this one is rejected, in a row of its own.
+    If the known row is another command's, this one is rejected, in a separate row.
     """
     digest = _digest(command)
     if (known.name, known.digest or digest) == (command.name, digest):
@@ -53,7 +53,7 @@ def repeated(known: CommandRow, command: Command) -> CommandRow:
 
 
 def _digest(command: Command) -> str:
-    # Without defaults: a field that is new in some version does not make another command of one from before.
+    # Without defaults: a field added in a later version must not change the digest of an earlier command.
     body = command.model_dump_json(exclude={"requested_at"}, exclude_defaults=True)
     return hashlib.sha256(body.encode()).hexdigest()
 
@@ -67,10 +67,10 @@ def end(
     message_id: str | None = None,
     about: UUID | None = None,
 ) -> None:
-    """Write down the event that answers a command; it is told once that is committed.
+    """Store the event that answers a command; it is published once that is committed.
 
-    `command_id` is given where the row has another one, `message_id` where the event has an id of its own: else one is
-    derived from the command's. `about` is the message that a rejected command is about.
+    `command_id` is given if the row has another one, `message_id` if the event has its own id: otherwise an id is
+    derived from the command's. `about` is the message that a rejected command refers to.
     """
     command_id = command_id or row.command_id
     event = _rejection(command, command_id, result, about) if isinstance(result, Rejected) else result

@@ -1,9 +1,9 @@
-"""Tells what rows have to tell: right after the commit, and, where that was not confirmed, from the rows.
+"""Publishes the outputs of rows: directly after the commit, and, if that was not confirmed, from the rows.
 
-A destination is direct or relayed. Direct: what was just committed is published at once. Once a publish is not
-confirmed, the destination is relayed: what is committed from then on is left in its rows, and pages of them are
-published in their order, until none is left. So nothing overtakes what is untold, and no handler waits for a
-destination. A process that takes a partition over begins relayed: rows may have been left untold by the one before.
+A destination is direct or relayed. Direct: outputs are published right after their commit. If a publish is not
+confirmed, the destination becomes relayed: outputs committed from then on stay in their rows, and pages of rows are
+published in order, until none is left. So nothing overtakes an unpublished output, and no handler waits for a
+destination. A process that takes a partition over begins relayed: the previous owner may have left rows unpublished.
 """
 
 import asyncio
@@ -33,21 +33,21 @@ log = structlog.get_logger()
 
 _MOST_DIRECT = 2000
 _UNDER_WAY = 16
-"""Publishes without a confirmation, at most: what others publish over the same connection waits for so many."""
+"""Unconfirmed publishes, at most: other publishes over the same connection wait for so many."""
 _LOOK_EVERY_SECONDS = 1.0
 _SETTLED_SECONDS = 3.0
-"""A row that has not changed for so long is being told by nobody."""
+"""A row that has not changed for so long is not being published by any process."""
 EVENT_TRIES = 3
 _TRY_AGAIN_SECONDS = (1.0, 5.0)
 
 
 @dataclass(frozen=True)
 class Source:
-    """Rows of one table that have something to tell.
+    """Rows of one table that have outputs.
 
     Args:
-        outputs: what is told of one.
-        settled: seconds for which a row must not have changed, where another may be about to tell it.
+        outputs: returns the outputs of one row.
+        settled: seconds for which a row must not have changed, if another process may be about to publish it.
     """
 
     unpublished: Unpublished
@@ -57,7 +57,7 @@ class Source:
 
 @dataclass(frozen=True, slots=True)
 class _Refused:
-    """An event that a queue refused, and when it is tried again."""
+    """An event that a queue refused, and when it is published again."""
 
     output: Output
     tries: int
@@ -65,11 +65,11 @@ class _Refused:
 
 
 class Relay(Loop):
-    """What tells one destination, in this process.
+    """The relay of one destination, in this process.
 
     Args:
         skips_refused: whether an output counts as confirmed after EVENT_TRIES refusals, as events do. The refusal does
-            not say which of the bound queues was full, and the others have the event.
+            not name the bound queue that was full, and the others have the event.
     """
 
     def __init__(
@@ -91,23 +91,23 @@ class Relay(Loop):
         self._refused: dict[str, _Refused] = {}
         self._places = asyncio.Semaphore(_UNDER_WAY)
         self._in_trouble = False
-        """Whether a publish of this step was not confirmed: what has not begun is left to the rows."""
+        """Whether a publish of this step was not confirmed: outputs not begun yet are left in the rows."""
         self._owned: Mapping[int, float] = {}
         self._relayed = False
         self._skipped = False
-        """Whether something was committed, and left in its rows, since the last look began."""
+        """Whether outputs were committed, and left in their rows, since the last look began."""
         self._failures = 0
         self._looked_at = float("-inf")
-        # Not all at the same moment: what is handled meanwhile would wait for all of them.
+        # Not all at the same moment: messages handled meanwhile would wait for all relays.
         self._look_every = _LOOK_EVERY_SECONDS * random.uniform(0.8, 1.2)  # noqa: S311  # spreads load, protects nothing
         self._wake = asyncio.Event()
         self._published = asyncio.Event()
-        """Whether nothing waits, and nothing that did is on its way, nor a page of the rows."""
+        """Set while no output waits, no publish of a waiting output is in progress, and no page of rows either."""
         self._published.set()
         RELAYING.labels(name).set_function(lambda: float(self._relayed))
 
     def publish_soon(self, outputs: Sequence[Output]) -> None:
-        """Publish what was committed, soon; where the destination is relayed, the rows already have it."""
+        """Publish committed outputs soon; if the destination is relayed, they are published from the rows."""
         self._notice_taken_over()
         if self._relayed or len(self._waiting) + len(outputs) > _MOST_DIRECT:
             self._go_by_the_rows()
@@ -127,7 +127,7 @@ class Relay(Loop):
         self._waiting.clear()
 
     async def settle(self, seconds: float) -> None:
-        """Publish what waits, for at most so many seconds; the rows keep what is left."""
+        """Publish the waiting outputs, for at most so many seconds; the rest stay in the rows."""
         if self.alive:
             await happens(self._published, seconds)
 
@@ -137,7 +137,7 @@ class Relay(Loop):
             try:
                 self._notice_taken_over()
                 went_well = await self._step()
-            except Stopping:  # what is left is in the rows, for whoever owns their partitions next
+            except Stopping:  # the rest is in the rows, for the next owner of their partitions
                 went_well = False
             except Exception:
                 log.exception("relay_failed", destination=self.name)
@@ -149,7 +149,7 @@ class Relay(Loop):
                 self._go_by_the_rows()
 
     async def _step(self) -> bool:
-        """Do what is next; say whether that went well."""
+        """Do the next step; return whether it succeeded."""
         self._in_trouble = False
         if self._waiting:
             outputs = list(self._waiting)
@@ -173,7 +173,7 @@ class Relay(Loop):
         await happens(self._wake, self._look_every)
 
     async def _look(self) -> bool:
-        """Tell what the rows leave untold, page by page; once nothing is left, the destination is direct again."""
+        """Publish the unpublished rows, page by page; once none is left, the destination is direct again."""
         self._skipped = False
         await self._retry(self._confirmations.flush)
         for source in self._sources:
@@ -190,7 +190,7 @@ class Relay(Loop):
 
     async def _page(self, source: Source) -> list[Output]:
         age = 0.0 if self._relayed else source.settled
-        # What was refused and is tried again later is among them, and must not be all of them.
+        # The page contains refused outputs that are retried later; they must not fill it.
         part = replace(self._part(), age=age, page=PAGE + len(self._refused))
         if not part.owned:
             return []
@@ -201,12 +201,12 @@ class Relay(Loop):
     def _outputs(self, source: Source, row: Any) -> list[Output]:
         try:
             return source.outputs(row)
-        except Exception:  # a newer version wrote it, perhaps, and tells it some day: it must not hold the others back
+        except Exception:  # perhaps written by a newer version, which can publish it: it must not block the others
             log.exception("row_not_understood", destination=self.name)
             return []
 
     async def _publish(self, outputs: Sequence[Output]) -> bool:
-        """Publish outputs, those of one order one after another; say whether none is left for the rows."""
+        """Publish outputs, those of one order one after another; return whether none is left for the rows."""
         orders: dict[str, list[Output]] = defaultdict(list)
         for output in outputs:
             orders[output.order].append(output)
@@ -245,7 +245,7 @@ class Relay(Loop):
         return False
 
     def _refuse(self, output: Output, tries: int) -> None:
-        """Try an event again later, a bounded number of times: it holds nothing back."""
+        """Retry an event later, a bounded number of times: it does not block other outputs."""
         if tries < EVENT_TRIES and len(self._refused) < _MOST_DIRECT:
             due = time.monotonic() + _TRY_AGAIN_SECONDS[tries - 1]
             self._refused[output.message_id] = _Refused(output, tries, due)

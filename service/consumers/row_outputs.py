@@ -1,6 +1,6 @@
-"""What has to be told of a row: events, jobs and wake-ups are functions of it, with ids that are too.
+"""The outputs of a row: events, jobs and wake-ups are functions of the row, and so are their ids.
 
-So an output that is published again, after a crash or by another process, is the same under the same id.
+So an output that is published again, after a crash or by another process, is the same message under the same id.
 """
 
 from collections.abc import Mapping
@@ -64,7 +64,7 @@ class Output:
     Args:
         message_id: its AMQP id, the same at every repetition.
         correlation_id: the id of the command or report that caused it.
-        confirmation: what is recorded when the broker has confirmed it.
+        confirmation: the record that is stored when the broker has confirmed it.
         order: outputs of one destination with the same order are published one after another.
     """
 
@@ -145,7 +145,7 @@ def event_of(message: MessageRecord) -> list[Output]:
 def _version_of(message: MessageRecord) -> str:
     if message.version > 1:
         return f"version {message.version}"
-    # A row from before there were versions: its event may have been published under this id.
+    # A row from before versions existed: its event may have been published under this id.
     return f"{message.delivery_status} {reached_at(message).isoformat()}"
 
 
@@ -165,7 +165,7 @@ def incoming_job(message: MessageRecord) -> IncomingJob:
 
 
 def send_job(message: MessageRecord) -> SendJob:
-    """Return the job that wakes the lane in which a message stands."""
+    """Return the job that wakes the lane of a message."""
     return _of(SendJob, message, message_id=message.id, to=message.external_user_id, message=message.content)
 
 
@@ -183,12 +183,12 @@ def status_event(message: MessageRecord) -> MessageStatusEvent:
 
 
 def event_as(kind: type[MessageStatusEvent], message: MessageRecord, at: datetime, **fields: Any) -> MessageStatusEvent:
-    """Return an event of a kind about a message to send, as it is."""
+    """Return an event of a kind about an outgoing message in its present state."""
     return _of(kind, message, message_id=message.id, occurred_at=at, metadata=message.caller_metadata, **fields)
 
 
 def _of(kind: type[M], row: SQLModel, **fields: Any) -> M:
-    """Return a message with these fields; those that the row has under the same name are taken from there."""
+    """Return a message with these fields; the others are taken from the row's fields of the same name."""
     return kind(**{name: getattr(row, name) for name in _shared(kind, type(row))} | fields)
 
 
@@ -198,7 +198,7 @@ def _shared(kind: type[Message], row: type[SQLModel]) -> list[str]:
 
 
 def reached_at(message: MessageRecord) -> datetime:
-    """Return when a message came to its present delivery status."""
+    """Return when a message reached its present delivery status."""
     times = {
         DeliveryStatus.SENT: message.sent_at,
         DeliveryStatus.DELIVERED: message.delivered_at,

@@ -1,8 +1,8 @@
-"""The session consumer: carries out session and chatbot commands, and follows what the gateway reports.
+"""The session consumer: executes session and chatbot commands, and applies the gateway's reports.
 
-One session's commands and reports are handled one after another, in order of arrival. Where the gateway is called,
-sessions are handled side by side; QR codes, which come in great numbers, are taken in batches of one transaction. Each
-handler commits its decision; what follows is told from the rows.
+One session's commands and reports are handled one after another, in order of arrival. If the gateway must be called,
+sessions are handled concurrently; QR codes, which are numerous, are handled in batches of one transaction. Each handler
+commits its decision; the outputs are published from the rows.
 """
 
 import asyncio
@@ -63,7 +63,7 @@ class SessionConsumer(Handler):
     slow = frozenset(models) - {GatewayQr.name}
 
     async def handle(self, batch: Sequence[Received]) -> NotDone:
-        """Move sessions as their reports say, in one transaction; leave those that the gateway must confirm."""
+        """Apply the reports to their sessions, in one transaction; leave those that the gateway must confirm."""
         outputs, not_done = await self.database.transact(partial(self._follow_all, batch=batch))
         self.announcer.publish_soon(outputs)
         return not_done
@@ -91,7 +91,7 @@ class SessionConsumer(Handler):
         return outputs, not_done
 
     async def handle_slow(self, received: Received) -> None:
-        """Do what a message asks for."""
+        """Process one message."""
         with received.traced(SESSIONS.name):
             await self._do(received.body, received.envelope)
 
@@ -153,7 +153,7 @@ class SessionConsumer(Handler):
             seen, Change(Trigger.INITIALIZE, wanted=True, reason=reason), caused_by=envelope.message_id
         )
         if repairs and machine.hangs(reported, linked=connecting.phone_number is not None):
-            await self._tell_gateway(connecting.session_id)  # it would leave a pairing that runs as it is
+            await self._tell_gateway(connecting.session_id)  # a second initialize would not replace a running pairing
         try:
             await self.gateway.initialize(connecting.session_id, str(connecting.chatbot_id))
         except GatewayError as error:
@@ -162,9 +162,9 @@ class SessionConsumer(Handler):
         return await finish(connecting)
 
     async def disconnect(self, command: DisconnectSession | RemoveChatbot, envelope: Envelope) -> None:
-        """End the session, and forget the chatbot where that is asked; what was said is kept.
+        """End the session, and delete the chatbot if that is requested; conversations and messages are kept.
 
-        Where the gateway is away it is told later.
+        If the gateway is unavailable, it is called later.
         """
         closed = await self.database.transact(partial(self._close, command=command, envelope=envelope))
         if not isinstance(closed, CommandRow):
@@ -205,7 +205,7 @@ class SessionConsumer(Handler):
             log.warning("gateway_not_told_of_disconnect", code=shown_code(error.code))
 
     async def register(self, command: RegisterChatbot, envelope: Envelope) -> None:
-        """Make the chatbot known."""
+        """Register the chatbot."""
 
         async def register(tx: AsyncSession) -> CommandRow:
             row = await begin(tx, command, envelope.id_or_dead_letter())
@@ -217,7 +217,7 @@ class SessionConsumer(Handler):
         self.announcer.publish_soon(row_outputs.of_command(await self.database.transact(register)))
 
     async def follow(self, report: GatewayReport, envelope: Envelope) -> None:
-        """Move the session as the gateway reports; once it is connected, what waited to be sent goes out."""
+        """Apply a report of the gateway to its session; once it is connected, the waiting messages are sent."""
         session = await self.database.read(lambda tx: sessions.session_by_id(tx, report.session_id))
         if session is None:
             raise _UNKNOWN_SESSION
@@ -230,7 +230,7 @@ class SessionConsumer(Handler):
             await self._tell_gateway(session.session_id)
 
     async def _confirmed(self, session: SessionRow, change: Change) -> Change | None:
-        """Return the change as the gateway confirms it; None where it keeps contradicting its own report."""
+        """Return the change as the gateway confirms it; None if its status keeps contradicting its report."""
         if not machine.must_be_confirmed(session.status, change.trigger):
             return change
         for pause in (0.0, *_ASK_AGAIN_AFTER):
@@ -253,7 +253,7 @@ class SessionConsumer(Handler):
         command: Command,
         envelope: Envelope,
     ) -> CommandRow:
-        """Write down how a command ended, with the last change of its session, if there is one."""
+        """Store the outcome of a command, with the last change of its session, if there is one."""
 
         async def write(tx: AsyncSession) -> CommandRow:
             row = await begin(tx, command, envelope.message_id)
@@ -265,7 +265,7 @@ class SessionConsumer(Handler):
                 session = await apply(tx, seen=session, change=change, caused_by=envelope.message_id)
             news = session.told_version < session.version
             end(row, command, session_event(session), message_id=session_event_id(session) if news else None)
-            session.told_version = session.version  # the command's row tells it
+            session.told_version = session.version  # published from the command's row
             return row
 
         return await self.database.transact(write)
@@ -299,10 +299,10 @@ def _reason(error: GatewayError) -> str:
 
 
 async def _overtaken(tx: AsyncSession, command: InitializeSession) -> Rejected | None:
-    """Say why a repair is not needed any more: what it was decided on has changed while it waited."""
+    """Return why a repair is not needed any more: the session has changed while the command waited."""
     session = await sessions.session_of(tx, command.chatbot_id, lock=True)
     if session is None or not session.wanted:
-        return Rejected("nobody wants the session any more", code=RejectionCode.NOT_WANTED)
+        return Rejected("the session is not wanted any more", code=RejectionCode.NOT_WANTED)
     if session.version != command.repair_of:
         detail = "the session has changed since its repair was decided: nothing to do"
         return Rejected(detail, code=RejectionCode.OUTDATED)

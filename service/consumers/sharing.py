@@ -1,10 +1,11 @@
-"""Lets the processes of a kind share the partitions of their queue evenly.
+"""Distributes the partitions of a queue evenly over the processes of one kind.
 
-The broker decides who is active on a partition and tells nobody. A process learns it from the first delivery on its
-channel; that suffices on every RabbitMQ and costs nothing while there is traffic. For a queue without traffic there is
-the probe: an empty message through the queue itself, acknowledged by whoever is active. It is published only when a
-partition has just been given up, and on each beat for partitions that no live row claims: so, while nothing changes,
-never. Rows and probes only balance; while the database is away every process keeps what it has.
+The broker chooses the process that is active on a partition and does not report it. A process detects it by the first
+delivery on its channel; that works on every RabbitMQ and costs nothing while there is traffic. For a queue without
+traffic there is the probe: an empty message through the queue itself, acknowledged by the active process. It is
+published only when a partition has just been released, and on each heartbeat for partitions that no live row claims: so
+never while nothing changes. Rows and probes only balance; while the database is unavailable every process keeps its
+partitions.
 """
 
 import time
@@ -25,12 +26,12 @@ from service.tasks import Loop, happens
 
 log = structlog.get_logger()
 
-# Of a period: 10 s of 15.
+# Share of a period: 10 s of 15.
 _BETWEEN_MOVES = 2 / 3
 
 
 class Sharing(Loop):
-    """The loop of one process."""
+    """The loop that balances one process with the others."""
 
     def __init__(
         self,
@@ -56,8 +57,8 @@ class Sharing(Loop):
         """Return the partitions to subscribe to before the others.
 
         Raises:
-            DatabaseUnavailable: the rows cannot be read; nothing may be subscribed to.
-            Stopping: the database has another PARTITIONS than this process, which ends.
+            DatabaseUnavailable: the rows cannot be read; the process must not subscribe.
+            Stopping: the database has another PARTITIONS than this process, which stops.
         """
         try:
             others = await self._heartbeats.beat([])
@@ -67,11 +68,11 @@ class Sharing(Loop):
         return sharing.first_share(self._id, others, len(self._subscriptions.partitions))
 
     async def check(self) -> None:
-        """Check that the database can be written; tell that this process takes nothing, because it gave up.
+        """Check that the database can be written; record that this process has released its partitions.
 
         Raises:
-            DatabaseUnavailable: it cannot.
-            Stopping: the database has another PARTITIONS than this process, which ends.
+            DatabaseUnavailable: it cannot be written.
+            Stopping: the database has another PARTITIONS than this process, which stops.
         """
         try:
             await self._heartbeats.stand_by()
@@ -93,7 +94,7 @@ class Sharing(Loop):
                 if error.detail != self._trouble:
                     log.warning("not_sharing", code=error.code, reason=error.detail)
                 self._trouble = error.detail
-            except ConfigurationError as error:  # a backup was restored, or the number changed while it was cut off
+            except ConfigurationError as error:  # a backup was restored, or PARTITIONS changed during an outage
                 self._ending.because(error)
             except Exception:
                 log.exception("sharing_failed")
@@ -103,7 +104,7 @@ class Sharing(Loop):
         return min(self._period, until_move) if until_move > 0 else self._period
 
     async def _look(self, *, regular: bool) -> None:
-        """Tell what this process is active on, and do what follows from what the others tell."""
+        """Record the partitions on which this process is active, and act on the records of the others."""
         others = await self._heartbeats.beat(self._subscriptions.active)
         mine = self._subscriptions.active
         if regular:
@@ -119,7 +120,7 @@ class Sharing(Loop):
             await self._subscriptions.probe(number)
 
     async def _settle(self, contested: Sequence[int]) -> None:
-        """Ask the queue itself where two believe that they are active; who hears nothing until the next beat is not."""
+        """Probe partitions that two processes claim; if this one gets nothing until the next beat, it is inactive."""
         for number in contested:
             partition = self._subscriptions.partitions[number]
             if partition.heard_at < self._asked.get(number, 0.0):
@@ -128,7 +129,7 @@ class Sharing(Loop):
             await self._subscriptions.probe(number)
 
     async def stop(self) -> None:
-        """Stop sharing and delete the row, so that the others need not wait for it to grow old."""
+        """Stop sharing and delete the row, so that the others need not wait until it expires."""
         await self.end()
         with suppress(DatabaseUnavailable):
             await self._heartbeats.remove()

@@ -1,8 +1,8 @@
-"""How many messages a batch takes: as many as can be done before others, who wait for its end, notice it."""
+"""The size of a batch: small enough that messages waiting for its end are not delayed noticeably."""
 
 LARGEST = 200
 _SMALLEST = 20
-# What comes waits for the batch before its own, in several processes one after another. Smaller batches cost more.
+# A new message waits for the batch before its own, in several processes one after another. Smaller batches cost more.
 _SECONDS = 0.05
 
 
@@ -10,7 +10,7 @@ def next_size(most: int, taken: int, seconds: float) -> int:
     """Return how many messages the next batch may take.
 
     Args:
-        most: how many the last one might have taken.
+        most: the limit of the last batch.
         taken: how many it took.
         seconds: how long they took.
     """

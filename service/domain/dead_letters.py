@@ -1,4 +1,4 @@
-"""A dead letter: a message that could not be processed, exactly as it was, and why."""
+"""A dead letter: a message that could not be processed, unchanged, with the reason."""
 
 import hashlib
 from collections.abc import Mapping
@@ -19,7 +19,7 @@ class Original:
 
     Args:
         body: its bytes.
-        exchange: where it was published to; empty for the default exchange and for a callback.
+        exchange: to which it was published; empty for the default exchange and for a callback.
         routing_key: under which routing key.
         properties: the AMQP properties that it had: messageId, correlationId, type, contentType, …
         headers: its headers, in the form of `messaging.lossless`.
@@ -32,22 +32,22 @@ class Original:
     headers: Mapping[str, Any]
 
     def text(self, name: str) -> str:
-        """Return a property; empty where it is missing."""
+        """Return a property; empty if it is missing."""
         return str(self.properties.get(name) or "")
 
 
 @dataclass(frozen=True, slots=True)
 class DeadLetter:
-    """One death of a message.
+    """A failed message, with the time and reason of this failure.
 
     Args:
         original: the message.
         reason: stable code.
         detail: the reason in words.
-        source: the queue that it was read from, the path of a callback, or the exchange that had no queue for it.
-        death_id: identifies this death, however often its dead letter is delivered; empty where nothing does.
+        source: the queue from which it was read, the path of a callback, or the exchange that had no queue for it.
+        death_id: identifies this failure over repeated deliveries of its dead letter; empty if no value does.
         redelivered: whether this dead letter may have been stored before.
-        died_at: when it died, where that is known.
+        died_at: when it failed, if that is known.
     """
 
     original: Original
@@ -60,10 +60,10 @@ class DeadLetter:
 
     @property
     def id(self) -> UUID:
-        """The same for the same message, whenever it dies again.
+        """The same id for the same message, each time that it becomes a dead letter.
 
-        Messages without an id are the same where their bytes are: what needs an id is never carried out without
-        one, and the others are told apart by their content.
+        Messages without an id are the same if their bytes are: a command without an id is never executed, and other
+        messages are distinguished by their content.
         """
         came_to = self.original.exchange or self.source
         digest = hashlib.sha256(self.original.body).hexdigest()
@@ -71,9 +71,9 @@ class DeadLetter:
 
 
 def is_repetition(dead: DeadLetter, *, last_death_id: str, replayed: bool) -> bool:
-    """Say whether a dead letter is a death that its row knows already.
+    """Return whether a dead letter is a failure that its row has recorded already.
 
-    In doubt, where the message was replayed meanwhile, it counts as a new one: none may stay hidden as replayed.
+    In doubt, if the message was replayed meanwhile, it counts as a new failure: none may stay hidden as replayed.
     """
     same = dead.death_id == last_death_id if dead.death_id else dead.redelivered
     return same and not replayed

@@ -1,4 +1,4 @@
-"""How delivery states follow each other: they only rise, and a failure gives way to proof of the contrary."""
+"""The order of delivery statuses: they only rise, but a later report of success replaces FAILED."""
 
 from whatsapp_qr_contracts.message import DeliveryStatus
 
@@ -12,7 +12,7 @@ _CAN_FAIL = frozenset({DeliveryStatus.PENDING, DeliveryStatus.SENT})
 
 
 def raised(current: DeliveryStatus, reported: DeliveryStatus) -> DeliveryStatus | None:
-    """Return the status after a report, or None where the report changes nothing."""
+    """Return the status after a report, or None if the report changes nothing."""
     if reported is DeliveryStatus.FAILED:
         return reported if current in _CAN_FAIL else None
     if current is DeliveryStatus.FAILED:

@@ -1,4 +1,4 @@
-"""Identities: every id that can be derived is derived, so that doing something twice gives the same id twice."""
+"""Identities: every id that can be derived is derived, so that repeating an operation gives the same id."""
 
 import hashlib
 from datetime import datetime
@@ -9,7 +9,7 @@ from whatsapp_qr_contracts.addresses import normalize_address
 
 CHANNEL = "WHATSAPP_QR"
 
-# Only the first characters matter to WhatsApp: it marks messages of web clients with them.
+# Only the first characters matter to WhatsApp: they mark messages of web clients.
 _WHATSAPP_PREFIX = "3EB0"
 
 
@@ -31,7 +31,7 @@ def incoming_message_id(session: UUID, whatsapp_id: str) -> UUID:
 def other_incoming_message_id(session: UUID, whatsapp_id: str, *content: str) -> UUID:
     """Return the id of a customer's message whose WhatsApp id another message of the session had before.
 
-    WhatsApp's ids are unique within a chat only. `content` is what tells it from the others; no part holds a NUL.
+    WhatsApp's ids are unique only within a chat. `content` distinguishes it from the others; no part contains a NUL.
     """
     return uuid5(session, "\0".join((whatsapp_id, *content)))
 
@@ -42,7 +42,7 @@ def outgoing_message_id(chatbot_id: UUID, caller_id: str) -> UUID:
 
 
 def whatsapp_message_id(message_id: UUID) -> str:
-    """Return the WhatsApp id under which a message is sent, however many attempts it takes."""
+    """Return the WhatsApp id under which a message is sent, the same for all its attempts."""
     return _WHATSAPP_PREFIX + hashlib.sha256(message_id.bytes).hexdigest()[:18].upper()
 
 
@@ -52,12 +52,12 @@ def output_id(source: UUID, output: str) -> str:
 
 
 def key_hash(key: str) -> int:
-    """Return the number from which the partition of a key follows, however many partitions there are."""
+    """Return the hash of a partition key; the partition is computed from it, for any number of partitions."""
     return crc32(key.encode())
 
 
 def customer_address(sender: str) -> str:
-    """Return the address of a customer as it is stored. What WhatsApp may send beyond numbers and JIDs is kept."""
+    """Return the address of a customer in its stored form. Forms other than numbers and JIDs are kept as they are."""
     try:
         return normalize_address(sender)
     except ValueError:
@@ -65,7 +65,7 @@ def customer_address(sender: str) -> str:
 
 
 def may_be_one_contact(one: str, other: str) -> bool:
-    """Say whether two stored addresses may be the same contact's: equal ones, or a number and a LID."""
+    """Return whether two stored addresses may be the same contact's: equal ones, or a number and a LID."""
     return one == other or sorted((_kind(one), _kind(other))) == ["lid", "number"]
 
 

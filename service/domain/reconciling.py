@@ -1,7 +1,7 @@
-"""What is wrong with a session when its row and the gateway disagree, and what would mend it.
+"""The faults of a session whose row and the gateway disagree, and the step that repairs each.
 
-The step is a hint like every webhook: it goes into the session's queue, and what it says is settled by asking the
-gateway when its turn comes.
+A step is only a hint, like every webhook: it is published to the session's queue, and the session consumer asks the
+gateway again before it acts.
 """
 
 from dataclasses import dataclass
@@ -14,35 +14,35 @@ from whatsapp_qr_contracts.message import SessionStatus
 _S = SessionStatus
 
 ACTION_REQUIRED = "action_required"
-"""The reason on a session that says CONNECTED and does not send: nothing that the gateway offers mends it."""
+"""The reason of a session that is CONNECTED but does not send: no call to the gateway repairs it."""
 QR_EXPIRED = "qr_expired"
 NO_QR_CODE = "no_qr_code"
-"""The reason on a session that is CONNECTING for long."""
+"""The reason of a session that is CONNECTING for too long."""
 
-# After these nothing happens before somebody acts: another try would show a QR code to nobody, or anger WhatsApp.
+# After these, no repair before the user acts: another attempt would show a QR code to no one, or alarm WhatsApp.
 _WAITS_FOR_THE_USER = frozenset({QR_EXPIRED, ACTION_REQUIRED, "restricted"})
 
 
 class Step(StrEnum):
-    """What mends a session."""
+    """A step that repairs a session."""
 
     CONNECTED = "connected"
     """Report that it is connected."""
     DISCONNECTED = "disconnected"
-    """Report that the connection is gone."""
+    """Report that the connection is lost."""
     QR = "qr"
     """Report the QR code that the gateway shows."""
     INITIALIZE = "initialize"
-    """Ask for the link anew."""
+    """Open the session again."""
     END = "end"
-    """Nobody wants it: end it at the gateway."""
+    """It is not wanted: end it at the gateway."""
     WARN = "action_required"
-    """It says that it is connected, and nothing goes out: tell the user."""
+    """It is CONNECTED according to the gateway, and sends fail: notify the user."""
 
 
 @dataclass(frozen=True, slots=True)
 class Stored:
-    """What the row says, and what has been seen since it last changed."""
+    """The state of the row, and the observations since it last changed."""
 
     status: SessionStatus
     wanted: bool
@@ -52,25 +52,25 @@ class Stored:
     phone_number: str | None = None
     qr_code: str | None = None
     stuck: float | None = None
-    """Seconds for which the first message of its lane has been seen tried in vain; None where none has."""
+    """Seconds since sends of the first message of its lane were first seen to fail; None if none were."""
     reported_for: float = 0.0
-    """Seconds for which the gateway has been seen to say what it says now: CONNECTING, or that it knows no session."""
+    """Seconds for which the gateway has been seen to give the present answer: CONNECTING, or unknown session."""
 
 
 @dataclass(frozen=True, slots=True)
 class Patience:
-    """How long a session may stay in a state that should pass, in seconds."""
+    """How many seconds a session may stay in a temporary state."""
 
     passing: float = 60.0
-    """CONNECTING, a lost connection, or a session that the gateway does not know, before it is asked to open it."""
+    """CONNECTING, a lost connection, or a session that is unknown at the gateway, before it is opened again."""
     renewal: float = 120.0
-    """A QR code that is not renewed: the first one lives for a minute, those that follow for 20 s."""
+    """A QR code that is not renewed: the first one is valid for a minute, the following ones for 20 s."""
     stuck: float = 300.0
-    """Sends that fail although everybody says CONNECTED."""
+    """Failing sends although row and gateway are CONNECTED."""
 
 
 def step(stored: Stored, reported: Reported, patience: Patience) -> Step | None:
-    """Return what mends the session, or None where nothing is wrong, the gateway does not say, or time will tell."""
+    """Return the step that repairs the session; None if there is no fault, no answer, or the state may still change."""
     match reported:
         case NoAnswer() | UnknownWord():
             return None
@@ -96,7 +96,7 @@ def _connected_there(stored: Stored, reported: Connected, patience: Patience) ->
 
 def _another_number(stored: Stored, reported: Connected) -> bool:
     number = customer_address(reported.phone_number) if reported.phone_number else ""
-    return number not in {"", stored.phone_number}  # a blank one is none
+    return number not in {"", stored.phone_number}  # a blank one counts as none
 
 
 def _shown_there(stored: Stored, reported: OtherState, patience: Patience) -> Step | None:
@@ -104,7 +104,7 @@ def _shown_there(stored: Stored, reported: OtherState, patience: Patience) -> St
         return Step.QR
     if stored.age < patience.renewal:
         return None
-    # A gateway renews its codes: this one was missed, or it is dead there as well.
+    # A gateway renews its codes: either the new code's report was lost, or the code has expired there too.
     return Step.INITIALIZE if reported.qr_code == stored.qr_code else Step.QR
 
 
@@ -115,7 +115,7 @@ def _connecting_there(stored: Stored, patience: Patience) -> Step | None:
         case _S.CONNECTING:
             return Step.INITIALIZE if stored.age >= patience.passing else None
         case _S.QR_READY:
-            # The code may have been scanned in its last second: its age says nothing about the login that follows.
+            # The code may have been scanned in its last second: its age does not limit the following login.
             return Step.INITIALIZE if stored.reported_for >= patience.passing else None
         case _:
             return None
@@ -126,7 +126,7 @@ def _gone_there(stored: Stored, reported: UnknownSession | OtherState, patience:
         case _S.CONNECTED | _S.QR_READY if isinstance(reported, OtherState):
             return Step.DISCONNECTED
         case _S.CONNECTED:
-            # A gateway that was restarted lists a session only once it has opened it; a second login ends the first.
+            # A restarted gateway lists a session only once it has opened it; a second login would end the first.
             return Step.INITIALIZE if stored.reported_for >= patience.passing else None
         case _S.QR_READY:
             return Step.INITIALIZE

@@ -1,4 +1,4 @@
-"""What the gateway says about a session when it is asked: one of five things."""
+"""The possible answers of the gateway about a session: one of five."""
 
 from dataclasses import dataclass
 
@@ -11,12 +11,12 @@ class Connected:
     """The session is linked."""
 
     phone_number: str | None = None
-    """As the gateway writes it, where it does."""
+    """As the gateway writes it, if it does."""
 
 
 @dataclass(frozen=True, slots=True)
 class OtherState:
-    """It knows the session, which is not linked."""
+    """The gateway has the session, which is not linked."""
 
     status: SessionStatus
     qr_code: str | None = None
@@ -24,17 +24,17 @@ class OtherState:
 
 @dataclass(frozen=True, slots=True)
 class UnknownSession:
-    """It does not know the session."""
+    """The gateway does not have the session."""
 
 
 @dataclass(frozen=True, slots=True)
 class UnknownWord:
-    """It knows the session, and has a word of its own for its state."""
+    """The gateway has the session, in a state that is not part of the contract."""
 
 
 @dataclass(frozen=True, slots=True)
 class NoAnswer:
-    """It did not answer, or would not say."""
+    """The gateway did not answer, or refused to."""
 
     error: GatewayError
 

@@ -1,4 +1,4 @@
-"""What becomes of a message after an attempt to send it, and when the next attempt may be made."""
+"""The consequences of an attempt to send a message, and the time of the next attempt."""
 
 import random
 from dataclasses import dataclass
@@ -6,19 +6,19 @@ from dataclasses import dataclass
 from service.errors import GatewayError, GatewayOutcomeUnknown, GatewayRefused, GatewayUnreachable
 
 _MAX_BACKOFF = 10.0
-# The gateway lost the session, or it is not connected there although our row says so: that passes.
+# The gateway lost the session, or it is not connected there although our row is CONNECTED: that is temporary.
 _SESSION_TROUBLE = frozenset({"not_connected", "unknown_session"})
 
 
 @dataclass(frozen=True, slots=True)
 class SendPolicy:
-    """How patient sending is.
+    """Limits and delays of sending.
 
     Args:
         attempts: attempts whose outcome is unknown before a message fails.
         backoff: seconds before the second attempt; doubled before each further one.
         rate: messages per second and session in the long run.
-        burst: messages of a session that may go out at once.
+        burst: messages of a session that may be sent at once.
         jitter: share by which a pause between messages is lengthened at random, at most.
         expiry: seconds after which a message is no longer sent.
         call_timeout: seconds one call to the gateway may take.
@@ -34,13 +34,13 @@ class SendPolicy:
 
     @property
     def claim_seconds(self) -> float:
-        """How long a claimed message belongs to one process: longer than any call."""
+        """How long only one process may send a claimed message: longer than any call."""
         return self.call_timeout + 5.0
 
 
 @dataclass(frozen=True, slots=True)
 class Retry:
-    """Try again after `delay` seconds; `counts` says whether an attempt was used up."""
+    """Try again after `delay` seconds; `counts` is True if an attempt was used up."""
 
     delay: float
     counts: bool
@@ -58,10 +58,10 @@ def after_failure(error: GatewayError, *, attempts: int, deferrals: int, policy:
     """Decide what follows a failed attempt.
 
     Args:
-        error: what went wrong.
+        error: the error of the attempt.
         attempts: attempts with unknown outcome, this one included.
-        deferrals: times in a row that the session could not send at all, this one included.
-        policy: how patient sending is.
+        deferrals: how many times in a row the session could not send at all, this time included.
+        policy: limits and delays of sending.
     """
     match error:
         case GatewayOutcomeUnknown():
@@ -88,21 +88,21 @@ def backoff(failures: int, *, first: float = 0.2, jitter: float | None = None) -
 
 
 def wait_for_token(tokens: float | None, elapsed: float, policy: SendPolicy) -> float:
-    """Return the seconds until the next message of a session may go; 0 where it may go now.
+    """Return the seconds until the next message of a session may be sent; 0 if it may be sent now.
 
-    A pause is lengthened by a random share of at most `jitter`, so that it does not look like a machine's.
+    A pause is lengthened by a random share of at most `jitter`, so that the traffic does not look automatic.
 
     Args:
-        tokens: messages that might have gone at once `elapsed` seconds ago; None: none has gone yet.
+        tokens: messages that could be sent at once `elapsed` seconds ago; None: none has been sent yet.
         elapsed: seconds since then.
-        policy: `burst` messages may go at once, then `rate` per second.
+        policy: `burst` messages may be sent at once, then `rate` per second.
     """
     least = max(0.0, (1 - _tokens(tokens, elapsed, policy)) / policy.rate)
     return least * (1 + policy.jitter * random.random())  # noqa: S311  # disguises, protects nothing
 
 
 def taken(tokens: float | None, elapsed: float, policy: SendPolicy) -> float:
-    """Return how many messages might go at once after one more has gone; see `wait_for_token`."""
+    """Return how many messages may be sent at once after one more was sent; see `wait_for_token`."""
     return _tokens(tokens, elapsed, policy) - 1
 
 

@@ -1,6 +1,6 @@
 """The session state machine.
 
-A webhook is a hint: whatever would enter or leave CONNECTED is settled by asking the gateway, so a late, repeated or
+A webhook is only a hint: before a session enters or leaves CONNECTED, the gateway is asked, so a late, repeated or
 replayed report does no harm.
 """
 
@@ -13,18 +13,18 @@ _S = SessionStatus
 
 
 class Trigger(StrEnum):
-    """What can move a session."""
+    """An event that can change a session."""
 
     INITIALIZE = "initialize"
-    """A user asked for the link."""
+    """A user requested the link."""
     INITIALIZE_FAILED = "initialize_failed"
-    """The gateway refused to open the session, or was away."""
+    """The gateway refused to open the session, or was unavailable."""
     QR = "qr"
     """The gateway reported a QR code."""
     CONNECTED = "connected"
     """The gateway reported the link."""
     DISCONNECTED = "disconnected"
-    """The gateway reported that the link is gone."""
+    """The gateway reported that the link is lost."""
     DISCONNECT = "disconnect"
     """A user ended the link."""
 
@@ -52,20 +52,20 @@ TRANSITIONS: dict[tuple[SessionStatus, Trigger], SessionStatus] = {
     (_S.CONNECTED, Trigger.DISCONNECTED): _S.DISCONNECTED,
     (_S.CONNECTED, Trigger.DISCONNECT): _S.DISCONNECTED,
 }
-"""What is not listed changes nothing.
+"""Pairs that are not listed change nothing.
 
-INITIALIZE leaves CONNECTED only where the gateway denies the connection. CONNECTED follows CONNECTED only with another
-number, and DISCONNECTED follows DISCONNECTED only with a reason after which nobody wants the session any more.
+INITIALIZE leaves CONNECTED only if the gateway reports no connection. CONNECTED follows CONNECTED only with another
+number, and DISCONNECTED follows DISCONNECTED only with a reason after which the session is not wanted any more.
 """
 
-# Reports without which the account stays linked: after these nobody wants the session any more.
+# Reports after which the account is not linked any more, so the session is not wanted any more.
 _ENDS_THE_WISH = frozenset({"logged_out", "replaced"})
 
 
 def target(status: SessionStatus, trigger: Trigger, *, wanted: bool) -> SessionStatus | None:
-    """Return the status a trigger leads to; None where it changes nothing.
+    """Return the status to which a trigger leads; None if it changes nothing.
 
-    A QR code or a connection of a session that nobody wants is ignored.
+    A QR code or a connection of a session that is not wanted is ignored.
     """
     if trigger in {Trigger.QR, Trigger.CONNECTED} and not wanted:
         return None
@@ -73,12 +73,12 @@ def target(status: SessionStatus, trigger: Trigger, *, wanted: bool) -> SessionS
 
 
 def must_be_confirmed(status: SessionStatus, trigger: Trigger) -> bool:
-    """Say whether the gateway is asked before a report is believed."""
+    """Return whether the gateway must be asked before a report is applied."""
     return trigger in {Trigger.CONNECTED, Trigger.DISCONNECTED} or status is SessionStatus.CONNECTED
 
 
 def confirms(reported: Reported, trigger: Trigger, *, before: SessionStatus) -> bool:
-    """Say whether the gateway's present answer agrees with its report; where it cannot say, its report stands.
+    """Return whether the gateway's present answer agrees with its report; without an answer, the report is applied.
 
     Args:
         reported: the answer.
@@ -97,12 +97,12 @@ def confirms(reported: Reported, trigger: Trigger, *, before: SessionStatus) -> 
 
 
 def still_wanted(reason: str | None) -> bool:
-    """Say whether a session is still wanted after the gateway reported its end for this reason."""
+    """Return whether a session is still wanted after the gateway reported its end for this reason."""
     return reason not in _ENDS_THE_WISH
 
 
 def hangs(reported: Reported, *, linked: bool) -> bool:
-    """Say whether a pairing may be ended without ending a link: logging out is what the gateway does then."""
+    """Return whether ending a pairing cannot end a link: to end it, the gateway logs out."""
     match reported:
         case OtherState(SessionStatus.QR_READY):
             return True

@@ -1,6 +1,6 @@
-"""How processes of a kind share the partitions of their queue. The broker alone decides who is active on one.
+"""The distribution of a queue's partitions over the processes of a kind. Only the broker chooses the active process.
 
-All of this may be decided on stale or missing facts: a wrong decision costs one needless hand-over, never a message.
+Decisions may use stale or missing data: a wrong one costs one unnecessary hand-over, never a message.
 """
 
 from collections.abc import Iterable, Sequence
@@ -9,31 +9,32 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Peer:
-    """A live process of the kind, as its heartbeat row tells."""
+    """A live process of the kind, from its heartbeat row."""
 
     id: str
     active: frozenset[int]
-    """Partitions that it says it is active on."""
+    """Partitions on which it reports to be active."""
 
 
 def first_share(me: str, peers: Iterable[Peer], partitions: int) -> list[int]:
-    """Return the partitions that a process subscribes to before the others: its share by rank.
+    """Return the partitions to which a process subscribes before the others: its share by rank.
 
-    Processes that start together so wait at the head of the line for different partitions.
+    So processes that start together are first in line for different partitions.
     """
     ranked = sorted({peer.id for peer in peers} | {me})
     return list(range(ranked.index(me), partitions, len(ranked)))
 
 
 def surplus(mine: Sequence[int], others: Iterable[Peer]) -> int | None:
-    """Return the partition to give up, or None: somebody else must have at least two fewer.
+    """Return the partition to release, or None: another process must have at least two fewer.
 
-    The broker gives it to whoever waits longest for it, who need not be the one that has too few. Giving up the
-    partition that came last lets the same one travel on, to somebody who has not had it, until it is where it is
-    needed: a process with too few never gives one up, so it only moves forward in every line.
+    The broker gives it to the process that has waited longest, which need not be the one with too few. The partition
+    that came last is released, so that the same one moves on, to a process that has not had it, until it reaches the
+    one that needs it: a process with too few never releases one, so it only moves forward in every queue of waiting
+    processes.
 
     Args:
-        mine: partitions that this process is active on, in the order in which they came.
+        mine: partitions on which this process is active, in the order in which they came.
         others: the other live processes.
     """
     fewest = min((len(other.active) for other in others), default=len(mine))
@@ -41,12 +42,12 @@ def surplus(mine: Sequence[int], others: Iterable[Peer]) -> int | None:
 
 
 def unclaimed(mine: Iterable[int], others: Iterable[Peer], partitions: int) -> list[int]:
-    """Return the partitions of which nobody alive says that he is active on them."""
+    """Return the partitions on which no live process reports to be active."""
     claimed = set(mine).union(*(other.active for other in others))
     return [number for number in range(partitions) if number not in claimed]
 
 
 def contested(mine: Iterable[int], others: Iterable[Peer]) -> list[int]:
-    """Return the partitions on which this process and another both believe that they are active."""
+    """Return the partitions on which both this process and another one report to be active."""
     claimed = frozenset[int]().union(*(other.active for other in others))
     return [number for number in mine if number in claimed]

@@ -1,1 +1,1 @@
-"""The door in: REST calls become commands, gateway callbacks become reports, reads go to the database."""
+"""The HTTP ingress: REST calls become commands, gateway callbacks become reports, reads query the database."""

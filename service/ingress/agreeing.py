@@ -18,7 +18,7 @@ _SECONDS = 5.0
 
 
 class Agreement(Loop):
-    """Ends the process where the numbers differ. Requests are taken meanwhile: consumers reroute what they lead to."""
+    """Stops the process if the numbers differ. Requests are accepted meanwhile: consumers reroute their messages."""
 
     def __init__(self, database: Database, partitions: int, ending: Ending) -> None:
         self._database, self._partitions, self._ending = database, partitions, ending
@@ -31,7 +31,7 @@ class Agreement(Loop):
             except ConfigurationError as error:
                 self._ending.because(error)
                 return
-            except Exception as error:  # whatever it is, it is asked again
+            except Exception as error:  # any failure is retried
                 failures += 1
                 if failures == 1:
                     foreseen = isinstance(error, DatabaseUnavailable)

@@ -1,4 +1,4 @@
-"""Puts the ingress together: REST calls, gateway callbacks, reads, health, documentation."""
+"""Builds the ingress: REST calls, gateway callbacks, reads, health, documentation."""
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -32,7 +32,7 @@ from service.waiting import Waiters
 _DESCRIPTION = """Links chatbots to WhatsApp by QR code, and sends and receives their messages.
 
 A 2xx answer means that the message broker has the request on disk. Errors are `application/problem+json` with a stable
-`code`; 503 carries `Retry-After`. Where `API_KEYS` is set, every call brings a key (Authorize, below). To use
+`code`; 503 has `Retry-After`. If `API_KEYS` is set, every call needs a key (Authorize, below). To use
 the service by AMQP see [/asyncapi](asyncapi)."""
 
 
@@ -47,9 +47,9 @@ def build_ingress(
     version: str,
     internal_port: int | None = None,
 ) -> FastAPI:
-    """Return the ingress' application. It takes requests at once, whatever else is away.
+    """Return the application of the ingress. It accepts requests at once, even if other parts are unavailable.
 
-    With an internal port, callbacks are taken there alone, and nothing else is.
+    With an internal port, only that port accepts callbacks, and it accepts nothing else.
     """
     ending = Ending()
     agreement = Agreement(database, publisher.partitions, ending)
@@ -77,7 +77,7 @@ def build_ingress(
     )
     app.state.streams, app.state.ending = streams, ending
     app.add_middleware(Guard, keys=keys)
-    app.add_middleware(BodyLimit)  # the last one added comes first: what the guard reads is limited too
+    app.add_middleware(BodyLimit)  # middleware added later runs earlier: the limit covers the guard's reads too
     app.add_middleware(Ports, internal_port=internal_port)
     app.add_middleware(Counting)
     Problems(publisher).install(app)
@@ -93,12 +93,12 @@ def build_ingress(
 
     @app.get("/readyz", tags=["Health"])
     async def readyz() -> Accepted:
-        """Answer as soon as requests are taken. Callbacks are taken whatever else is away, so nothing else counts."""
+        """Answer once requests are accepted. Callbacks are accepted during any outage, so no other part is checked."""
         return Accepted()
 
     @app.get("/metrics", tags=["Health"], response_class=PlainTextResponse)
     async def prometheus() -> Response:
-        """Tell Prometheus about this process."""
+        """Return the metrics of this process."""
         return Response(metrics.exposition(), media_type=metrics.CONTENT_TYPE)
 
     describe(app)

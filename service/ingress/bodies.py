@@ -25,9 +25,9 @@ from whatsapp_qr_contracts.fields import QrCode as ShownQrCode
 from whatsapp_qr_contracts.message import DeliveryStatus, Role, SessionStatus, WireModel
 
 _ROW = "0f8fad5b-d9cb-469f-a165-70867728950e"
-_STATUS = Field(description="Where the session stands now", examples=["CONNECTED"])
+_STATUS = Field(description="The session's present status", examples=["CONNECTED"])
 
-NextCursor = Annotated[str | None, Field(description="Names the next page; null on the last one", examples=[None])]
+NextCursor = Annotated[str | None, Field(description="Cursor of the next page; null on the last one", examples=[None])]
 
 
 class ChatbotRequest(WireModel):
@@ -47,9 +47,9 @@ class SendRequest(WireModel):
 
 
 class Accepted(WireModel):
-    """It was done, or will be."""
+    """The request was executed, or will be."""
 
-    success: Annotated[Literal[True], Field(description="Always so; an error says false")] = True
+    success: Annotated[Literal[True], Field(description="Always true; false in errors")] = True
 
 
 class SessionState(Accepted):
@@ -62,7 +62,7 @@ class SessionState(Accepted):
 class QrCode(SessionState):
     """A QR code to scan."""
 
-    status: Annotated[SessionStatus, Field(description="Where the session stands now", examples=["QR_READY"])]
+    status: Annotated[SessionStatus, Field(description="The session's present status", examples=["QR_READY"])]
     qr_code: ShownQrCode
 
 
@@ -101,7 +101,7 @@ class Sent(Accepted):
 
     message: str = Field(
         default="Message enqueued for sending",
-        description="What was done, for people",
+        description="The result, for people",
         examples=["Message enqueued for sending"],
     )
     message_id: SentId
@@ -114,23 +114,23 @@ class MessageData(WireModel):
     conversation_id: ConversationId
     role: Role = Field(description="USER: the customer wrote it; ASSISTANT: it was sent", examples=["ASSISTANT"])
     content: str = Field(description="The text", examples=["Your order is on its way."])
-    delivery_status: DeliveryStatus = Field(description="How far the message has come", examples=["READ"])
+    delivery_status: DeliveryStatus = Field(description="The message's present status", examples=["READ"])
     whatsapp_message_id: SentWhatsappId
     attempts: int = Field(description="Attempts to send it whose outcome is unknown", examples=[0])
     error_code: str | None = Field(description="Why it FAILED, as a stable code", examples=[None])
     error_message: str | None = Field(description="Why it FAILED, in words", examples=[None])
     metadata: CallerMetadata
     created_at: datetime = Field(description="When the service stored it", examples=[A_TIME])
-    sent_at: datetime | None = Field(description="When the gateway took it", examples=["2026-01-01T12:00:01Z"])
+    sent_at: datetime | None = Field(description="When the gateway accepted it", examples=["2026-01-01T12:00:01Z"])
     delivered_at: datetime | None = Field(
-        description="When it reached the phone, where that was reported", examples=["2026-01-01T12:00:02Z"]
+        description="When it reached the phone, if that was reported", examples=["2026-01-01T12:00:02Z"]
     )
     read_at: datetime | None = Field(description="When it was read", examples=["2026-01-01T12:00:05Z"])
-    failed_at: datetime | None = Field(description="When it was given up", examples=[None])
+    failed_at: datetime | None = Field(description="When it failed", examples=[None])
 
     @classmethod
     def of(cls, row: MessageRow) -> Self:
-        """Return what is shown of a message's row."""
+        """Return the public form of a message's row."""
         fields = row.model_dump(include=set(cls.model_fields) - {"metadata"})
         return cls(**fields, metadata=row.caller_metadata)
 
@@ -153,10 +153,10 @@ class ConversationData(WireModel):
 
     id: ConversationId
     chatbot_id: ChatbotId
-    channel: str = Field(description="How they talk", examples=["WHATSAPP_QR"])
+    channel: str = Field(description="The channel between them", examples=["WHATSAPP_QR"])
     external_user_id: Customer
     status: str = Field(description="Always ACTIVE so far", examples=["ACTIVE"])
-    last_message_at: datetime = Field(description="When either wrote last", examples=[A_TIME])
+    last_message_at: datetime = Field(description="Time of the last message of either", examples=[A_TIME])
     created_at: datetime = Field(description="When it began", examples=[A_TIME])
 
 

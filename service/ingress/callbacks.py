@@ -1,4 +1,4 @@
-"""What the gateway calls. It tries once and waits 5 s, so this never touches the database and answers in time."""
+"""The endpoints for the gateway. It tries once and waits 5 s, so they never use the database and answer in time."""
 
 import asyncio
 import time
@@ -23,16 +23,16 @@ def callbacks(publisher: Publisher) -> APIRouter:
 
     @router.post("/webhook")
     async def webhook(body: Webhook) -> Accepted:
-        """Take a report about a session: `qr`, `connected`, `disconnected` or `receipt`.
+        """Accept a report about a session: `qr`, `connected`, `disconnected` or `receipt`.
 
-        200 once the broker has it on disk, also for a session that is unknown.
+        200 once the broker has it on disk, even for an unknown session.
         """
         await _publish(publisher, body)
         return Accepted()
 
     @router.post("/incoming")
     async def incoming(body: Incoming) -> Accepted:
-        """Take a customer's message. 200 once the broker has it on disk, also for a session that is unknown."""
+        """Accept a customer's message. 200 once the broker has it on disk, even for an unknown session."""
         await _publish(publisher, body)
         return Accepted()
 
@@ -40,7 +40,7 @@ def callbacks(publisher: Publisher) -> APIRouter:
 
 
 async def _publish(publisher: Publisher, report: GatewayReport) -> None:
-    # One id for all tries: an unconfirmed one may have arrived, and readers tell repetitions by their content anyway.
+    # One id for all attempts: an unconfirmed one may have arrived. Consumers detect repetitions by content anyway.
     report_id = str(uuid7())
     tracing.about(correlation_id=report_id, message_id=report_id, session_id=report.session_id)
     until = time.monotonic() + _SECONDS

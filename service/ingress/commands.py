@@ -1,4 +1,4 @@
-"""Calls that change something: each becomes one command."""
+"""Calls that change state: each becomes one command."""
 
 from datetime import UTC, datetime
 from typing import Annotated, Any, TypeVar
@@ -41,7 +41,7 @@ from whatsapp_qr_contracts.events import CommandRejected, SessionDisconnected
 from whatsapp_qr_contracts.message import InOneSpelling, SessionStatus
 
 READ_SECONDS = 2.0
-PUBLISH_SECONDS = 2.5  # with the one read before it less than the 5 s in which a caller is told that it failed
+PUBLISH_SECONDS = 2.5  # with the one read before it, below the 5 s after which a caller must have a failure answer
 _REJECTIONS = {
     "unknown_chatbot": 404,
     "no_session": 404,
@@ -68,14 +68,14 @@ _BEING_CANCELLED: dict[int | str, dict[str, Any]] = {202: {"model": MessageAnswe
 
 
 class Commands:
-    """The endpoints that change something."""
+    """The endpoints that change state."""
 
     def __init__(self, publisher: Publisher, database: Database, waiters: Waiters) -> None:
         self.publisher, self.database, self.waiters = publisher, database, waiters
         self._before = Loader(database, before_sends, READ_SECONDS)
 
     def router(self) -> APIRouter:
-        """Return the endpoints under their paths."""
+        """Return the routes of the endpoints."""
         router = APIRouter(prefix="/whatsapp-qr", responses=responses(400, 413, 503))
         router.post("/init", tags=["Sessions"], responses=_UNDER_WAY | responses(404, 502))(self.init)
         router.post("/disconnect", tags=["Sessions"], responses=_UNDER_WAY | responses(404))(self.disconnect)
@@ -87,7 +87,7 @@ class Commands:
         return router
 
     async def init(self, body: NamedChatbot, response: Response) -> SessionState:
-        """Link a chatbot to a WhatsApp account: opens its session, for which a QR code follows."""
+        """Link a chatbot to a WhatsApp account: opens its session; a QR code follows."""
         seen = await self.database.read(lambda tx: sessions.session_of(tx, body.chatbot_id), seconds=READ_SECONDS)
         now = datetime.now(UTC)
         command = InitializeSession(chatbot_id=body.chatbot_id, requested_at=now)
@@ -100,14 +100,14 @@ class Commands:
         return _state(outcome, session_id, seen.status if seen else SessionStatus.CONNECTING, response)
 
     async def disconnect(self, body: NamedChatbot, response: Response) -> SessionState:
-        """End the link of a chatbot, also while the gateway is away."""
+        """End the link of a chatbot, even while the gateway is unavailable."""
         seen = await self._session(body.chatbot_id)
         tracing.about(session_id=seen.session_id)
         outcome = await self._carry_out(DisconnectSession(chatbot_id=body.chatbot_id))
         return _state(outcome, seen.session_id, seen.status, response)
 
     async def send(self, body: TextToSend, idempotency_key: IdempotencyKey = None) -> Sent:
-        """Send a text. 202 once the broker has it on disk; GET /whatsapp-qr/messages/{messageId} says how far it is."""
+        """Send a text. 202 once the broker has it on disk; GET /whatsapp-qr/messages/{messageId} returns its status."""
         command = SendMessage(message_id=idempotency_key, **dict(body))
         command_id = str(uuid7())
         message_id = outgoing_message_id(body.chatbot_id, idempotency_key or command_id)
@@ -127,9 +127,9 @@ class Commands:
         return Sent(message_id=message_id)
 
     async def cancel(self, message_id: UUID, response: Response) -> MessageAnswer:
-        """Cancel a message that still waits: it becomes FAILED (`cancelled`). Doing it again changes nothing.
+        """Cancel a message that still waits: it becomes FAILED (`cancelled`). It is idempotent.
 
-        409 `not_pending` once it went out or failed otherwise, 409 `being_sent` while an attempt is under way.
+        409 `not_pending` once it was sent or failed otherwise, 409 `being_sent` during an attempt to send it.
         """
         seen = await self._message(message_id)
         tracing.about(session_id=seen.session_id)
@@ -138,18 +138,18 @@ class Commands:
             if outcome is not None:
                 return MessageAnswer(data=MessageData.of(await self._message(message_id)))
         except DatabaseUnavailable:
-            pass  # it is done, and cannot be shown at this moment
+            pass  # it is done, but cannot be read at this moment
         response.status_code = 202
         return MessageAnswer(data=MessageData.of(seen))
 
     async def register(self, chatbot_id: UUID, response: Response) -> Accepted:
-        """Make a chatbot known; needed before its first /init where CHATBOTS=strict. Doing it again changes nothing."""
+        """Register a chatbot; required before its first /init if CHATBOTS=strict. It is idempotent."""
         if await self._carry_out(RegisterChatbot(chatbot_id=chatbot_id)) is None:
             response.status_code = 202
         return Accepted()
 
     async def remove(self, chatbot_id: UUID, response: Response) -> Accepted:
-        """End a chatbot's link and forget the chatbot; its conversations are kept."""
+        """End a chatbot's link and remove the chatbot; its conversations are kept."""
         if await self._carry_out(RemoveChatbot(chatbot_id=chatbot_id)) is None:
             response.status_code = 202
         return Accepted()
@@ -175,7 +175,7 @@ class Commands:
         )
 
     async def _carry_out(self, command: Command) -> dict[str, Any] | None:
-        """Publish a command and return the event that answers it; None where its outcome is not known in time."""
+        """Publish a command and return the event that answers it; None if there is no outcome in time."""
         command_id = str(uuid7())
         self.waiters.register(command_id)
         try:
@@ -191,7 +191,7 @@ class Commands:
 
 def _linked(session: S | None) -> S:
     if session is None:
-        raise Problem(404, "no_session", "the chatbot has no session: POST /whatsapp-qr/init makes one")
+        raise Problem(404, "no_session", "the chatbot has no session: POST /whatsapp-qr/init creates one")
     return session
 
 

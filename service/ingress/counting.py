@@ -1,4 +1,4 @@
-"""Counts what the ingress answers, by route and status, for /metrics, and traces it."""
+"""Counts the ingress' answers, by route and status, for /metrics, and traces them."""
 
 import structlog
 from opentelemetry.trace import Span, SpanKind, StatusCode
@@ -13,13 +13,13 @@ _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "DELETE", "PATCH", "OPTIONS"
 
 
 class Counting:
-    """ASGI middleware, the outermost: what the others refuse is counted too."""
+    """ASGI middleware, the outermost: it also counts requests that the others refuse."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass the request on and note how it was answered."""
+        """Pass the request on and count its answer."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
@@ -28,7 +28,7 @@ class Counting:
             await self._counted(scope, receive, send, None)
             return
 
-        # A path as it was asked for may hold anything, and would be a name of its own each, so only the route is told.
+        # A requested path may contain anything, and each would be a separate span name: so only the route is recorded.
         def describe() -> tracing.Attributes:
             return {"http.request.method": _method(scope), "url.scheme": scope["scheme"]}
 
@@ -54,7 +54,7 @@ class Counting:
 
 
 def _note(scope: Scope, status: int, span: Span | None) -> None:
-    # A path as it was asked for would be a new series each: only the route's own template is told.
+    # Each requested path would be a new series, so only the route's template is recorded.
     route = getattr(scope.get("route"), "path", "none")
     metrics.REQUESTS.labels(_method(scope), route, status).inc()
     if span is not None:

@@ -1,4 +1,4 @@
-"""What the OpenAPI document says beyond the code of the endpoints: errors, keys, and an example for everything."""
+"""Additions to the OpenAPI document: errors, keys, and an example for everything."""
 
 import json
 from collections.abc import Iterator
@@ -42,25 +42,25 @@ _PARAMETERS = {
     "session_id": ("The session", A_SESSION),
     "chatbot_id": ("The chatbot", A_CHATBOT),
     "chatbotId": ("The chatbot", A_CHATBOT),
-    "message_id": ("The message's id, as POST /send and the events say it", "213479c7-5b5a-56f5-8798-e081035027a2"),
+    "message_id": ("The message's id, as in POST /send and in the events", "213479c7-5b5a-56f5-8798-e081035027a2"),
     "conversation_id": ("The conversation", "acf6155f-620b-5a70-b926-049d6b11d50d"),
     "limit": ("Rows per page", 50),
     "cursor": (
         "nextCursor of the page before",
         "WyIyMDI2LTAxLTAxVDEyOjAwOjAwKzAwOjAwIiwgImFjZjYxNTVmLTYyMGItNWE3MC1iOTI2LTA0OWQ2YjExZDUwZCJd",
     ),
-    "last-event-id": ("The id of the last event that was seen: it is not shown again", "3"),
+    "last-event-id": ("The id of the last event that was received: it is not repeated", "3"),
     "idempotency-key": ("The same key with the same body has one effect; keep it per message", "order-1234-shipped"),
 }
 _HEADERS = {
-    "401": ("WWW-Authenticate", "What to bring", "Bearer"),
+    "401": ("WWW-Authenticate", "The required scheme", "Bearer"),
     "503": ("Retry-After", "Seconds after which to try again", "2"),
 }
 _METRICS = "# HELP whatsapp_qr_retrying Operations that wait for the database or the broker\nwhatsapp_qr_retrying 0.0\n"
 
 
 def describe(app: FastAPI) -> None:
-    """Let the OpenAPI document name what a call brings, and our errors instead of the framework's 422, never sent."""
+    """Describe keys and our errors in the OpenAPI document; remove the framework's 422, which is never sent."""
     generate = app.openapi
 
     def openapi() -> dict[str, Any]:
@@ -87,7 +87,7 @@ def describe(app: FastAPI) -> None:
 
 
 def _restore_examples(schemas: dict[str, Any]) -> None:
-    # FastAPI leaves out what is null, also where an example shows that it may be.
+    # FastAPI omits null values, even if an example shows that a field may be null.
     for name in schemas.keys() & _BODIES.keys():
         schemas[name]["examples"] = [_BODIES[name].example()]
         for field in _BODIES[name].model_fields.values():
@@ -110,7 +110,7 @@ def _describe(operation: dict[str, Any], path: str, schemas: dict[str, Any]) -> 
                 media["examples"] = {code: {"value": example(int(status), code)} for code in errors[status]}
             elif kind == "text/plain":
                 media["example"] = _METRICS
-            elif kind == "text/event-stream":  # OpenAPI 3.1 has no word for a stream's single event
+            elif kind == "text/event-stream":  # OpenAPI 3.1 cannot describe the single events of a stream
                 response["description"] = "The session, now and after each change; `data` is a SessionData"
                 media.clear()
                 media |= {"schema": {"type": "string"}, "example": _stream()}

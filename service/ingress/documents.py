@@ -1,4 +1,4 @@
-"""The description of the AMQP interface: as a page that needs nothing from elsewhere, and as it is."""
+"""The description of the AMQP interface: as a self-contained page, and as a file."""
 
 from importlib.resources import files
 from importlib.resources.abc import Traversable
@@ -15,7 +15,7 @@ _PARTS: dict[str, tuple[Traversable, str]] = {
     "index.js.LICENSE.txt": (_VENDOR / "index.js.LICENSE.txt", "text/plain"),
     "default.min.css": (_VENDOR / "default.min.css", "text/css"),
 }
-# The component's parser compiles schemas to code; nothing may be loaded from another machine or sent there.
+# The component's parser compiles schemas to code; it must not load from or send to another machine.
 _POLICY = (
     "default-src 'none'; script-src 'self' 'unsafe-eval'; style-src 'self' 'unsafe-inline'; "
     "img-src 'self' data:; connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'self'"
@@ -23,7 +23,7 @@ _POLICY = (
 
 
 def documents() -> APIRouter:
-    """Return the endpoints. Like /docs they are for everybody, and are not part of what they describe."""
+    """Return the endpoints. Like /docs they are public, and not part of the OpenAPI document."""
     router = APIRouter(include_in_schema=False)
 
     @router.get("/asyncapi")

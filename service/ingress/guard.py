@@ -1,4 +1,4 @@
-"""Lets in who may call, before anything of a request is looked at. What is refused leaves no trace but in the log."""
+"""Authorizes requests before they are processed. A refused request has no effect except a log line."""
 
 from typing import Any
 
@@ -14,25 +14,25 @@ GUARDED = "/whatsapp-qr"
 _log = structlog.get_logger()
 
 _SCHEMES = {
-    "ApiKey": {"type": "http", "scheme": "bearer", "description": "One of API_KEYS, where that is set"},
+    "ApiKey": {"type": "http", "scheme": "bearer", "description": "One of API_KEYS, if that is set"},
     "ApiKeyHeader": {
         "type": "apiKey",
         "in": "header",
         "name": "X-API-Key",
-        "description": "One of API_KEYS, where that is set",
+        "description": "One of API_KEYS, if that is set",
     },
-    "WebhookToken": {"type": "http", "scheme": "bearer", "description": "WEBHOOK_TOKEN, where that is set"},
+    "WebhookToken": {"type": "http", "scheme": "bearer", "description": "WEBHOOK_TOKEN, if that is set"},
     "WebhookSignature": {
         "type": "apiKey",
         "in": "header",
         "name": "webhook-signature",
-        "description": "With webhook-id and webhook-timestamp, by Standard Webhooks; where WEBHOOK_SECRET is set",
+        "description": "With webhook-id and webhook-timestamp, by Standard Webhooks; if WEBHOOK_SECRET is set",
     },
 }
 
 
 class Guard:
-    """ASGI middleware: 401 or 403 for whoever may not call; health and documentation are for everybody."""
+    """ASGI middleware: 401 or 403 for unauthorized requests; health and documentation are public."""
 
     def __init__(self, app: ASGIApp, keys: Keys) -> None:
         self._app = app
@@ -53,7 +53,7 @@ class Guard:
             await self._app(scope, receive, send)
 
     async def _admit(self, request: Request, receive: Receive) -> Receive:
-        """Return where the application reads the request from, or raise the Problem that answers it."""
+        """Return the source of the request's body for the application, or raise the Problem that answers it."""
         if not is_callback(request.scope["path"]):
             self._keys.admit_call(request.headers, request.scope["http_version"])
             return receive
@@ -65,7 +65,7 @@ class Guard:
         try:
             self._keys.admit_callback(request.headers, peer, body, request.scope["http_version"])
         except Problem as problem:
-            # The gateway tries only once: what it reported is lost, and somebody has to know.
+            # The gateway tries only once: its report is lost, and an operator has to be informed.
             _log.warning("callback_refused", peer=peer, code=problem.code, detail=problem.detail)
             raise
         return receive
@@ -81,7 +81,7 @@ def _once_more(body: bytes, receive: Receive) -> Receive:
 
 
 def describe_guard(document: dict[str, Any]) -> None:
-    """Write into the OpenAPI document what each call has to bring."""
+    """Add the required credentials of each call to the OpenAPI document."""
     document["components"]["securitySchemes"] = _SCHEMES
     for path, operations in document["paths"].items():
         if not path.startswith(GUARDED):

@@ -1,6 +1,6 @@
-"""Who may call: whoever has a key; where none is asked for, this machine, but no web page that is open on it.
+"""Authorization: a caller needs a key; if none is configured, only this machine, except for web pages open on it.
 
-Decisions only, on what a request says; `guard` carries them out.
+Only decisions, based on the request; `guard` applies them.
 """
 
 import hmac
@@ -18,17 +18,17 @@ _CHALLENGE = {"WWW-Authenticate": "Bearer"}
 
 @dataclass(frozen=True)
 class Keys:
-    """What is asked for. None of it is shown where this object is printed."""
+    """The configured credentials. None of them is shown if this object is printed."""
 
     api: tuple[str, ...] = field(default=(), repr=False)
     webhook_token: str | None = field(default=None, repr=False)
     webhook_secret: str | None = field(default=None, repr=False)
 
     def admit_call(self, headers: Headers, version: str) -> None:
-        """Let a call of an HTTP version in, or raise the Problem that answers it."""
+        """Accept a call of an HTTP version, or raise the Problem that answers it."""
         if not self.api:
             if is_forwarded(headers, version):
-                detail = "this was passed on by a proxy, and without API_KEYS only this machine is let in: set API_KEYS"
+                detail = "a proxy forwarded this, and without API_KEYS only this machine is let in: set API_KEYS"
                 raise Problem(403, "forwarded", detail)
             _refuse_web_pages(headers, instead="API_KEYS")
         elif not _one_of([*_bearers(headers), *headers.getlist("x-api-key")], self.api):
@@ -36,7 +36,7 @@ class Keys:
             raise Problem(401, "unauthorized", detail, _CHALLENGE)
 
     def admit_callback(self, headers: Headers, peer: str | None, body: bytes, version: str) -> None:
-        """Let a callback of the gateway in, or raise the Problem that answers it."""
+        """Accept a callback of the gateway, or raise the Problem that answers it."""
         tokens = [self.webhook_token] if self.webhook_token else []
         if not tokens and not self.webhook_secret:
             _refuse_other_machines(headers, peer, version)
@@ -49,7 +49,7 @@ class Keys:
             raise Problem(401, "unauthorized", " or ".join(wanted), _CHALLENGE)
 
     def needs_body(self, headers: Headers) -> bool:
-        """Tell whether the body of a callback counts: strangers must not make us read it."""
+        """Return whether the body of a callback is needed: strangers must not make us read it."""
         return self.webhook_secret is not None and "webhook-signature" in headers
 
     def _is_signed(self, headers: Headers, body: bytes) -> bool:
@@ -57,13 +57,13 @@ class Keys:
             return False
         try:
             Webhook(self.webhook_secret).verify(body, dict(headers), json_parse=False)
-        except (WebhookVerificationError, ValueError):  # ValueError: no base64, no UTF-8, no comma
+        except (WebhookVerificationError, ValueError):  # ValueError: invalid base64, invalid UTF-8, no comma
             return False
         return True
 
 
 def _one_of(given: Iterable[str], keys: Iterable[str]) -> bool:
-    # Bytes, because others are refused if not ASCII; and all of them, so that the time says nothing.
+    # Bytes, because texts must be ASCII; and all of them, so that the duration reveals nothing.
     wanted = [key.encode() for key in keys]
     return sum(hmac.compare_digest(one.encode("latin-1"), key) for one in given for key in wanted) > 0
 
@@ -76,7 +76,7 @@ def _bearers(headers: Headers) -> list[str]:
 def _refuse_other_machines(headers: Headers, peer: str | None, version: str) -> None:
     forwarded = is_forwarded(headers, version)
     if forwarded or peer is None or not is_loopback(peer):
-        passed_on = ", passed on by a proxy" if forwarded else ""
+        passed_on = ", forwarded by a proxy" if forwarded else ""
         raise Problem(
             403,
             "callback_from_elsewhere",

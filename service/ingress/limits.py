@@ -17,7 +17,7 @@ class BodyLimit:
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass the request on, with its body counted."""
+        """Pass the request on, counting the bytes of its body."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
@@ -37,5 +37,5 @@ class BodyLimit:
 
         try:
             await self._app(scope, counted, send)
-        except HTTPException:  # read before the application, which would have answered it
+        except HTTPException:  # raised while the guard read the body, before the application could answer it
             await answer(_TOO_LARGE, "content_too_large", _DETAIL)(scope, receive, send)

@@ -1,4 +1,4 @@
-"""Two ports of one process: the gateway's callbacks come in at one, everything else at the other."""
+"""Two ports of one process: the gateway's callbacks arrive at one, all other requests at the other."""
 
 import structlog
 from starlette.types import ASGIApp, Receive, Scope, Send
@@ -9,7 +9,7 @@ _log = structlog.get_logger()
 
 
 class Ports:
-    """ASGI middleware: 404 for what came in at the wrong port. The socket says which one that was, never a header."""
+    """ASGI middleware: 404 for a request at the wrong port. The port is taken from the socket, never from a header."""
 
     def __init__(self, app: ASGIApp, internal_port: int | None) -> None:
         self._app = app
@@ -26,7 +26,7 @@ class Ports:
             await self._app(scope, receive, send)
             return
         if wanted:
-            # The gateway tries only once: what it reported is lost, and somebody has to know.
+            # The gateway tries only once: its report is lost, and an operator has to be informed.
             _log.warning("callback_at_public_port", path=scope["path"], internal_port=self._internal_port)
-        detail = "callbacks are taken at another port" if wanted else "only callbacks are taken at this port"
+        detail = "callbacks are accepted at another port" if wanted else "only callbacks are accepted at this port"
         await answer(404, "not_found", f"{detail}: see INTERNAL_PORT")(scope, receive, send)

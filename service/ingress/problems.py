@@ -1,4 +1,4 @@
-"""Every error that a caller can meet, as application/problem+json (RFC 9457) with a stable code."""
+"""Every error that a caller can get, as application/problem+json (RFC 9457) with a stable code."""
 
 import json
 from dataclasses import dataclass
@@ -25,12 +25,12 @@ _RETRY_AFTER_SECONDS = "2"
 
 
 def is_callback(path: str) -> bool:
-    """Tell whether the router takes this path for a callback's: its patterns let a line end pass at the end."""
+    """Return whether the router accepts this path as a callback's: its patterns allow a line feed at the end."""
     return path.removesuffix("\n") in CALLBACK_PATHS
 
 
 class FieldFault(BaseModel):
-    """What is wrong with one field."""
+    """The fault of one field."""
 
     field: str = Field(description="Path of the field, parts joined by dots; `body` for the whole body")
     message: str
@@ -42,7 +42,7 @@ class ProblemBody(BaseModel):
     type: str = "about:blank"
     title: str
     status: int
-    code: str = Field(description="Stable; decide by this, not by the texts")
+    code: str = Field(description="Stable; use this for decisions, not the texts")
     detail: str
     success: bool = False
     errors: list[FieldFault] | None = None
@@ -69,7 +69,7 @@ def _title(status: int) -> str:
 
 
 def responses(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    """Return the OpenAPI description of the errors that an endpoint may answer with."""
+    """Return the OpenAPI description of an endpoint's errors."""
     content = {"application/problem+json": {"schema": {"$ref": "#/components/schemas/ProblemBody"}}}
     return {status: {"description": _title(status), "content": content} for status in statuses}
 
@@ -79,20 +79,20 @@ _EXAMPLES = {
     "invalid_cursor": "take the cursor from nextCursor of the page before",
     "not_connected": "the session is DISCONNECTED: link it first, then send again",
     "unauthorized": "send a key, one of API_KEYS, as `Authorization: Bearer <key>` or as `X-API-Key: <key>`",
-    "forwarded": "this was passed on by a proxy, and without API_KEYS only this machine is let in: set API_KEYS",
+    "forwarded": "a proxy forwarded this, and without API_KEYS only this machine is let in: set API_KEYS",
     "foreign_host": "this machine must be called by the name localhost or 127.0.0.1",
     "foreign_origin": "a web page of another machine sent this; to allow it set API_KEYS",
     "callback_from_elsewhere": "this comes from another machine: set WEBHOOK_TOKEN or WEBHOOK_SECRET, here and at the "
     "gateway",
-    "unknown_chatbot": "the chatbot is not known here: PUT /whatsapp-qr/chatbots/{id} makes it known",
-    "no_session": "the chatbot has no session: POST /whatsapp-qr/init makes one",
+    "unknown_chatbot": "the chatbot is not registered: PUT /whatsapp-qr/chatbots/{id} registers it",
+    "no_session": "the chatbot has no session: POST /whatsapp-qr/init creates one",
     "no_qr_code": "there is no QR code while the session is CONNECTED",
     "no_message": "there is no such message (yet)",
     "no_conversation": "there is no such conversation (yet)",
     "not_found": "Not Found",
     "id_reused": "this Idempotency-Key was used with another body: use a new one",
-    "not_pending": "the message is SENT: only one that is PENDING",
-    "being_sent": "the message is being sent at this moment: ask again in some seconds",
+    "not_pending": "the message is SENT: only a PENDING message can be cancelled",
+    "being_sent": "the message is being sent at this moment: try again in some seconds",
     "content_too_large": "the body may have at most 1048576 bytes",
     "gateway_unreachable": "the WhatsApp gateway did not open the session: is it running? Try again",
     "gateway_error": "the WhatsApp gateway did not open the session: is it running? Try again",
@@ -128,7 +128,7 @@ def answer(
 
 
 def unavailable(error: Unavailable) -> JSONResponse:
-    """Return the response while a part that the service stands on is away."""
+    """Return the response while the database or the broker is unavailable."""
     return answer(503, error.code, f"try again: {error.detail}", headers={"Retry-After": _RETRY_AFTER_SECONDS})
 
 
@@ -146,7 +146,7 @@ def _faults(error: RequestValidationError, content_type: str) -> list[FieldFault
 
 
 def _methods_at(request: Request) -> list[str]:
-    # The framework names those of the first endpoint under the path, though there may be one for each method.
+    # The framework names only the methods of the first endpoint with this path; there may be one endpoint per method.
     path = request.scope["path"]
     contexts = [one for one in iter_route_contexts(request.app.routes) if one.path and one.methods]
     return sorted(
@@ -156,12 +156,12 @@ def _methods_at(request: Request) -> list[str]:
 
 @dataclass(frozen=True)
 class Problems:
-    """Answers every error of the application as a problem; a callback that cannot be read is kept as a dead letter."""
+    """Answers every error of the application as a problem; an unreadable callback is stored as a dead letter."""
 
     publisher: Publisher
 
     def install(self, app: FastAPI) -> None:
-        """Take over the application's errors."""
+        """Install the handlers for the application's errors."""
         app.add_exception_handler(Problem, self.problem)
         app.add_exception_handler(Unavailable, self.away)
         app.add_exception_handler(RequestValidationError, self.malformed)
@@ -169,17 +169,17 @@ class Problems:
         app.add_exception_handler(Exception, self.unexpected)
 
     async def problem(self, _request: Request, error: Exception) -> JSONResponse:
-        """Answer what an endpoint refused."""
-        assert isinstance(error, Problem)  # noqa: S101  # installed for it alone; so below
+        """Answer an endpoint's refusal."""
+        assert isinstance(error, Problem)  # noqa: S101  # installed only for this class; likewise below
         return error.answer()
 
     async def away(self, _request: Request, error: Exception) -> JSONResponse:
-        """Answer while the database or the broker is away."""
+        """Answer while the database or the broker is unavailable."""
         assert isinstance(error, Unavailable)  # noqa: S101
         return unavailable(error)
 
     async def malformed(self, request: Request, error: Exception) -> JSONResponse:
-        """Answer a request whose fields are wrong."""
+        """Answer a request with invalid fields."""
         assert isinstance(error, RequestValidationError)  # noqa: S101
         faults = _faults(error, request.headers.get("content-type", ""))
         if trouble := await self._keep(request, json.dumps([fault.model_dump() for fault in faults])):
@@ -187,7 +187,7 @@ class Problems:
         return answer(400, "invalid_request", "; ".join(f"{f.field}: {f.message}" for f in faults), errors=faults)
 
     async def http(self, request: Request, error: Exception) -> JSONResponse:
-        """Answer what the framework refused: no such path, a body that is too large or no JSON text at all."""
+        """Answer the framework's refusals: unknown path, too large a body, or a body that is not JSON."""
         assert isinstance(error, HTTPException)  # noqa: S101
         status = error.status_code
         if status == HTTPStatus.BAD_REQUEST and (trouble := await self._keep(request, str(error.detail))):
@@ -198,13 +198,13 @@ class Problems:
         return answer(status, _title(status).lower().replace(" ", "_"), str(error.detail), headers=headers)
 
     async def unexpected(self, request: Request, error: Exception) -> JSONResponse:
-        """Answer what should not happen, and log it."""
+        """Answer and log an unexpected error."""
         route = getattr(request.scope.get("route"), "path", "none")
         log.error("request_failed", route=route, exc_info=error)
-        return answer(500, "internal_error", "something failed here that should not; the log of the ingress says what")
+        return answer(500, "internal_error", "an unexpected error occurred; see the log of the ingress")
 
     async def _keep(self, request: Request, why: str) -> JSONResponse | None:
-        """Keep a callback that cannot be used; return the answer where that is not possible now."""
+        """Store an invalid callback as a dead letter; return the answer if that is not possible now."""
         if not is_callback(request.scope["path"]):
             return None
         lost = Undeliverable(why, code="invalid_callback")

@@ -34,7 +34,7 @@ from whatsapp_qr_contracts.message import Text, WireModel
 Limit = Annotated[int, Query(ge=1, le=200, description="Rows per page")]
 Cursor = Annotated[str | None, Query(max_length=200, description="nextCursor of the page before")]
 
-_RETRY_MILLISECONDS = 2000  # after which a browser comes again
+_RETRY_MILLISECONDS = 2000  # after which a browser reconnects
 
 
 B = TypeVar("B", bound=WireModel)
@@ -49,12 +49,12 @@ class Reads:
     streams: Streams
 
     def router(self) -> APIRouter:
-        """Return the endpoints under their paths."""
+        """Return the routes of the endpoints."""
         router = APIRouter(prefix="/whatsapp-qr", responses=responses(400, 404, 503))
         router.get("/qr-code/{session_id}", tags=["Sessions"])(self.qr_code)
         router.get("/status/{session_id}", tags=["Sessions"])(self.status)
         router.get("/session/{chatbot_id}", tags=["Sessions"])(self.session)
-        known = [Depends(self.status)]  # an answer that has begun cannot become a 404 any more
+        known = [Depends(self.status)]  # once an answer has begun it cannot become a 404
         router.get("/events/{session_id}", tags=["Streams"], response_class=EventSourceResponse, dependencies=known)(
             self.events
         )
@@ -64,7 +64,7 @@ class Reads:
         return router
 
     async def qr_code(self, session_id: Text) -> QrCode:
-        """Return the QR code to scan; 404 while there is none yet and once the session is connected."""
+        """Return the QR code to scan; 404 if there is none yet and once the session is connected."""
         session = _known(await self._read(lambda tx: reading.current_session(tx, session_id=session_id)))
         if session.qr_code is None:
             raise Problem(404, "no_qr_code", f"there is no QR code while the session is {session.status}")
@@ -83,18 +83,18 @@ class Reads:
     async def events(
         self, session_id: Text, last_event_id: Annotated[str | None, Header()] = None
     ) -> AsyncIterator[ServerSentEvent]:
-        """Follow a session by Server-Sent Events: as it is now, and again after each change of status or QR code.
+        """Follow a session by Server-Sent Events: its present state, and again after each change of status or QR code.
 
-        Each event `session` has the body that GET /whatsapp-qr/session/{chatbotId} has as `data`. The stream ends when
-        the process does or the chatbot is removed: a client comes again with `Last-Event-ID`, as browsers do by
-        themselves, and is shown what it has not seen.
+        Each event `session` has the body that GET /whatsapp-qr/session/{chatbotId} returns as `data`. The stream ends
+        when the process stops or the chatbot is removed. A client reconnects with `Last-Event-ID`, as browsers do
+        automatically, and receives the state again if it has changed.
         """
         async for row in self.streams.follow(session_id, last_event_id):
             shown = _shown(row, SessionData).wire().decode()
             yield ServerSentEvent(event="session", id=str(row.version), raw_data=shown, retry=_RETRY_MILLISECONDS)
 
     async def message(self, message_id: UUID) -> MessageAnswer:
-        """Return a message and how far it came."""
+        """Return a message with its status."""
         row = await self._read(lambda tx: tx.get(MessageRow, message_id))
         if row is None:
             raise Problem(404, "no_message", "there is no such message (yet)")
@@ -129,10 +129,10 @@ def _place(cursor: str | None) -> Place | None:
 
 def _known(session: SessionRow | None) -> SessionRow:
     if session is None:
-        raise Problem(404, "no_session", "there is no such session: POST /whatsapp-qr/init makes one")
+        raise Problem(404, "no_session", "there is no such session: POST /whatsapp-qr/init creates one")
     return session
 
 
 def _shown(row: SQLModel, body: type[B]) -> B:
-    """Return the fields of a row that a body shows."""
+    """Return the fields of a row that a body contains."""
     return body(**row.model_dump(include=set(body.model_fields)))

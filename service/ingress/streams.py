@@ -1,4 +1,4 @@
-"""Follows sessions for callers who show a QR code. An event is only a doorbell: what is shown is the row."""
+"""Follows sessions for callers that show a QR code. An event is only a wake-up: the state is read from the row."""
 
 import asyncio
 from collections import defaultdict
@@ -16,7 +16,7 @@ _LOOK_EVERY_SECONDS = 15.0
 
 
 class Streams:
-    """Who follows which session in this process."""
+    """The callers of this process that follow sessions."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
@@ -24,31 +24,31 @@ class Streams:
         self._ended = False
 
     def hear(self, key: str) -> None:
-        """Note that an event was heard, by its partition key."""
+        """Wake the callers that follow a session, because an event with its partition key was received."""
         for bell in self._bells.get(key, ()):
             bell.set()
 
     def end(self) -> None:
-        """End every stream: callers come again, to another process."""
+        """End every stream: callers reconnect, to another process."""
         self._ended = True
         for key in self._bells:
             self.hear(key)
 
     async def follow(self, session_id: str, seen: str | None) -> AsyncIterator[SessionRow]:
-        """Yield a session as it is now and after every change, until its chatbot is removed or the process ends.
+        """Yield a session now and after every change, until its chatbot is removed or the process stops.
 
-        Changes that follow each other quickly may be shown as one.
+        Changes in quick succession may be yielded as one.
 
         Args:
-            session_id: whose.
-            seen: the version that the caller has seen already.
+            session_id: the session.
+            seen: the version that the caller has received already.
         """
         key, bell = session_key(session_id), asyncio.Event()
         self._bells[key].add(bell)
         try:
             while not self._ended:
                 bell.clear()
-                with suppress(DatabaseUnavailable):  # it is shown once it can be read again
+                with suppress(DatabaseUnavailable):  # it is yielded once it can be read again
                     session = await self._database.read(
                         lambda tx: current_session(tx, session_id=session_id), seconds=READ_SECONDS
                     )
@@ -57,7 +57,7 @@ class Streams:
                     if str(session.version) != seen:
                         seen = str(session.version)
                         yield session
-                with suppress(TimeoutError):  # an event may be lost: look all the same
+                with suppress(TimeoutError):  # an event may be lost: look regardless
                     async with asyncio.timeout(_LOOK_EVERY_SECONDS):
                         await bell.wait()
         finally:

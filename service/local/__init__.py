@@ -1,17 +1,17 @@
-"""`whatsapp-qr up`: the whole service on one machine, every part a process of its own under supervisord.
+"""`whatsapp-qr up`: the whole service on one machine, every part in its own process under supervisord.
 
-All that it makes lies in `.local/` of the current folder: data, logs, pid files. Stopping it, by whatever signal,
-stops ingress and consumers first and the broker last.
+It writes only to `.local/` of the current folder: data, logs, pid files. On any signal it stops ingress and consumers
+first and the broker last.
 
 In the order of a run:
 
-leftovers     one run at a time per folder; what a killed one left running is ended
-programs      what is started here, where it answers, and the settings that follow
-broker        the private RabbitMQ, where no other is set
+leftovers     one run at a time per folder; ends processes that a killed run left
+programs      the programs to start, their addresses, and the settings that follow
+broker        the private RabbitMQ, if no other is set
 ports         addresses to listen on
 supervision   supervisord: its configuration and its process
-readiness     waiting until every part answers, or saying why one does not
-output        what is printed
+readiness     waits until every part answers, or reports why one does not
+output        the printed lines
 """
 
 import signal
@@ -32,7 +32,7 @@ __all__ = ["up"]
 
 
 def up(settings: Settings, migrate: Callable[[Settings], None]) -> None:
-    """Start everything, wait until it is ready, run until a signal comes, stop everything."""
+    """Start everything, wait until it is ready, run until a signal arrives, stop everything."""
     folder = Path.cwd() / ".local"
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
@@ -40,7 +40,7 @@ def up(settings: Settings, migrate: Callable[[Settings], None]) -> None:
     began = time.monotonic()
     with only_one(folder):
         if end_leftovers(folder):
-            say("Ended what an earlier run had left behind")
+            say("Ended processes that an earlier run had left")
         if "amqp_url" in settings.model_fields_set:
             require_broker(settings.amqp_url)
         programs = choose_programs(settings, folder)

@@ -1,4 +1,4 @@
-"""The private RabbitMQ of a run: which of the ways to get one works on this machine, and on which ports."""
+"""The private RabbitMQ of a run: how it can be started on this machine, and on which ports."""
 
 import asyncio
 import os
@@ -47,7 +47,7 @@ def choose_broker(folder: Path) -> tuple[list[str], int]:
 
 
 def require_broker(url: str) -> None:
-    """Raise ConfigurationError where the user's own broker does not let us in."""
+    """Raise ConfigurationError if the user's own broker cannot be used."""
     try:
         asyncio.run(_visit(url))
     except (AMQPError, OSError, TimeoutError) as error:
@@ -70,7 +70,7 @@ def _works(script: Path, *arguments: str, silent: bool = True) -> bool:
 
 
 def _free_ports(folder: Path) -> list[int]:
-    """Return the ports of the last run, or the next ones that are free."""
+    """Return the ports of the last run, or the next free ones."""
     memory = folder / "rabbitmq.port"
     known = memory.read_text() if memory.exists() else ""
     # Two clones that start at the same time must not both find the first ports free.

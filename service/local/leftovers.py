@@ -1,4 +1,4 @@
-"""One run at a time in a folder, and what a killed run left behind."""
+"""One run at a time in a folder, and the processes that a killed run left."""
 
 import contextlib
 import fcntl
@@ -20,10 +20,10 @@ LEAST_FREE_DISK = 300_000_000
 
 @contextlib.contextmanager
 def only_one(folder: Path) -> Iterator[None]:
-    """Keep a second run out of this folder; a killed one holds no lock."""
+    """Prevent a second run in this folder; a killed run holds no lock."""
     try:
         folder.mkdir(exist_ok=True)
-        folder.chmod(0o700)  # it holds what customers write, and QR codes
+        folder.chmod(0o700)  # it contains customers' messages and QR codes
     except OSError as error:
         message = f"{folder} cannot be written: {error.strerror}. Does it belong to another user?"
         raise ConfigurationError(message) from error
@@ -42,9 +42,9 @@ def only_one(folder: Path) -> Iterator[None]:
 
 
 def end_leftovers(folder: Path) -> bool:
-    """End what is still running of an earlier run, and say whether there was anything.
+    """End the remaining processes of an earlier run; return whether there were any.
 
-    They are known by their pid files and believed by their command lines.
+    They are found by their pid files and verified by their command lines.
     """
     supervisor = {folder / "supervisord.pid": str(folder / "supervisord.conf")}
     parts = {path: f"service.cli {path.stem}" for path in (folder / "run").glob("*.pid")}
@@ -77,7 +77,7 @@ def _read_pid(path: Path) -> int:
 
 
 def _command_line(pid: int) -> str:
-    """Read the command line of a running process; empty for none."""
+    """Return the command line of a running process; empty if it does not run."""
     with contextlib.suppress(OSError):
         return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
     if Path("/proc/self").exists():

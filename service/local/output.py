@@ -1,4 +1,4 @@
-"""What a run prints."""
+"""The printed output of a run."""
 
 import re
 from typing import TYPE_CHECKING
@@ -16,19 +16,19 @@ def say(line: str) -> None:
 
 
 def say_what_runs(settings: "Settings", programs: "list[Program]", seconds: float) -> None:
-    """Print where everything answers, and what to type next."""
+    """Print the addresses of all parts, and the next commands to type."""
     places = {program.name: program.url if program.port else "" for program in programs}
     places["ingress"] += "   (API documentation: /docs)"
     places["rabbitmq"] = settings.amqp_url if "rabbitmq" in places else _without_password(settings.amqp_url)
     if "simulator" not in places:
         places["gateway"] = _without_password(settings.whatsapp_qr_service_url)
     if "echo-bot" in places:
-        places["echo-bot"] = "answers every customer with his own text   (ECHO_BOT=off: not)"
+        places["echo-bot"] = "answers every customer with the customer's own text   (ECHO_BOT=off disables it)"
     places |= {"database": _without_password(settings.database_url), "logs": ".local/log/"}
     say(f"Ready after {seconds:.0f} s; Ctrl-C stops everything.")
     for name, place in places.items():
         say(f"  {name:22} {place}")
-    say("Try it in a second terminal: link a chatbot, scan its QR code, be a customer who writes.")
+    say("Try it in a second terminal: link a chatbot, scan its QR code, write as a customer.")
     for command in _commands({program.name: program.url for program in programs}, with_key=bool(settings.api_keys)):
         say(f"  {command}")
     if "echo-bot" not in places:

@@ -1,10 +1,10 @@
-"""Addresses to listen on: whether one is free, and how it is called."""
+"""Addresses to listen on: whether one is free, and its form for clients."""
 
 import socket
 
 
 def is_free(host: str, port: int) -> bool:
-    """Say whether nobody listens there."""
+    """Return whether no program listens there."""
     try:
         listener(host, port).close()
     except OSError:

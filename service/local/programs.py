@@ -1,4 +1,4 @@
-"""What is started on this machine, where it answers, and the settings that follow from it."""
+"""The programs to start on this machine, their addresses, and the settings that follow."""
 
 import contextlib
 import os
@@ -18,24 +18,24 @@ ECHO_BOT = Path(__file__).parents[2] / "contracts" / "examples" / "echo_bot.py"
 
 @dataclass(frozen=True, eq=False)
 class Program:
-    """One process: how it is started and where it answers."""
+    """One process: its command and its address."""
 
     name: str
     command: list[str]
     host: str = ""
-    port: int = 0  # 0: it listens nowhere
+    port: int = 0  # 0: it does not listen
     port_setting: str = ""  # the variable that chooses the port
     grace: int = 30  # seconds it has to finish
-    health: tuple[str, ...] = ("/livez", "/readyz")  # these answer 200 once it is ready; without any, the port is taken
+    health: tuple[str, ...] = ("/livez", "/readyz")  # these answer 200 once it is ready; if empty, the port is in use
 
     @property
     def url(self) -> str:
-        """Where it answers, for a client on this machine."""
+        """Its base URL, for a client on this machine."""
         return f"http://{reachable(self.host)}:{self.port}"
 
 
 def choose_programs(settings: Settings, folder: Path) -> list[Program]:
-    """List what runs here, in the order in which it is started."""
+    """List the programs of this run, in the order in which they are started."""
     programs = []
     if "amqp_url" not in settings.model_fields_set:
         programs.append(_rabbitmq(folder))
@@ -56,11 +56,11 @@ def choose_programs(settings: Settings, folder: Path) -> list[Program]:
 
 
 def _require_callbacks_let_in(settings: Settings) -> None:
-    """The simulator calls the ingress at its address, and from it: only loopback needs no credentials."""
+    """Check the credentials: the simulator calls the ingress from and at its address; only loopback needs none."""
     local = settings.http_host in {"0.0.0.0", "::"} or is_loopback(settings.http_host)  # noqa: S104
     if not (local or settings.webhook_token or settings.webhook_secret):
         raise ConfigurationError(
-            f"HTTP_HOST={settings.http_host}: the simulator's callbacks would come from there and be refused. Set "
+            f"HTTP_HOST={settings.http_host}: the ingress would refuse the simulator's callbacks from there. Set "
             "WEBHOOK_SECRET=whsec_$(openssl rand -base64 32), or HTTP_HOST=0.0.0.0"
         )
 
@@ -75,7 +75,7 @@ def _command(name: str) -> list[str]:
 
 
 def require_free_ports(programs: list[Program]) -> None:
-    """Listen on every port once, all at once, so that two programs on one port are found too."""
+    """Listen on every port once, at the same time, so that two programs on one port are detected too."""
     with contextlib.ExitStack() as held:
         for program in filter(_listens, programs):
             try:
@@ -85,7 +85,7 @@ def require_free_ports(programs: list[Program]) -> None:
                     f"{program.host}:{program.port} ({program.name}) is not free: {os.strerror(error.errno or 0)}. "
                 )
                 consumers = " (the consumers take the three ports after it)" if program.name in CONSUMERS else ""
-                remedy = f"End what uses it or set {program.port_setting}{consumers}"
+                remedy = f"Stop the program that uses it, or set {program.port_setting}{consumers}"
                 raise ConfigurationError(sentence + remedy) from error
 
 
@@ -94,7 +94,7 @@ def _listens(program: Program) -> bool:
 
 
 def pointed_at(programs: list[Program], settings: Settings) -> Settings:
-    """Point the settings that the user left open at what runs here."""
+    """Point the settings that the user did not set at the programs of this run."""
     urls = {program.name: program.url for program in filter(_listens, programs)}
     local = {}
     if "callback_url" not in settings.model_fields_set:

@@ -1,4 +1,4 @@
-"""Waiting until every program answers, or saying why one does not."""
+"""Waits until every program answers, or reports why one does not."""
 
 import re
 import threading
@@ -27,7 +27,7 @@ def wait_until_ready(
     """Return once every program is ready, or as soon as `stop` is set.
 
     Raises:
-        ConfigurationError: supervisord ended, a program has given up, or it takes too long.
+        ConfigurationError: supervisord ended, a program cannot start, or it takes too long.
     """
     say("Starting " + ", ".join(program.name for program in programs))
     waiting = [program for program in programs if program.port]
@@ -49,7 +49,7 @@ def wait_until_ready(
 
 
 def _missing(program: Program, client: httpx.Client) -> str:
-    """Say what a program still lacks; empty once it is ready."""
+    """Return the missing conditions of a program; empty once it is ready."""
     if not program.health:
         return "starts" if is_free(program.host, program.port) else ""
     try:
@@ -64,7 +64,7 @@ def _missing(program: Program, client: httpx.Client) -> str:
 
 
 def _given_up(programs: list[Program], folder: Path) -> Program | None:
-    """Find a program that ended saying that it cannot start like this (exit status 2, or 78 from a script)."""
+    """Return a program that ended because it cannot start like this (exit status 2, or 78 from a script)."""
     log = supervisor_log(folder)
     ended = re.findall(r"exited: (\S+) \(exit status (?:2|78);", log.read_text() if log.exists() else "")
     return next((program for program in programs if program.name in ended), None)

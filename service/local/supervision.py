@@ -21,12 +21,12 @@ def start_supervisor(settings: Settings, programs: list[Program], folder: Path) 
     """Start supervisord, which starts the programs."""
     config = _write_config(programs, folder)
     command = [sys.executable, "-m", "supervisor.supervisord", "--nodaemon", "--configuration", str(config)]
-    # A session of its own: Ctrl-C reaches this process alone, which then stops the parts in order.
+    # In its own session: Ctrl-C reaches only this process, which then stops the parts in order.
     return subprocess.Popen(command, env=_environment(settings), start_new_session=True)  # noqa: S603
 
 
 def require_alive(supervisor: "subprocess.Popen[bytes]", folder: Path) -> None:
-    """Raise ConfigurationError where supervisord has ended by itself."""
+    """Raise ConfigurationError if supervisord has ended by itself."""
     if supervisor.poll() is not None:
         raise ConfigurationError(f"supervisord ended by itself; see {supervisor_log(folder)}")
 
@@ -39,7 +39,7 @@ def stop_supervisor(supervisor: "subprocess.Popen[bytes]") -> None:
 
 
 def supervisor_log(folder: Path) -> Path:
-    """Return the file in which supervisord tells what started and ended."""
+    """Return the file in which supervisord logs starts and ends of programs."""
     return folder / "log" / "supervisord.log"
 
 
@@ -77,9 +77,9 @@ def _write_config(programs: list[Program], folder: Path) -> Path:
 
 
 def _program_section(program: Program, folder: Path) -> list[str]:
-    # The shell writes the pid file by which the next run finds what a killed supervisord leaves behind.
+    # The shell writes the pid file by which the next run finds the processes that a killed supervisord leaves.
     pid_file = folder / "run" / f"{program.name}.pid"
-    # Everybody waits for the broker: beside five interpreters with equal rights it starts a fifth later.
+    # All others wait for the broker: beside five interpreters of the same priority it would start a fifth later.
     nice = [] if program.name == "rabbitmq" else ["nice", "-n", "10"]
     start = ["/bin/sh", "-c", 'echo $$ >"$0" && exec "$@"', str(pid_file), *nice, *program.command]
     return [

@@ -1,4 +1,4 @@
-"""What every connection to RabbitMQ has in common: heartbeats, the errors of a lost one, and how it is closed."""
+"""Settings and errors that all connections to RabbitMQ share: heartbeats, lost connections, closing."""
 
 import asyncio
 import logging
@@ -22,33 +22,33 @@ log = structlog.get_logger()
 T = TypeVar("T")
 
 HEARTBEAT = 5
-# aio-pika reports a connection that is being replaced as RuntimeError; where one ends in the middle of a publish, the
-# end of its frames may come through as StopAsyncIteration.
+# aio-pika reports a connection that is being replaced as RuntimeError. If a connection ends during a publish, the end
+# of its frames may surface as StopAsyncIteration.
 BROKER_TROUBLE = (AMQPError, OSError, RuntimeError, TimeoutError, StopAsyncIteration)
-# Closing gives up on a dead link by itself, after more than a heartbeat; cut short, the connection would come back.
+# Closing a dead connection ends by itself after more than a heartbeat; if it is interrupted, the connection reconnects.
 _CLOSE_SECONDS = 4.0 * HEARTBEAT
 
 
 def unavailable(error: BaseException) -> BrokerUnavailable:
-    """Return what the trouble with the broker is, and what ends it where waiting does not."""
+    """Return the error of the broker, with the remedy if waiting does not help."""
     match error:
         case ChannelNotFoundEntity():
-            why = f"RabbitMQ lacks what is needed here ({error}): run whatsapp-qr topology apply"
+            why = f"RabbitMQ lacks a queue or exchange ({error}): run whatsapp-qr topology apply"
         case ChannelPreconditionFailed():
-            why = f"RabbitMQ has something else under a name of ours ({error}): see whatsapp-qr topology check"
+            why = f"RabbitMQ has a queue or exchange with other properties ({error}): see whatsapp-qr topology check"
         case ChannelAccessRefused():
-            why = f"RabbitMQ does not let this user do that ({error}): see whatsapp-qr topology permissions"
+            why = f"RabbitMQ does not permit this user the operation ({error}): see whatsapp-qr topology permissions"
         case ProbableAuthenticationError():
             why = "RabbitMQ refuses the user or the password of AMQP_URL"
         case InvalidFrameError():  # the client library expects no refusal at that point
-            why = "RabbitMQ does not let the user of AMQP_URL into its virtual host, or there is none"
+            why = "RabbitMQ refuses the user of AMQP_URL access to its virtual host, or the host does not exist"
         case _:
             return BrokerUnavailable(f"RabbitMQ is not reachable: {type(error).__name__}")
     return BrokerUnavailable(why, refused=True)
 
 
 async def reach(operation: Callable[[], Awaitable[T]], seconds: float = 20.0) -> T:
-    """Do something with the broker, for at most so many seconds.
+    """Run an operation on the broker, for at most so many seconds.
 
     Raises:
         BrokerUnavailable: it did not succeed.
@@ -62,16 +62,17 @@ async def reach(operation: Callable[[], Awaitable[T]], seconds: float = 20.0) ->
 
 
 def with_heartbeat(url: str) -> str:
-    """Return the broker's URL with a heartbeat of 5 s, so that a dead peer is noticed within 15 s."""
+    """Return the broker's URL with a heartbeat of 5 s, so that a dead peer is detected within 15 s."""
     return url if "heartbeat=" in url else f"{url}{'&' if '?' in url else '?'}heartbeat={HEARTBEAT}"
 
 
 @contextmanager
 def _opening() -> Iterator[None]:
-    """Let go of a connection at once that could not be opened.
+    """Release a connection that could not be opened at once.
 
-    Its future, its error and the frames of that error hold each other until the garbage collector comes, and the
-    connection closes itself when it goes: in whichever thread collects, where no loop is there to close it.
+    Its future, its error and the frames of that error reference each other until the garbage collector runs. The
+    connection closes itself when it is collected: in the thread that collects, which may have no event loop to close
+    it.
     """
     try:
         yield
@@ -81,22 +82,22 @@ def _opening() -> Iterator[None]:
 
 
 async def connect(url: str, seconds: float = 5.0) -> AbstractConnection:
-    """Open a connection that is not made again when it is lost.
+    """Open a connection that does not reconnect when it is lost.
 
     Raises:
-        aio_pika.exceptions.AMQPException, OSError, TimeoutError: the broker is away, or does not let us in.
+        aio_pika.exceptions.AMQPException, OSError, TimeoutError: the broker is unavailable, or refuses the connection.
     """
     with _opening():
         return await aio_pika.connect(with_heartbeat(url), timeout=seconds)
 
 
 def new_broker(url: str, *, timeout: float = 3.0, **more: Any) -> RabbitBroker:
-    """Return a broker that nothing has connected yet; its connection is made again when it is lost."""
+    """Return a broker that is not connected yet; its connection is made again when it is lost."""
     return RabbitBroker(
         with_heartbeat(url),
         timeout=timeout,
         reconnect_interval=0.5,
-        graceful_timeout=None,  # whoever stops it has waited before for what has begun
+        graceful_timeout=None,  # the caller that stops it has already waited for the messages in progress
         apply_types=False,
         logger=logging.getLogger("service.faststream"),
         **more,
@@ -104,13 +105,13 @@ def new_broker(url: str, *, timeout: float = 3.0, **more: Any) -> RabbitBroker:
 
 
 async def open_broker(broker: RabbitBroker) -> None:
-    """Connect a broker: it then makes its connection again whenever that is lost, until it is closed.
+    """Connect a broker: from then on it reconnects whenever the connection is lost, until it is closed.
 
-    Whoever is cancelled meanwhile waits until it has succeeded or failed, 3 s or some heartbeats. Cancelled in the
-    middle of its first attempt the connection would go on behind our back, and not even let the process end.
+    A caller that is cancelled meanwhile waits until the attempt has succeeded or failed: 3 s or some heartbeats. If the
+    first attempt were interrupted, the connection would go on unattended, and the process could not end.
 
     Raises:
-        aio_pika.exceptions.AMQPException, OSError, TimeoutError: the broker is away, or does not let us in.
+        aio_pika.exceptions.AMQPException, OSError, TimeoutError: the broker is unavailable, or refuses the connection.
     """
     # Not in the present context: a connection outlives the message that is being handled.
     await let_end(asyncio.create_task(_connect(broker), context=Context()))
@@ -122,7 +123,7 @@ async def _connect(broker: RabbitBroker) -> None:
 
 
 async def close_all(*closes: Callable[[], Awaitable[Any]]) -> None:
-    """Close one after another. One that cannot be closed, its link being dead, does not keep the next from it."""
+    """Close one after another. One that cannot be closed because its connection is dead does not prevent the next."""
     for close in closes:
         try:
             async with asyncio.timeout(_CLOSE_SECONDS):
@@ -133,6 +134,6 @@ async def close_all(*closes: Callable[[], Awaitable[Any]]) -> None:
 
 
 async def close_broker(broker: RabbitBroker) -> None:
-    """Close a broker and its connection, whatever state they are in; a connection that is not closed comes back."""
-    connection = broker._connection  # noqa: SLF001  # nothing public, and the broker forgets it
+    """Close a broker and its connection in any state; a connection that is not closed reconnects."""
+    connection = broker._connection  # noqa: SLF001  # no public attribute, and the broker drops it when it stops
     await close_all(broker.stop, *(() if connection is None else (connection.close,)))

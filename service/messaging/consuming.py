@@ -57,7 +57,7 @@ class Consumer:
         self.subscriptions = Subscriptions(url, partitions, publisher, retry, changed)
 
     def start(self, share: Share | None = None, check: Check | None = None, *, declares: bool = True) -> None:
-        """Subscribe as soon as the broker is there; returns at once.
+        """Subscribe as soon as the broker is available; returns at once.
 
         Args:
             share: returns the partitions to subscribe to first. Default: all.

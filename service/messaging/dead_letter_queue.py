@@ -1,4 +1,4 @@
-"""Reads the dead letters' queue. Each is acknowledged once it is kept, so none is lost; one may come twice."""
+"""Consumes the dead letters' queue. Each is acknowledged once it is stored: none is lost; one may come twice."""
 
 import asyncio
 from collections.abc import Awaitable, Callable
@@ -18,7 +18,7 @@ from service.tasks import end, let_end
 log = structlog.get_logger()
 
 Keep = Callable[[DeadLetter], Awaitable[None]]
-"""Keeps a dead letter for good; raises Unavailable where that is not possible at present."""
+"""Stores a dead letter; raises Unavailable if that is not possible at present."""
 
 # Bodies may be large.
 _PREFETCH = 20
@@ -35,7 +35,7 @@ class DeadLetterQueue:
         self._declares = declares
 
     async def consume(self, keep: Keep) -> None:
-        """Keep what comes until cancelled; then finish what has begun and give the queue up."""
+        """Store incoming dead letters until cancelled; then finish those in progress and release the queue."""
         retry, inbox = RetryWhileUnavailable(), Inbox()
         queue = topology.declared_queue(topology.DEAD_LETTERS)
         reader = Partition(self._url, queue, inbox.add, asyncio.Event(), prefetch=_PREFETCH)
@@ -47,7 +47,7 @@ class DeadLetterQueue:
             working.result()
         finally:
             retry.stop()
-            # Cut off by a second cancellation it would leave a subscription that acknowledges nothing.
+            # If a second cancellation interrupted it, a subscription would remain that acknowledges nothing.
             await let_end(asyncio.create_task(_finish(reader, working)))
 
     async def _subscribe(self, reader: Partition) -> None:

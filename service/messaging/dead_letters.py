@@ -1,8 +1,8 @@
-"""What can never be processed is kept: the original message, and why.
+"""Dead letters: messages that can never be processed, stored with the reason.
 
-A consumer writes its dead letters into the table directly. The dead letters' queue is for what reached no handler, and
-`read_dead_letter` tells the ways apart: kept by the ingress (a callback that it refused), moved by the broker (delivery
-limit, or refused by an AI worker), or sent there by an exchange that has no queue for it.
+A consumer writes its dead letters into the table directly. The dead letters' queue is for messages that reached no
+handler. `read_dead_letter` distinguishes their origins: published by the ingress (a callback that it refused), moved by
+the broker (delivery limit, or rejected by an AI worker), or routed there by an exchange that has no queue for it.
 """
 
 import hashlib
@@ -58,7 +58,7 @@ def _as_published(raw: Any) -> Original:
 
 
 async def dead_letter_callback(publisher: Publisher, body: bytes, error: Undeliverable, *, path: str) -> None:
-    """Keep the body of a gateway callback that fails validation: the ingress does not write to the database."""
+    """Publish the body of a gateway callback that fails validation: the ingress does not write to the database."""
     headers = {
         "source-path": path,
         "death-id": uuid7().hex,
@@ -87,14 +87,14 @@ def _properties(raw: Any) -> dict[str, Any]:
 
 
 def read_dead_letter(raw: Any) -> DeadLetter:
-    """Return what a message on the dead letters' queue is."""
+    """Return the dead letter for a message from the dead letters' queue."""
     try:
         dead = _read(raw)
-        dead.id  # noqa: B018  # raises where it cannot be computed
+        dead.id  # noqa: B018  # raises if it cannot be computed
     except (ValueError, TypeError, ArithmeticError, AttributeError, LookupError, RecursionError) as error:
-        # Whoever forged its headers must not block those behind it.
+        # A message with forged headers must not block the messages behind it.
         nothing = Original(raw.body[:MAX_BODY_BYTES], "", "", {}, {})
-        what = f"what it says of its origin cannot be read: {type(error).__name__}"
+        what = f"its headers cannot be read: {type(error).__name__}"
         return DeadLetter(nothing, "unreadable", what, "", "", redelivered=bool(raw.redelivered), died_at=None)
     return dead
 
@@ -107,7 +107,7 @@ def _read(raw: Any) -> DeadLetter:
 
 def _published(raw: Any) -> DeadLetter:
     headers = raw.headers or {}
-    # What was buried before this header existed is as its own properties say.
+    # A dead letter from before this header existed has its original properties in its own.
     properties: dict[str, Any] = _rest_in(headers["original"]) if "original" in headers else _properties(raw)
     kept = {name: to_json(value) for name, value in _without_brokers(headers).items() if name not in _OURS}
     original = Original(
@@ -129,10 +129,10 @@ def _published(raw: Any) -> DeadLetter:
 
 
 def _rest_in(text: str) -> Any:
-    """Read what `_rest_of` wrote.
+    """Read the properties and headers from the header `original`.
 
     Raises:
-        ValueError: it never wrote that: NaN and infinity are no JSON.
+        ValueError: it is not valid: NaN and infinity are not JSON.
     """
     rest = json.loads(text)
     json.dumps(rest, allow_nan=False)  # parse_constant would let 1e999 pass
@@ -146,7 +146,7 @@ def _encodable(value: Any) -> Any:
         case list():
             return [_encodable(item) for item in value]
         case str():
-            # Not `storable`: AMQP has U+0000, and so has JSON in a database.
+            # Not `storable`: AMQP allows U+0000, and so does JSON in a database.
             return value.encode(errors="replace").decode()
         case _:
             return value
@@ -158,7 +158,7 @@ def _moved(raw: Any) -> DeadLetter:
     properties = _properties(raw)
     expiration = str(death.get("original-expiration", ""))
     if expiration.isdigit():
-        properties["expiration"] = int(expiration) / 1000  # the broker takes it off what it moves
+        properties["expiration"] = int(expiration) / 1000  # the broker removes it from messages that it moves
     reason, at = str(death.get("reason", "moved")), death.get("time")
     what = f"{raw.message_id} {reason} {at} {death.get('count')}"
     original = Original(

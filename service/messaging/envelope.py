@@ -1,4 +1,4 @@
-"""The envelope of a message, as it comes in and as it goes out: AMQP properties, never part of the body."""
+"""The envelope of a received or published message: AMQP properties, never part of the body."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ from pamqp.encode import encode_table_value
 
 from service.errors import Undeliverable
 
-# aiormq makes up an id where there is none, and a made-up id would hide that the sender gave none.
+# aiormq generates an id if there is none; that would hide that the sender gave none.
 NO_ID = " "
 _CONTRACT_HEADERS = frozenset({"partition-key", "schema-version", "conversation-sequence", "traceparent", "tracestate"})
 _MOST_HEADER_BYTES = 4096
@@ -17,20 +17,20 @@ _MOST_HEADER_BYTES = 4096
 
 @dataclass(frozen=True, slots=True)
 class Envelope:
-    """What a message's AMQP properties say about it."""
+    """The AMQP properties of a received message."""
 
     message_id: str
-    """Empty where the sender gave none, or a blank one."""
+    """Empty if the sender gave none, or a blank one."""
     timestamp: datetime | None
     """When it was published, to the second."""
     redelivered: bool
-    """Whether somebody may have begun to handle it before."""
+    """Whether a process may have begun to handle it before."""
 
     def id_or_dead_letter(self) -> str:
         """Return the message's id.
 
         Raises:
-            Undeliverable: it has none, so doing it twice could not be told from doing it once.
+            Undeliverable: it has none, so a duplicate could not be detected.
         """
         if not self.message_id:
             message = "a command needs the AMQP property message_id, unique per command"
@@ -49,19 +49,20 @@ class Properties:
 
 
 def forwarded_headers(headers: Mapping[str, Any] | None) -> dict[str, Any]:
-    """Return those headers that go on with a message that is published again.
+    """Return the headers that are copied when a message is published again.
 
-    Only those of the contract: the broker itself interprets some (CC, BCC), and would multiply the message. None that
-    is so large that it might not fit into a frame beside ours: each attempt would cost the connection.
+    Only those of the contract: the broker itself interprets some others (CC, BCC), and would multiply the message. None
+    that is so large that it might not fit into a frame beside ours: each attempt would cost the connection.
     """
     kept = {name: publishable(value) for name, value in (headers or {}).items() if name in _CONTRACT_HEADERS}
     return {name: value for name, value in kept.items() if len(encode_table_value(value)) <= _MOST_HEADER_BYTES}
 
 
 def publishable(value: Any) -> Any:
-    """Return a header's value as it can be published.
+    """Return a header's value in a form that can be published.
 
-    Not all that other clients send can be sent by ours: a text that is not UTF-8, a double beyond single precision.
+    Our client library cannot send all values of other clients: a text that is not UTF-8, a double beyond single
+    precision.
     """
     try:
         encode_table_value(value)

@@ -1,4 +1,4 @@
-"""The life of a delivery: read it, handle it, acknowledge it. The relays publish the outputs later, from the rows.
+"""The processing of a delivery: read, handle, acknowledge. The relays publish the outputs later, from the rows.
 
 A delivery ends in one of four ways:
 
@@ -46,13 +46,15 @@ _TRACEBACK_CHARACTERS = 8_000
 _UNKNOWN = "unknown"
 
 NotDone = list[tuple[Received, Undeliverable | None]]
-"""Messages of a batch, each with why it can never be processed; with None it is to be handled as a slow one."""
+"""Messages of a batch that are not done: each with the reason if it can never be processed, or with None if it must be
+handled as a slow message.
+"""
 KeepDeadLetter = Callable[[DeadLetter], Awaitable[None]]
 """Stores a dead letter; raises Unavailable if that is not possible at present."""
 
 
 class Handler(ABC):
-    """Handles the messages of one queue. It must be idempotent: any message may come again."""
+    """Handles the messages of one queue. It must be idempotent: any message may be delivered again."""
 
     models: ClassVar[Mapping[str, type[Message]]]
     """The message models that it accepts, by name."""
@@ -61,25 +63,25 @@ class Handler(ABC):
 
     @abstractmethod
     async def handle(self, batch: Sequence[Received]) -> NotDone:
-        """Do what the messages ask for, in their order, and commit it; return those that are not done.
+        """Process the messages in their order and commit; return those that are not done.
 
         Raises:
-            Unavailable: a part is away; nothing was committed as far as is known.
+            Unavailable: the database or the broker is unavailable; as far as is known, nothing was committed.
         """
 
     async def handle_slow(self, received: Received) -> None:
-        """Do what one message asks for, and commit it.
+        """Process one message and commit.
 
         Raises:
             Undeliverable: it can never be processed.
-            Unavailable: a part is away; it is handled again.
+            Unavailable: the database or the broker is unavailable; the message is handled again.
         """
         raise NotImplementedError(received.body.name)
 
 
 @dataclass(slots=True)
 class Batch:
-    """Deliveries that were taken together, sorted by what must be done with them."""
+    """Deliveries that were taken together, sorted by the processing that they need."""
 
     deliveries: list[Delivery]
     readable: list[Received] = field(default_factory=list)
@@ -117,7 +119,7 @@ class BatchProcessor:
         self._queue, self._handler, self._source = queue, handler, source
         self._keep_dead_letter, self._publisher, self._retry = keep_dead_letter, publisher, retry
         self._count = publisher.partitions
-        # Only names that we know may be a label: anybody may publish any other.
+        # Only names that we know may be a label: any client may publish other names.
         self._seconds = {name: HANDLING_SECONDS.labels(queue.name, name) for name in (*handler.models, _UNKNOWN)}
         self._age = MESSAGE_AGE.labels(queue.name)
 

@@ -1,4 +1,4 @@
-"""What was delivered and waits for its turn: in order of arrival for each queue, fairly between the queues."""
+"""Delivered messages that wait to be handled: in order of arrival for each queue, fairly between the queues."""
 
 import asyncio
 from collections import deque
@@ -18,12 +18,12 @@ _SUSPICIOUS_DELIVERIES = 2
 
 
 class Gate:
-    """Knows what has begun of one subscription, and lets nothing begin once it is closed."""
+    """Tracks the deliveries in progress of one subscription; once closed, no further delivery begins."""
 
     def __init__(self) -> None:
         self.closed = False
         self._begun: dict[Delivery, None] = {}
-        """In their order, and not ended yet."""
+        """In order of arrival; without those that have ended."""
         self._idle = asyncio.Event()
         self._idle.set()
 
@@ -33,18 +33,18 @@ class Gate:
         return len(self._begun)
 
     def enter(self, delivery: "Delivery") -> None:
-        """Begin with a delivery."""
+        """Record that the handling of a delivery begins."""
         self._begun[delivery] = None
         self._idle.clear()
 
     def leave(self, delivery: "Delivery") -> None:
-        """End with one."""
+        """Record that the handling of a delivery has ended."""
         del self._begun[delivery]
         if not self._begun:
             self._idle.set()
 
     def is_all_before(self, last: "Delivery", ended: Collection["Delivery"]) -> bool:
-        """Say whether all that began before a delivery, and itself, is among those that are about to end."""
+        """Return whether a delivery and all that began before it are among those that are about to end."""
         for delivery in self._begun:
             if delivery not in ended:
                 return False
@@ -53,7 +53,7 @@ class Gate:
         return False
 
     async def close(self, seconds: float) -> None:
-        """Let nothing begin any more and wait, for at most so many seconds, until what has begun has ended."""
+        """Let no delivery begin any more and wait, for at most so many seconds, until those in progress have ended."""
         self.closed = True
         if not await happens(self._idle, seconds):
             log.warning("given_up_with_work_in_progress", running=self.running)
@@ -69,20 +69,20 @@ class Delivery:
 
     @property
     def is_void(self) -> bool:
-        """Whether it is delivered again, here or elsewhere: its channel is closed, or its partition given up."""
+        """Whether it will be delivered again, here or elsewhere: its channel is closed or its partition released."""
         try:
             return self.gate.closed or bool(self.raw.channel.is_closed)
-        except ChannelInvalidStateError:  # a message does not give its channel once that is closed
+        except ChannelInvalidStateError:  # a message has no channel once that is closed
             return True
 
     @property
     def is_suspicious(self) -> bool:
-        """Whether processes ended, or lost their connection, several times while they had it."""
+        """Whether processes ended, or lost their connection, several times while they handled it."""
         count = (self.raw.headers or {}).get("x-delivery-count", 0)
         return isinstance(count, int) and count >= _SUSPICIOUS_DELIVERIES
 
     async def acknowledge(self, *, multiple: bool = False) -> None:
-        """Acknowledge it, or everything of its channel up to it; where that is not possible it is delivered again."""
+        """Acknowledge it, or all deliveries of its channel up to it; if that is not possible, it is delivered again."""
         try:
             await self.raw.ack(multiple=multiple)
         except BROKER_TROUBLE as error:
@@ -90,21 +90,21 @@ class Delivery:
 
 
 class Inbox:
-    """The deliveries of several queues that wait."""
+    """The waiting deliveries of several queues."""
 
     def __init__(self) -> None:
         self._waiting: dict[int, deque[Delivery]] = {}
         self._some = asyncio.Event()
 
     def add(self, delivery: Delivery) -> None:
-        """Let a delivery wait behind those of its queue."""
+        """Append a delivery to those of its queue."""
         self._waiting.setdefault(delivery.number, deque()).append(delivery)
         self._some.set()
 
     async def take(self, most: int) -> list[Delivery]:
-        """Wait for deliveries; return those that came first, of each queue in turn, and count them as begun.
+        """Wait for deliveries; return the first of each queue in turn, and count them as begun.
 
-        One that is suspicious is returned alone.
+        A suspicious delivery is returned alone.
         """
         while True:
             await self._some.wait()
@@ -115,7 +115,7 @@ class Inbox:
 
     def _take(self, most: int) -> list[Delivery]:
         taken: list[Delivery] = []
-        for last in list(self._waiting)[:1]:  # each is the first in turn: behind others, a suspicious one has to wait
+        for last in list(self._waiting)[:1]:  # rotate: a suspicious delivery is taken only from the first queue
             self._waiting[last] = self._waiting.pop(last)
         queues = [waiting for waiting in self._waiting.values() if waiting]
         while queues:

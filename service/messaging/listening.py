@@ -1,4 +1,4 @@
-"""Hears the events that callers of one ingress process wait for or follow."""
+"""Receives the events that callers of one ingress process wait for or follow."""
 
 import asyncio
 from collections.abc import Callable
@@ -20,7 +20,7 @@ from whatsapp_qr_contracts.message import EVENTS
 log = structlog.get_logger()
 
 Hear = Callable[[str, str], None]
-"""Is told the correlation id and the partition key of each event; empty where it has none."""
+"""Receives the correlation id and the partition key of each event; an empty text if the event has none."""
 
 _KEYS = ("session.#", "chatbot.#", "command.#", "message.cancelled")
 
@@ -28,7 +28,7 @@ _KEYS = ("session.#", "chatbot.#", "command.#", "message.cancelled")
 class Listener:
     """An exclusive queue of session, chatbot and command events.
 
-    What it hears is a doorbell: losing an event only means that somebody looks some seconds later.
+    Its events are only wake-ups: if one is lost, the waiting caller reads the state some seconds later.
     """
 
     def __init__(self, url: str, partitions: int, hear: Hear, *, declares: bool = True) -> None:
@@ -40,7 +40,7 @@ class Listener:
         self._starting: asyncio.Task[None] | None = None
 
     def start(self) -> None:
-        """Listen as soon as the broker is there; returns at once."""
+        """Listen as soon as the broker is available; returns at once."""
         self._starting = asyncio.create_task(self._keep_trying())
 
     async def _keep_trying(self) -> None:

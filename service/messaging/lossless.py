@@ -1,4 +1,4 @@
-"""AMQP field values in JSON and back, without loss: what JSON has no form for is an object with one `$` key."""
+"""AMQP field values in JSON and back, without loss: a value without a JSON form becomes an object with one `$` key."""
 
 import base64
 import math
@@ -12,7 +12,7 @@ _MAX_DIGITS = 300
 
 def _decimal(text: str) -> Decimal:
     value = Decimal(text)
-    # Whoever encodes 1E+999999999 writes all its digits.
+    # An encoder of 1E+999999999 writes all its digits.
     if value.is_finite() and value.adjusted() > _MAX_DIGITS:
         raise ValueError("AMQP has no such decimal")
     return value
@@ -28,7 +28,7 @@ _READ: dict[str, Callable[[Any], Any]] = {
 
 
 def to_json(value: Any) -> Any:
-    """Return a value of an AMQP table as JSON can hold it."""
+    """Return a value of an AMQP table in a form that JSON can hold."""
     match value:
         case dict() if any(name.startswith("$") for name in value):
             return {"$table": [[name, to_json(item)] for name, item in value.items()]}
@@ -66,7 +66,7 @@ def from_json(value: Any) -> Any:
             try:
                 return _READ[form](content)
             except (ValueError, TypeError, ArithmeticError, RecursionError) as error:
-                raise ValueError(f"this is no value of the form {form}") from error
+                raise ValueError(f"this is not a value of the form {form}") from error
         case dict():
             return {name: from_json(item) for name, item in value.items()}
         case list():

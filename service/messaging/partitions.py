@@ -1,13 +1,13 @@
-"""One partition's subscription in this process: deliveries in order, acknowledgement, and how it is given up.
+"""The subscription of this process to one partition: deliveries in order, acknowledgement, release.
 
-FastStream's defaults would lose or disorder messages here; this module is where that is prevented:
+FastStream's defaults could lose or reorder messages; this module prevents that:
 
 - a delivery is taken when it is received, before any await: that is the order of arrival;
-- it is acknowledged by hand, after its work is committed; nothing is ever nacked or requeued;
-- a partition is given up by closing its channel once what has begun is acknowledged, and what follows from it is told:
-  `basic.cancel` would let the next process start while messages of this one are still unacknowledged;
-- a process knows that it is active on a partition once it was delivered anything on its present channel: the broker
-  tells it in no other way. On a queue with no traffic a probe (see topology) is what is delivered.
+- it is acknowledged explicitly, after its work is committed; nothing is ever nacked or requeued;
+- to release a partition, the messages in progress are acknowledged, the outputs are published, and then the channel is
+  closed: `basic.cancel` would let the next process start while messages of this one are still unacknowledged;
+- a process detects that it is active on a partition by its first delivery on the present channel: the broker reports it
+  in no other way. On a queue with no traffic, a probe (see topology) is that delivery.
 """
 
 import asyncio
@@ -32,11 +32,11 @@ Settle = Callable[[], Awaitable[None]]
 
 
 class Partition:
-    """One partition's subscription.
+    """The subscription to one partition.
 
     Args:
-        changed: is set when this process learns that it is active on the partition.
-        settle: tells what follows from what was done; awaited before the partition is given up.
+        changed: is set when this process detects that it is active on the partition.
+        settle: publishes the outputs of the finished messages; awaited before the partition is released.
         prefetch: how many messages may be unacknowledged at once.
     """
 
@@ -53,7 +53,7 @@ class Partition:
     ) -> None:
         self.name = queue.name
         self.active_since = self.heard_at = 0.0
-        """When it became active, and when something was delivered last."""
+        """Monotonic times: when this process became active, and when the last message was delivered."""
         self._url = url
         self._queue = queue
         self._receive, self._changed, self._settle = receive, changed, settle
@@ -66,10 +66,10 @@ class Partition:
         self._finishing = False
 
     async def start(self) -> None:
-        """Subscribe, over a connection of its own: a broker alarm that blocks publishes must not block acks.
+        """Subscribe, over its own connection: a broker alarm that blocks publishes must not block acknowledgements.
 
         Raises:
-            aio_pika.exceptions.AMQPError, OSError: the broker is away, or the queue is not declared.
+            aio_pika.exceptions.AMQPError, OSError: the broker is unavailable, or the queue is not declared.
         """
         tolerate_foreign_properties()
         self._gate = Gate()
@@ -77,22 +77,22 @@ class Partition:
         broker = new_broker(self._url)
         self._subscriber = broker.subscriber(
             self._queue,
-            channel=Channel(prefetch_count=self._prefetch),  # a Channel object of its own is a channel of its own
+            channel=Channel(prefetch_count=self._prefetch),  # one Channel object per subscription: one channel each
             ack_policy=AckPolicy.MANUAL,
             no_reply=True,
         )
         self._subscriber(_nothing)
-        self._subscriber.consume = partial(self._take, self._gate)  # each delivery as it is, with no layer between
+        self._subscriber.consume = partial(self._take, self._gate)  # each delivery unchanged, without middleware
         try:
             await open_broker(broker)
             await broker.start()
         except BaseException:
-            await let_end(asyncio.create_task(close_broker(broker)))  # cut off, it would come back by itself
+            await let_end(asyncio.create_task(close_broker(broker)))  # if interrupted, it would reconnect
             raise
         self._broker = broker
 
     async def _take(self, gate: Gate, raw: Any) -> None:
-        """Take a delivery: runs in the order of arrival, so nothing may be awaited here."""
+        """Take a delivery: runs in the order of arrival, so it must not await."""
         delivery = Delivery(raw, self._number, gate)
         if delivery.is_void:
             return
@@ -105,33 +105,33 @@ class Partition:
 
     @property
     def started(self) -> bool:
-        """Whether this process has subscribed, and not given up since; the connection may be lost for a while."""
+        """Whether this process has subscribed, and not released since; the connection may be lost for a while."""
         return self._broker is not None
 
     @property
     def subscribed(self) -> bool:
-        """Whether this process is subscribed and connected, and has not given up the partition."""
+        """Whether this process is subscribed and connected, and has not released the partition."""
         if self._broker is None or (connection := self._broker._connection) is None:  # noqa: SLF001  # nothing public
             return False
         return connection.connected.is_set()
 
     @property
     def active(self) -> bool:
-        """Whether this process is known to be the one that the broker delivers to."""
+        """Whether the broker is known to deliver the partition to this process."""
         return self._broker is not None and self.owned
 
     @property
     def owned(self) -> bool:
-        """Whether what follows in the partition is this process's to tell: it is active, or finishes what has begun."""
+        """Whether this process publishes the partition's outputs: it is active, or finishes messages in progress."""
         ours = self._broker is not None or self._finishing
         return ours and self._heard_on is not None and not self._heard_on.is_closed
 
     def doubt(self) -> None:
-        """Believe that another process is active, until the next delivery."""
+        """Assume that another process is active, until the next delivery."""
         self._heard_on = None
 
     async def release(self, seconds: float) -> None:
-        """Finish what has begun, for at most so many seconds, then close the channel. What has not begun goes back."""
+        """Finish the messages in progress, for at most so many seconds, then close the channel; requeue the others."""
         broker, self._broker = self._broker, None
         if broker is None or broker._connection is None:  # noqa: SLF001  # nothing public
             return
@@ -142,14 +142,14 @@ class Partition:
                 await self._settle()
         finally:
             self._finishing = False
-        # The channel first: the next process's order depends on it.
+        # Close the channel first: the order at the next process depends on it.
         await close_all(self._subscriber._queue_obj.channel.close, broker._connection.close, broker.stop)  # noqa: SLF001
 
 
 async def _nothing(delivery: RabbitMessage) -> None:
-    """Stand where the framework wants a handler; no delivery comes so far."""
+    """Be the handler that the framework requires; no delivery reaches it."""
 
 
 async def undecoded(message: RabbitMessage, _original: object) -> RabbitMessage:
-    """Leave the body as it is: it is read as part of the message's life, where its errors have a place to go."""
+    """Return the body unchanged: it is decoded as part of handling, so that errors in it make a dead letter."""
     return message

@@ -1,7 +1,7 @@
-"""Publishes over one channel so that what is published in one turn of the event loop leaves in one write.
+"""Publishes over one channel so that all publishes of one turn of the event loop share one write.
 
-The client library writes each message by itself, and a write costs more than the rest of a publish, here and in the
-broker. It has no function for this, so its channel's own parts are used: confirmations, their tags, the write queue.
+The client library writes each message separately, and a write costs more than the rest of a publish, here and in the
+broker. It has no function for this, so this module uses internals of its channel: confirmations, tags, write queue.
 """
 
 import asyncio
@@ -15,7 +15,7 @@ from pamqp.header import ContentHeader
 
 
 class Pipeline:
-    """One channel's publishes. Nothing else may publish over it."""
+    """The publishes of one channel. Nothing else may publish over it."""
 
     def __init__(self, channel: AbstractChannel) -> None:
         self.channel: Any = channel
@@ -28,7 +28,7 @@ class Pipeline:
         """Publish one message; returns once it is confirmed.
 
         Raises:
-            aiormq.exceptions.PublishError: it is mandatory and no queue took it.
+            aiormq.exceptions.PublishError: it is mandatory and no queue is bound for it.
             aiormq.exceptions.DeliveryError: a queue refused it.
             aiormq.exceptions.AMQPError, asyncio.CancelledError: the channel was closed; it may have arrived.
         """
@@ -44,7 +44,7 @@ class Pipeline:
         channel.delivery_tag += 1
         tag, confirmation = channel.delivery_tag, channel.create_future()
         channel.confirmations[tag] = confirmation
-        channel.message_id_delivery_tag[message_id] = tag  # by it a message that is returned is found
+        channel.message_id_delivery_tag[message_id] = tag  # needed to find a message that is returned
         self._waiting.append(payload)
         if self._writing is None:
             self._writing = asyncio.create_task(self._write())
@@ -55,7 +55,7 @@ class Pipeline:
                 del channel.message_id_delivery_tag[message_id]
 
     def close(self) -> None:
-        """Write nothing any more: the connection is given up, and may never take what waits."""
+        """Write nothing any more: the connection is being replaced, and may never accept the waiting payloads."""
         if self._writing is not None:
             self._writing.cancel()
 

@@ -1,7 +1,7 @@
-"""The only place that publishes. A publish returns once the broker has confirmed the message, on disk.
+"""The only module that publishes. A publish returns once the broker has confirmed that the message is on disk.
 
-Each destination has a connection of its own: replacing one, after a publish that was not confirmed in time, disturbs
-no other, and a queue that is slow or full delays what goes there alone.
+Each destination has its own connection. Replacing a connection, after a publish that was not confirmed in time, does
+not disturb the others, and a queue that is slow or full delays only the messages for its own destination.
 """
 
 import asyncio
@@ -44,7 +44,7 @@ log = structlog.get_logger()
 APP_ID = "whatsapp-qr"
 _PUBLISH_SECONDS = 4.0
 _CONNECT_SECONDS = 3.0
-# Only names that we know may be a label: what is rerouted may have any other.
+# Only names that we know may be a label: a message that is rerouted may have any other name.
 _KNOWN = frozenset({PROBE, *BY_NAME})
 
 
@@ -60,7 +60,7 @@ class _Link:
 
     @asynccontextmanager
     async def connected(self, seconds: float) -> AsyncIterator[RabbitBroker]:
-        """Give the connection for one publish, and translate its errors."""
+        """Return the connection for one publish, and translate its errors."""
         broker = None
         try:
             async with asyncio.timeout(seconds):
@@ -72,14 +72,14 @@ class _Link:
         except DeliveryError as error:
             raise PublishRefused("a queue has no room for this message: it is full") from error
         except (TimeoutError, asyncio.CancelledError) as error:
-            # What is unconfirmed now must not mix with a later publish under the same id.
+            # A publish that is unconfirmed now must not mix with a later publish under the same id.
             self._replace(broker)
             raise_if_cancelled(error)
             raise BrokerUnavailable(f"RabbitMQ did not confirm within {seconds:.1f} s") from error
         except BROKER_TROUBLE as error:
             raise unavailable(error) from error
         except Exception as error:
-            # A connection that the end of another publish has replaced fails what is in flight with a bare Exception.
+            # If the end of another publish replaces a connection, the publishes in flight fail with a bare Exception.
             if broker is self._broker:
                 raise
             raise BrokerUnavailable("the connection was closed before RabbitMQ confirmed") from error
@@ -87,24 +87,24 @@ class _Link:
     async def publish(
         self, body: bytes, exchange: str, routing_key: str, properties: Basic.Properties, seconds: float
     ) -> None:
-        """Publish one message; many that are under way at once leave in few writes."""
+        """Publish one message; concurrent publishes share few writes."""
         async with self.connected(seconds) as broker:
-            # It is not declared: the broker client only remembers it.
+            # It is not declared: the broker client only caches it.
             channel = (await broker.declare_exchange(topology.exchange(exchange))).channel
-            if channel.is_closed:  # to wait until it is opened again may take long
+            if channel.is_closed:  # the wait until it is opened again may be long
                 raise ChannelInvalidStateError(f"{channel} is closed")
             underlay = await channel.get_underlay_channel()
             if self._pipeline is None or self._pipeline.channel is not underlay:  # a new one after each lost connection
                 self._drop_pipeline()
                 self._pipeline = Pipeline(underlay)
-            # Nobody may be listening to an event; everything else must have reached a queue.
+            # An event may have no subscriber; every other message must reach a queue.
             await self._pipeline.publish(body, exchange, routing_key, properties, mandatory=exchange != EVENTS)
 
     async def _connection(self) -> RabbitBroker:
         while self._broker is None:
             if self._connecting is None:
                 self._connecting = asyncio.create_task(self._connect())
-            # Others wait for it too.
+            # Other publishes wait for it too.
             await asyncio.shield(self._connecting)
         return self._broker
 
@@ -139,7 +139,7 @@ class _Link:
 
 
 class Publisher:
-    """Publishes persistent and confirmed."""
+    """Publishes persistent messages with publisher confirms."""
 
     def __init__(self, url: str, partitions: int) -> None:
         self.partitions = partitions
@@ -155,10 +155,10 @@ class Publisher:
         headers: Mapping[str, Any] | None = None,
         seconds: float = _PUBLISH_SECONDS,
     ) -> None:
-        """Publish one message. Its class says where it goes, and its partition key to which partition.
+        """Publish one message. Its class sets the exchange and routing key, its partition key sets the partition.
 
-        `message_id` is stable and unique per output and destination, and never under way twice at once;
-        `correlation_id` is the id of the command that caused it.
+        `message_id` is stable and unique per output and destination, and never published twice at once;
+        `correlation_id` is the id of the command that caused the message.
 
         Raises:
             PublishRefused: a queue is full; other queues that the message is for may have it.
@@ -183,10 +183,10 @@ class Publisher:
         properties: Properties,
         seconds: float = _PUBLISH_SECONDS,
     ) -> None:
-        """Publish bytes as they are; see `publish` for the guarantees and the errors.
+        """Publish bytes unchanged; see `publish` for the guarantees and the errors.
 
         Raises:
-            ValueError: the body is larger than any reader takes.
+            ValueError: the body is larger than any reader accepts.
         """
         if len(body) > MAX_BODY_BYTES:
             raise ValueError(f"a body has at most {MAX_BODY_BYTES} bytes, this one {len(body)}")
@@ -195,7 +195,7 @@ class Publisher:
             ids = properties.message_id, properties.correlation_id
             describe = partial(tracing.published, exchange, routing_key, *ids)
             with tracing.part(f"publish {exchange}", SpanKind.PRODUCER, describe):
-                if exchange != DEAD_LETTERS:  # a dead letter keeps what it came with, to be put back as it was
+                if exchange != DEAD_LETTERS:  # a dead letter keeps its original headers, so that it can be replayed
                     tracing.inject(headers)
                 await self._link(exchange, routing_key).publish(
                     body, exchange, routing_key, _properties(properties, headers), min(seconds, _PUBLISH_SECONDS)
@@ -212,7 +212,7 @@ class Publisher:
         return self._links[destination]
 
     async def ping(self) -> bool:
-        """Say whether the broker answers."""
+        """Return whether the broker answers."""
         try:
             async with self._link("", "").connected(_CONNECT_SECONDS) as broker:
                 return await broker.ping(timeout=_CONNECT_SECONDS)
@@ -220,7 +220,7 @@ class Publisher:
             return False
 
     async def close(self) -> None:
-        """Close the connections. Everything that publishes must have ended before."""
+        """Close the connections. All publishes must have ended before."""
         await asyncio.gather(*(link.close() for link in self._links.values()))
 
 

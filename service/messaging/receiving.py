@@ -1,4 +1,4 @@
-"""Reads a delivery: which message it is, what it says, and whose order it keeps."""
+"""Reads a delivery: its message type, its content, and its partition key."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
@@ -30,14 +30,14 @@ class Received:
     """Its partition key: messages of one key are handled in the order in which they came."""
 
     def traced(self, queue: str) -> AbstractContextManager[Span]:
-        """Trace what is done because of it, and name it in every line that is logged meanwhile."""
+        """Trace the work for this message, and add its ids to every log line of that work."""
         ids = {name: getattr(self.body, name, None) for name in ("session_id", "chatbot_id")}
         return traced(self.delivery, queue, **ids)
 
 
 @contextmanager
 def traced(delivery: Delivery, queue: str, **ids: object) -> Iterator[Span]:
-    """Trace what is done because of a delivery, and name it in every line that is logged meanwhile."""
+    """Trace the work for a delivery, and add its ids to every log line of that work."""
     raw = delivery.raw
     before = structlog.contextvars.get_contextvars()
     try:
@@ -51,24 +51,24 @@ def traced(delivery: Delivery, queue: str, **ids: object) -> Iterator[Span]:
 
 
 def is_probe(delivery: Delivery) -> bool:
-    """Say whether it only tells a process that it is active; elsewhere it would be somebody's message."""
+    """Return whether it is a probe: on another exchange, the same type would be an ordinary message."""
     return bool(delivery.raw.type == topology.PROBE and delivery.raw.exchange == JOBS)
 
 
 def name_of(delivery: Delivery) -> str:
-    """Return the name of the message: its type, or what its routing key says."""
+    """Return the name of the message: its type, or the name from its routing key."""
     return delivery.raw.type or topology.name_of(delivery.raw.routing_key or "")
 
 
 def read(delivery: Delivery, models: Mapping[str, type[Message]], queue: str) -> Received:
-    """Return what a delivery says.
+    """Return the message of a delivery.
 
     Raises:
         Undeliverable: it can never be read.
     """
     raw, name = delivery.raw, name_of(delivery)
     if len(raw.body) > MAX_BODY_BYTES:
-        message = f"the body has {len(raw.body)} bytes, and at most {MAX_BODY_BYTES} are read; what is kept is cut"
+        message = f"the body has {len(raw.body)} bytes, and at most {MAX_BODY_BYTES} are read; the stored body is cut"
         raise Undeliverable(message, code=DeadLetterReason.TOO_LARGE)
     if name not in models:
         raise Undeliverable(f"{queue} carries no message of type {name!r}", code=DeadLetterReason.UNKNOWN_TYPE)
@@ -87,7 +87,7 @@ def _body(model: type[Message], body: bytes, headers: Mapping[str, Any]) -> Mess
     try:
         return model.read(body)
     except ValidationError as error:
-        # The content itself stays in the dead letter's body: it may hold what must not be in a log.
+        # The content itself stays in the dead letter's body: it may hold data that must not be in a log.
         faults = error.errors(include_url=False, include_input=False, include_context=False)
         detail = "; ".join(f"{'.'.join(map(str, fault['loc'])) or 'body'}: {fault['msg']}" for fault in faults)
         is_json = faults[0]["type"] != "json_invalid"

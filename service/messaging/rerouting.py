@@ -1,4 +1,4 @@
-"""Sends a message to the partition of its key: what came without a partition, or with a wrong one."""
+"""Reroutes messages that arrived without a partition, or in a wrong one, to the partition of their key."""
 
 import asyncio
 
@@ -11,11 +11,11 @@ from whatsapp_qr_contracts.codes import DeadLetterReason
 from whatsapp_qr_contracts.partitions import partition_of
 
 DECIDED_BY = "rerouted-by-partitions"
-"""The header of what was rerouted: by which number of partitions that was decided."""
+"""The header of rerouted messages: the number of partitions that the decision was based on."""
 
 
 def check_hops(received: Received, partitions: int) -> None:
-    """Check that a message was not rerouted before by the same rule: it would go round for ever.
+    """Check that a message was not rerouted before with the same number of partitions: it would loop for ever.
 
     Raises:
         Undeliverable: it was.
@@ -27,13 +27,13 @@ def check_hops(received: Received, partitions: int) -> None:
 
 
 async def reroute(publisher: Publisher, strays: list[Received]) -> None:
-    """Publish each message to its partition; those that are confirmed are removed from the list.
+    """Publish each message to its partition; confirmed messages are removed from the list.
 
-    All are under way at once, over one channel: a queue gets them in this order. Only one that is full, and refuses
-    some, may get later ones of a key before those that it refused.
+    All are published concurrently over one channel: a queue gets them in this order. Only a full queue that refuses
+    some may get later messages of a key before those that it refused.
 
     Raises:
-        BrokerUnavailable: some were not confirmed; called again it does the rest.
+        BrokerUnavailable: some were not confirmed; calling it again publishes the rest.
     """
     sent = list(strays)
     results = await asyncio.gather(*(_publish(publisher, received) for received in sent), return_exceptions=True)

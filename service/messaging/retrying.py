@@ -1,4 +1,4 @@
-"""Holds work while a part that the service stands on is away, and tells readiness about it."""
+"""Retries operations while the database or the broker is unavailable, and counts the waiting ones for readiness."""
 
 import asyncio
 from collections.abc import Awaitable, Callable
@@ -17,37 +17,39 @@ T = TypeVar("T")
 _LONGEST_PAUSE = 10.0
 
 
-class Stopping(Exception):  # noqa: N818  # not an error: the process ends, or gives up its partitions, while work is held
-    """Held work is left unacknowledged, for whoever is active next."""
+class Stopping(Exception):  # noqa: N818  # not an error: the process stops, or releases its partitions, during a retry
+    """The message is left unacknowledged, for the process that becomes active next."""
 
 
 class RetryWhileUnavailable:
     """Repeats an operation until the database and the broker let it succeed.
 
     Args:
-        patience: seconds after which an operation has been held for too long.
+        patience: seconds after which an operation has been retried for too long.
     """
 
     def __init__(self, patience: float = 60.0) -> None:
         self.patience = patience
         self.waiting = 0
-        """Operations that wait at this moment; the process is not ready while there are any."""
+        """Operations that are being retried at this moment; the process is not ready while there are any."""
         self.too_long = asyncio.Event()
-        """Is set when an operation has been held for too long."""
+        """Is set when an operation has been retried for too long."""
         self._leaving = asyncio.Event()
         self.stopped = False
-        """Whether the process ends."""
+        """Whether the process is stopping."""
         self._told: set[str] = set()
 
     async def __call__(self, operation: Callable[[], Awaitable[T]], *, longest: float = _LONGEST_PAUSE) -> T:
         """Run the operation until it does not raise Unavailable any more, with 0.2 to 10 s between the attempts.
 
-        However many operations wait, each reason is logged once, and once that none waits any more.
+        Each reason is logged once, regardless of the number of operations, and once more when no operation waits any
+        more.
 
         Raises:
-            Stopping: what is held is to be left, and the operation has not succeeded.
+            Stopping: the retries were ended, and the operation has not succeeded.
         """
-        # What began before a give-up never waits on after it, however long its last attempt took.
+        # An operation that began before a release must not wait on after it, regardless of how long its last attempt
+        # took.
         leaving = self._leaving
         try:
             return await operation()
@@ -89,21 +91,21 @@ class RetryWhileUnavailable:
         """Wait.
 
         Raises:
-            Stopping: what is held is to be left; nothing may begin any more.
+            Stopping: the retries were ended; no operation may begin any more.
         """
         await _pause(seconds, self._leaving)
 
     def leave(self) -> None:
-        """Leave what is held, and whatever fails from now on, until `resume`."""
+        """End the retries, and do not retry operations that fail from now on, until `resume`."""
         self._leaving.set()
 
     def resume(self) -> None:
-        """Hold again what fails; not once the process stops."""
+        """Retry failing operations again, unless the process is stopping."""
         if not self.stopped:
             self._leaving = asyncio.Event()
 
     def stop(self) -> None:
-        """Let nothing wait any longer."""
+        """End the retries permanently: the process is stopping."""
         self.stopped = True
         self.leave()
 

@@ -1,12 +1,13 @@
-"""The subscriptions of one process to the partitions of a queue: made, handed over, given up, made again.
+"""The subscriptions of one process to the partitions of a queue: subscribe, hand over, release, subscribe again.
 
-One task does it all, one step after another, so that no two changes meet.
+One task makes all changes, one after another, so that they cannot interleave.
 
-Giving up because something is away keeps the order. What is held is left: its `Hold` raises Stopping at its next pause,
-so it does no more work; it stays unacknowledged, and the gate of its partition closes with it, so that nothing
-behind it begins. What is in the middle of an attempt has the grace to end it. Only then is the channel closed, and
-everything unacknowledged goes back to the head of the queue in the old order, where the next process finds it. An
-attempt that outlives the grace may still commit: once, because handlers are idempotent and rows are locked.
+Releasing partitions while a part is unavailable keeps the order. Each operation that is being retried ends: its
+`RetryWhileUnavailable` raises Stopping at its next pause. The message stays unacknowledged, and the gate of its
+partition closes, so that no later message begins. An attempt in progress may end within the grace period. Only then is
+the channel closed, and all unacknowledged messages return to the head of the queue in the old order, for the next
+process. An attempt that outlives the grace period may still commit: once, because handlers are idempotent and rows are
+locked.
 """
 
 import asyncio
@@ -29,9 +30,9 @@ from whatsapp_qr_contracts.message import JOBS
 log = structlog.get_logger()
 
 Share = Callable[[], Awaitable[Sequence[int]]]
-"""Says which partitions to subscribe to before the others."""
+"""Returns the partitions to subscribe to before the others."""
 Check = Callable[[], Awaitable[None]]
-"""Raises Unavailable while a part that the handlers need is away."""
+"""Raises Unavailable while a part that the handlers need is unavailable."""
 
 GRACE_SECONDS = 25.0
 _OTHERS_FIRST_SECONDS = 0.5
@@ -39,7 +40,7 @@ _QUIET_SECONDS = 0.1
 _STAND_BY_SECONDS = 1.0
 _FIRST_LONGEST_PAUSE = 0.8
 _LONGEST_PAUSE = 10.0
-# The broker closes a channel whose messages are unacknowledged for 30 min: `contradictions` counts with this.
+# The broker closes a channel if a message is unacknowledged for 30 min: `contradictions` checks against this value.
 LONGEST_PATIENCE = 480.0
 _END_SECONDS = 10.0
 
@@ -48,7 +49,7 @@ class Subscriptions:
     """All partitions of one queue in this process.
 
     Args:
-        changed: is set when this process becomes active on a partition, or ceases to be.
+        changed: is set when this process becomes active on a partition, or stops being active.
     """
 
     def __init__(
@@ -71,7 +72,7 @@ class Subscriptions:
         self._subscribed_at = float("-inf")
 
     def start(self, share: Share, check: Check, *, declares: bool = True) -> None:
-        """Subscribe as soon as the broker is there, and again after each give-up; returns at once."""
+        """Subscribe as soon as the broker is available, and again after each release; returns at once."""
         self._declares = declares
         self._share = share
         self._check = check
@@ -95,7 +96,7 @@ class Subscriptions:
         await self._subscribe(longest=_LONGEST_PAUSE)
 
     async def _subscribe(self, *, longest: float) -> None:
-        """Subscribe to every partition that is not subscribed to."""
+        """Subscribe to each partition that has no subscription yet."""
         await self._retry(partial(reach, self._prepare), longest=longest)
         own = await self._retry(self._share, longest=longest)
         await self._subscribe_to(own, longest)
@@ -120,44 +121,44 @@ class Subscriptions:
             await self._retry(partial(reach, self.partitions[number].start), longest=longest)
         await self._retry.pause(_QUIET_SECONDS if new else 0)
         for number in new:
-            if not self.partitions[number].active:  # nothing waited for it: a backlog needs no probe behind it
+            if not self.partitions[number].active:  # with a backlog it may be active already: no probe needed
                 await self._probe_if_possible(number)
 
     @property
     def alive(self) -> bool:
-        """Whether the task that subscribes is there, or the process ends."""
+        """Whether the task that subscribes runs, or the process is stopping."""
         return self._retry.stopped or (bool(self._running) and not any(task.done() for task in self._running))
 
     @property
     def ready(self) -> bool:
-        """Whether every partition is subscribed, if only as a stand-by, or just being handed over."""
+        """Whether every partition is subscribed, if only as a stand-by, or is being handed over at this moment."""
         return all(partition.subscribed or partition is self._handing_over for partition in self.partitions)
 
     @property
     def consuming(self) -> bool:
-        """Whether this process takes part: it has not given everything up."""
+        """Whether this process has at least one subscription: it has not released all partitions."""
         return any(partition.subscribed for partition in self.partitions)
 
     @property
     def active(self) -> list[int]:
-        """Partitions on which this process is known to be active, in the order in which they came."""
+        """Partitions on which this process is known to be active, in the order in which it became active."""
         numbers = [number for number, partition in enumerate(self.partitions) if partition.active]
         return sorted(numbers, key=lambda number: self.partitions[number].active_since)
 
     @property
     def owned(self) -> dict[int, float]:
-        """Partitions whose rows this process tells, without the entry, and since when."""
+        """Partitions whose outputs this process publishes, without the entry queue, and since when it is active."""
         numbered = enumerate(self.partitions[: self._publisher.partitions])
         return {number: partition.active_since for number, partition in numbered if partition.owned}
 
     async def probe(self, number: int) -> None:
-        """Let whoever is active on a partition learn that he is.
+        """Publish a probe to a partition, so that the active process detects that it is active.
 
         Raises:
-            BrokerUnavailable: he may not learn it.
+            BrokerUnavailable: the probe may not have arrived.
         """
         message_id = str(uuid7())
-        headers = {"partition-key": message_id}  # a lane of its own
+        headers = {"partition-key": message_id}  # a key that no other message has
         await self._publisher.publish_raw(
             b"{}",
             exchange=JOBS,
@@ -166,14 +167,14 @@ class Subscriptions:
         )
 
     async def _probe_if_possible(self, number: int) -> None:
-        """Let a quiet partition tell its owner at once; without the broker the next delivery does."""
+        """Send a probe to a quiet partition; without the broker, the next delivery has the same effect."""
         try:
             await self.probe(number)
         except BrokerUnavailable as error:
             log.info("probe_not_sent", queue=self.partitions[number].name, reason=error.detail)
 
     def hand_over(self, number: int) -> None:
-        """Give up one partition, soon, and stand by for it behind all others."""
+        """Release one partition soon, and subscribe to it again as the last stand-by."""
         self._orders.put_nowait(partial(self._hand_over, number))
 
     async def _hand_over(self, number: int) -> None:
@@ -192,7 +193,7 @@ class Subscriptions:
             self._handing_over = None
 
     async def _watch(self) -> None:
-        """Give up all partitions, soon, each time that something has been held for too long."""
+        """Release all partitions soon, each time that an operation has been retried for too long."""
         while True:
             await self._retry.too_long.wait()
             self._retry.too_long.clear()
@@ -201,7 +202,7 @@ class Subscriptions:
                 self._orders.put_nowait(self._withdraw)
 
     async def _withdraw(self) -> None:
-        """Give up all partitions, wait until all parts are there again, subscribe again."""
+        """Release all partitions, wait until all parts are available again, subscribe again."""
         self._withdrawing = False
         if not self._retry.waiting:
             return
@@ -217,7 +218,7 @@ class Subscriptions:
         await self._subscribe(longest=_LONGEST_PAUSE)
 
     def _be_more_patient(self) -> None:
-        """Hold longer after a give-up that changed nothing: each counts as a delivery of all that was prefetched."""
+        """Retry for longer if a release did not help: each release counts as a delivery of all prefetched messages."""
         lasted = asyncio.get_running_loop().time() - self._subscribed_at
         fruitless = lasted < 2 * self._retry.patience
         longest = max(LONGEST_PATIENCE, self._patience)
@@ -225,18 +226,18 @@ class Subscriptions:
 
     async def _release(self, seconds: float) -> None:
         released = (partition.release(seconds) for partition in self.partitions)
-        for result in await asyncio.gather(*released, return_exceptions=True):  # each whatever becomes of the others
+        for result in await asyncio.gather(*released, return_exceptions=True):  # each, even if another fails
             if isinstance(result, BaseException):
                 log.error("release_failed", queue=self.partitions[0].name, exc_info=result)
 
     async def stop(self, seconds: float = GRACE_SECONDS) -> None:
-        """Finish what has begun, for at most so many seconds, and give up all partitions."""
+        """Finish the messages in progress, for at most so many seconds, and release all partitions."""
         self._retry.stop()
         self._orders.put_nowait(partial(self._retry.pause, 1))  # wakes the task, so that it ends
         await asyncio.gather(self._release(seconds), self._ended(), return_exceptions=True)
-        await self._release(seconds)  # what the task was about to subscribe to
+        await self._release(seconds)  # partitions that the task has subscribed to meanwhile
 
     async def _ended(self) -> None:
         if self._running:
             await asyncio.wait(self._running[:1], timeout=_END_SECONDS)
-            await end(self._running)  # where it waits for a link that is dead
+            await end(self._running)  # it may wait for a dead connection

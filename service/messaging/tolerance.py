@@ -1,7 +1,7 @@
 """Foreign AMQP properties that our client library cannot decode must not cost the connection.
 
 Any client may send a timestamp beyond the calendar or an id that is not UTF-8. pamqp raises on it in the middle of a
-frame, the connection dies, the message comes again, and so on: one such message would stop a partition.
+frame, the connection is lost, the message is delivered again, and so on: one such message would stop a partition.
 """
 
 from collections.abc import Callable
@@ -15,7 +15,7 @@ Decode = Callable[[bytes], tuple[int, Any]]
 
 @cache
 def tolerate_foreign_properties() -> None:
-    """Let a property that cannot be decoded count as absent. Doing it again changes nothing."""
+    """Treat a property that cannot be decoded as absent. It is idempotent."""
     timestamp = _tolerant(decode.timestamp, lambda _: 8)
     decode.METHODS["timestamp"] = decode.TABLE_MAPPING[b"T"] = timestamp
     decode.METHODS["shortstr"] = _tolerant(decode.short_str, lambda value: value[0] + 1)

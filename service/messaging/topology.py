@@ -1,4 +1,4 @@
-"""Every exchange and queue, by name. Nothing outside this module names one."""
+"""Every exchange and queue, by name. No other module names one."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -30,10 +30,11 @@ from whatsapp_qr_contracts.message import COMMANDS, EVENTS, GATEWAY, JOBS, Messa
 DEAD_LETTERS = "whatsapp-qr.dead-letters"
 INGRESS_PREFIX = "whatsapp-qr.ingress."
 PROBE = "partition.probe"
-"""Type of a message that asks nothing: whoever is active on a partition acknowledges it, and so learns that he is.
-It travels under the queue's own name through the direct exchange, where nobody else can have bound a queue to it."""
+"""Type of a message without content. The process that is active on a partition acknowledges it, and so detects that it
+is active. Its routing key is the queue's own name on the direct exchange, where no other party can bind a queue to it.
+"""
 
-# Nothing is ever nacked, so this counts only crashes, and a crash counts for all that was prefetched.
+# Nothing is ever nacked, so this counts only crashes, and a crash counts for all prefetched messages.
 _DELIVERY_LIMIT = 1000
 _DEAD_LETTER_DELIVERY_LIMIT = 1_000_000
 _MAX_LENGTH = 1_000_000
@@ -51,7 +52,7 @@ class Exchange:
 
 @dataclass(frozen=True)
 class Queue:
-    """A durable queue and what is bound to it: routing keys by exchange."""
+    """A durable queue and its bindings: routing keys by exchange."""
 
     name: str
     arguments: dict[str, Any]
@@ -62,8 +63,8 @@ class Queue:
 class PartitionedQueue:
     """A partitioned queue: the first partition has the bare name, the second ends in `.1`, and so on.
 
-    What its users publish without a partition in the routing key comes in by the queue `entry`, from where it is
-    rerouted, so that it delays nobody who names the partition.
+    Messages that its users publish without a partition in the routing key go to the queue `entry` and are rerouted from
+    there, so that they do not delay the messages of senders that name the partition.
     """
 
     name: str
@@ -71,7 +72,7 @@ class PartitionedQueue:
 
     @property
     def entry(self) -> str | None:
-        """The queue of what comes without a partition; None where only the service itself publishes."""
+        """The queue for messages without a partition; None if only the service itself publishes to this queue."""
         return None if self.carries == (SendJob,) else f"{self.name}.entry"
 
     def queue_name(self, partition: int) -> str:
@@ -100,14 +101,14 @@ PARTITIONED = (SESSIONS, CONVERSATIONS, SENDS)
 
 
 def routing_key(message: type[Message], partition: int) -> str:
-    """Return the routing key of a message for a partition, as its contract says; `{partition}` 0 of a job is bare."""
+    """Return the routing key of a message for a partition, as its contract defines it; partition 0 has no suffix."""
     if message.exchange == JOBS:
         return SENDS.queue_name(partition) if message is SendJob else message.routing_key
     return message.routing_key.format(partition=partition)
 
 
 def destination(exchange_name: str, routing_key: str) -> str:
-    """Return what a publish goes to, for what must not delay each other: an exchange, or one queue of jobs."""
+    """Return the destination of a publish: an exchange, or one queue of jobs. None must delay another."""
     return routing_key if exchange_name == JOBS else exchange_name
 
 
@@ -123,19 +124,19 @@ def exchange(name: str) -> RabbitExchange:
 
 
 def declared_queue(name: str) -> RabbitQueue:
-    """Return a queue for its reader; it was declared before by `declare`."""
+    """Return a queue for its consumer; it was declared before by `declare`."""
     return RabbitQueue(name, durable=True, declare=False)
 
 
 def is_bound(exchange_name: str, routing_key: str, partitions: int) -> bool:
-    """Say whether a message would reach a queue; an exchange without an alternate one says so itself."""
+    """Return whether a message would reach a queue; an exchange without an alternate one reports that itself."""
     if not any(known.name == exchange_name and known.arguments for known in EXCHANGES):
         return True
     return any(routing_key in queue.bindings.get(exchange_name, ()) for queue in queues(partitions))
 
 
 def ingress_queue(suffix: str) -> RabbitQueue:
-    """Return the queue on which one ingress process hears the events that its callers wait for."""
+    """Return the queue on which one ingress process receives the events that its callers wait for."""
     return RabbitQueue(
         INGRESS_PREFIX + suffix,
         exclusive=True,
@@ -145,9 +146,9 @@ def ingress_queue(suffix: str) -> RabbitQueue:
     )
 
 
-# A message under an unknown key must not vanish.
+# A message with an unknown routing key must not be lost.
 _KEEP_UNROUTABLE = {"alternate-exchange": DEAD_LETTERS}
-# Dead letters first: at-least-once dead-lettering needs its target.
+# The dead letters come first: at-least-once dead-lettering needs an existing target.
 EXCHANGES = (
     Exchange(DEAD_LETTERS, ExchangeType.TOPIC),
     Exchange(COMMANDS, ExchangeType.TOPIC, _KEEP_UNROUTABLE),
@@ -168,7 +169,7 @@ _PARTITION = _WORK | {"x-single-active-consumer": True}
 
 
 def queues(partitions: int) -> Iterator[Queue]:
-    """Yield every queue that outlives its reader; the dead letters first, as with the exchanges."""
+    """Yield every queue that outlives its consumer; the dead letters' queue first, as with the exchanges."""
     yield Queue(DEAD_LETTERS, _QUORUM | {"x-delivery-limit": _DEAD_LETTER_DELIVERY_LIMIT}, {DEAD_LETTERS: ["#"]})
     yield Queue(IncomingJob.name, _WORK, {JOBS: [IncomingJob.name]})
     for partitioned in PARTITIONED:
@@ -189,10 +190,10 @@ def _bindings(partitioned: PartitionedQueue, name: str, partition: int | None) -
 
 
 async def declare(url: str, partitions: int) -> None:
-    """Declare all exchanges, queues and bindings. Doing it again changes nothing.
+    """Declare all exchanges, queues and bindings. It is idempotent.
 
     Raises:
-        aio_pika.exceptions.AMQPException, OSError: the broker is away, or a queue exists with other arguments.
+        aio_pika.exceptions.AMQPException, OSError: the broker is unavailable, or a queue exists with other arguments.
     """
     async with await connect(url) as connection:
         channel = await connection.channel()
@@ -204,7 +205,7 @@ async def declare(url: str, partitions: int) -> None:
                 for key in keys:
                     await queue.bind(exchange_name, key)
         for partitioned in PARTITIONED:
-            if partitioned.entry:  # until 0.1.0 the first partition was the entry: it would get everything twice
+            if partitioned.entry:  # until 0.1.0 the first partition was the entry: it would get each message twice
                 first = await channel.declare_queue(partitioned.name, passive=True)
                 for message in partitioned.carries:
                     await first.unbind(message.exchange, message.name)
@@ -216,15 +217,15 @@ async def declare_exchange(channel: AbstractChannel, wanted: Exchange) -> None:
 
 
 async def declare_queue(channel: AbstractChannel, wanted: Queue) -> AbstractQueue:
-    """Declare one queue, without what is bound to it."""
+    """Declare one queue, without its bindings."""
     return await channel.declare_queue(wanted.name, durable=True, arguments=wanted.arguments)
 
 
 async def require(url: str, *names: str) -> None:
-    """Check that all exchanges exist, and the queues of these names; declares nothing, and needs no right to.
+    """Check that all exchanges exist, and the queues of these names; declares nothing, so it needs no such permission.
 
     Raises:
-        aio_pika.exceptions.AMQPException, OSError: the broker is away, or one is missing.
+        aio_pika.exceptions.AMQPException, OSError: the broker is unavailable, or an exchange or queue is missing.
     """
     async with await connect(url) as connection:
         channel = await connection.channel()

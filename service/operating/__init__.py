@@ -1,1 +1,1 @@
-"""What an operator does by hand, each a subcommand of `whatsapp-qr`: dead letters, single messages, and the broker."""
+"""The operator's subcommands of `whatsapp-qr`: dead letters, single messages, and the broker."""

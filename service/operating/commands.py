@@ -1,6 +1,6 @@
 """The subcommands `dead-letters` and `messages` of `whatsapp-qr`. They only translate.
 
-Exit status: 0 done; 1 something failed, was not found, or a part is away; 2 wrong usage.
+Exit status: 0 done; 1 something failed, was not found, or a part is unavailable; 2 wrong usage.
 """
 
 import asyncio
@@ -27,16 +27,16 @@ Ids = Annotated[list[str] | None, typer.Argument(metavar="ID", help="Ids, or the
 Id = Annotated[str, typer.Argument(metavar="ID", help="Id, or its beginning")]
 Reason = Annotated[str | None, typer.Option(help="Only those with this reason")]
 All = Annotated[bool, typer.Option("--all", help="All of them")]
-DryRun = Annotated[bool, typer.Option("--dry-run", help="Only say what would be done")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Only print the intended actions")]
 Json = Annotated[bool, typer.Option("--json", help="JSON, one object per line")]
 Limit = Annotated[int, typer.Option(min=1, help="At most so many, the newest")]
-Secrets = Annotated[bool, typer.Option("--secrets", help="Show QR codes too: whoever has one can link the account")]
+Secrets = Annotated[bool, typer.Option("--secrets", help="Show QR codes too: with one, anyone can link the account")]
 Yes = Annotated[bool, typer.Option("--yes", help="Do not ask")]
 
 
 def dead_letters(read_settings: ReadSettings) -> typer.Typer:
     """Return the subcommand `dead-letters`."""
-    app = typer.Typer(help="What could not be processed: look at it, put it back, throw it away.", no_args_is_help=True)
+    app = typer.Typer(help="Messages that could not be processed: list, show, replay, discard.", no_args_is_help=True)
     _add_looking(app, read_settings)
     _add_acting(app, read_settings)
     return app
@@ -45,7 +45,7 @@ def dead_letters(read_settings: ReadSettings) -> typer.Typer:
 def _add_looking(app: typer.Typer, read_settings: ReadSettings) -> None:
     @app.command("list")
     def list_(*, reason: Reason = None, limit: Limit = 50, as_json: Json = False) -> None:
-        """List dead letters, the newest first, without what they say."""
+        """List dead letters, the newest first, without their content."""
         from service.operating import showing
 
         async def newest(desk: "DeadLetters") -> list[str]:
@@ -56,7 +56,7 @@ def _add_looking(app: typer.Typer, read_settings: ReadSettings) -> None:
 
     @app.command()
     def show(dead_letter: Id, *, as_json: Json = False, secrets: Secrets = False) -> None:
-        """Show one with its body, which is what customers and callers wrote."""
+        """Show one with its body, which contains texts of customers and callers."""
         from service.operating import showing
 
         async def one(desk: "DeadLetters") -> list[str]:
@@ -78,7 +78,7 @@ def _add_acting(app: typer.Typer, read_settings: ReadSettings) -> None:
         dry_run: DryRun = False,
         as_json: Json = False,
     ) -> None:
-        """Put messages back where they came from, as they were; by reason or all: those not replayed yet."""
+        """Publish messages again as they were, to their origin; by reason or all: those not replayed yet."""
         selection = _selection(ids, reason, every=every)
         _report_each(read_settings, lambda desk: desk.replay(selection, dry_run=dry_run), as_json=as_json)
 
@@ -92,10 +92,10 @@ def _add_acting(app: typer.Typer, read_settings: ReadSettings) -> None:
         yes: Yes = False,
         as_json: Json = False,
     ) -> None:
-        """Delete dead letters for good, those that were replayed too."""
+        """Delete dead letters permanently, even replayed ones."""
         selection = _selection(ids, reason, every=every)
         if every and not (yes or dry_run):
-            typer.confirm("Delete all dead letters for good?", abort=True, err=True)
+            typer.confirm("Delete all dead letters permanently?", abort=True, err=True)
         _report_each(read_settings, lambda desk: desk.discard(selection, dry_run=dry_run), as_json=as_json)
 
 
@@ -105,14 +105,14 @@ def messages(read_settings: ReadSettings) -> typer.Typer:
 
     @app.command()
     def retry(message: Id) -> None:
-        """Send a FAILED message after all, behind everything that waits now."""
+        """Send a FAILED message again, behind all that wait now."""
         from whatsapp_qr_contracts.commands import RetryMessage
 
         _carry_out(read_settings, RetryMessage, message, "waits to be sent again")
 
     @app.command()
     def cancel(message: Id) -> None:
-        """Do not send a message that still waits."""
+        """Cancel a message that still waits."""
         from whatsapp_qr_contracts.commands import CancelMessage
 
         _carry_out(read_settings, CancelMessage, message, "is cancelled")
@@ -124,7 +124,7 @@ def _selection(ids: list[str] | None, reason: str | None, *, every: bool) -> "Se
     from service.operating.dead_letters import Selection
 
     if sum(map(bool, (ids, reason, every))) != 1:
-        raise typer.BadParameter("say which: ids, or --reason, or --all")
+        raise typer.BadParameter("give one of: ids, --reason, or --all")
     return Selection(tuple(ids or ()), reason)
 
 
@@ -188,7 +188,7 @@ async def _parts(settings: "Settings") -> AsyncIterator[tuple[Any, Any]]:
 
 
 def run(work: Awaitable[T]) -> T:
-    """Do it; where it fails, say so in a sentence and end with status 1."""
+    """Run the work; if it fails, print a sentence and end with status 1."""
 
     async def done() -> T:
         return await work
@@ -204,12 +204,12 @@ def run(work: Awaitable[T]) -> T:
 
 
 def fail(sentence: str) -> NoReturn:
-    """Say why it failed, and end with status 1."""
+    """Print the reason of a failure, and end with status 1."""
     typer.echo(f"whatsapp-qr: {sentence}", err=True)
     raise typer.Exit(1)
 
 
 def print_lines(lines: list[str]) -> None:
-    """Print."""
+    """Print lines."""
     for line in lines:
         typer.echo(line)

@@ -1,7 +1,7 @@
-"""What is missing on the broker or has other properties, as far as AMQP tells: not what is bound or left over.
+"""Finds missing or different exchanges and queues by AMQP, which does not report bindings or superfluous queues.
 
-And how large a message may be, which the management API does not tell. Looking changes nothing. `management` tells
-more, where RabbitMQ's management API can be asked.
+It also checks the maximum message size, which the management API does not report. The comparison changes nothing.
+`management` compares more, if RabbitMQ's management API is available.
 """
 
 import asyncio
@@ -23,26 +23,26 @@ log = structlog.get_logger()
 
 APPLY = "run whatsapp-qr topology apply"
 MAX_MESSAGE_SIZE = 1_048_576
-"""The broker's `max_message_size`. Consumers' memory is reckoned with it (docs/operations.md)."""
+"""The broker's `max_message_size`. Consumers' memory limits depend on it (docs/operations.md)."""
 NEEDED_SIZE = MAX_BODY_BYTES + 65_536
-"""What the broker has to take: the largest body that the service takes, with a margin."""
+"""The size that the broker must accept: the largest body that the service accepts, with a margin."""
 _SECONDS = 30.0
 _PUBLISH_SECONDS = 10.0
 
 
 @dataclass(frozen=True)
 class Difference:
-    """Something on the broker that is not as it should be, and what to do about it."""
+    """A difference on the broker, with its remedy."""
 
     what: str
     remedy: str
 
 
 async def apply(url: str, partitions: int, *, wait: float = 0.0) -> None:
-    """Declare everything; where that is not possible yet, try again for so many seconds.
+    """Declare everything; if that is not possible yet, try again for so many seconds.
 
     Raises:
-        BrokerUnavailable: the broker is away, or does not let it be done; what was declared before that stays.
+        BrokerUnavailable: the broker is unavailable, or refuses; earlier declarations stay.
     """
     deadline = time.monotonic() + wait
     failures = 0
@@ -63,18 +63,18 @@ async def apply(url: str, partitions: int, *, wait: float = 0.0) -> None:
 
 @dataclass(frozen=True)
 class Comparison:
-    """What AMQP tells of all exchanges and queues."""
+    """The result of the comparison of all exchanges and queues by AMQP."""
 
     differences: list[Difference]
     complete: bool
-    """Else only that they exist is known: RabbitMQ compares properties for a user who may declare."""
+    """If False, only their existence is known: RabbitMQ compares properties only for a user that may declare."""
 
 
 async def compare(url: str, partitions: int) -> Comparison:
-    """Return what is missing or has other properties, as far as AMQP tells.
+    """Return missing or different exchanges and queues, as far as AMQP reports them.
 
     Raises:
-        BrokerUnavailable: the broker does not tell.
+        BrokerUnavailable: the broker does not answer, or refuses.
     """
     try:
         async with asyncio.timeout(_SECONDS), await connect(url) as connection:
@@ -99,7 +99,7 @@ async def _compared(connection: AbstractConnection, partitions: int) -> Comparis
 
 
 async def _look_at(channel: AbstractChannel, wanted: topology.Exchange | topology.Queue) -> None:
-    """Ask whether it is there, then whether it is as we would make it: now that makes nothing."""
+    """Check whether it exists, then declare it to compare its properties: since it exists, that creates nothing."""
     if isinstance(wanted, topology.Exchange):
         await channel.declare_exchange(wanted.name, passive=True)
         await topology.declare_exchange(channel, wanted)
@@ -113,15 +113,15 @@ def _difference(wanted: topology.Exchange | topology.Queue, error: Exception) ->
     kind, first = "queue" if is_queue else "exchange", " to it, wait until it is empty" if is_queue else ""
     if isinstance(error, ChannelNotFoundEntity):
         return Difference(f"{kind} {wanted.name} is missing", APPLY)
-    remedy = f"stop what publishes{first}, delete it, {APPLY}, start again"
+    remedy = f"stop all publishers{first}, delete it, {APPLY}, start again"
     return Difference(f"{kind} {wanted.name} has other properties: {error}", remedy)
 
 
 async def compare_size(url: str) -> list[Difference]:
-    """Return what is wrong with the largest message that RabbitMQ takes. Nobody gets one by this, whoever listens.
+    """Return the faults of RabbitMQ's maximum message size. The probes reach no queue.
 
     Raises:
-        BrokerUnavailable: the broker does not tell.
+        BrokerUnavailable: the broker does not answer, or refuses.
     """
     try:
         async with asyncio.timeout(_SECONDS), await connect(url) as connection:
@@ -129,7 +129,7 @@ async def compare_size(url: str) -> list[Difference]:
                 async with asyncio.timeout(_PUBLISH_SECONDS):
                     return await _compared_size(connection)
             except TimeoutError:
-                what = "RabbitMQ takes no messages now, so that it cannot be seen how large they may be"
+                what = "RabbitMQ accepts no messages now, so that their maximum size cannot be checked"
                 return [Difference(what, "see rabbitmq-diagnostics alarms, then check again")]
     except BROKER_TROUBLE as error:
         raise unavailable(error) from error
@@ -138,7 +138,7 @@ async def compare_size(url: str) -> list[Difference]:
 async def _compared_size(connection: AbstractConnection) -> list[Difference]:
     remedy = f"set max_message_size = {MAX_MESSAGE_SIZE} in rabbitmq.conf on every node, and restart them one by one"
     if await _takes(connection, MAX_MESSAGE_SIZE + 1):
-        what = f"RabbitMQ takes messages over {MAX_MESSAGE_SIZE} bytes: a few of them use up a consumer's memory"
+        what = f"RabbitMQ accepts messages over {MAX_MESSAGE_SIZE} bytes: a few of them use up a consumer's memory"
         return [Difference(what, remedy)]
     if not await _takes(connection, NEEDED_SIZE):
         return [Difference(f"RabbitMQ refuses messages of {NEEDED_SIZE} bytes, which the service may send", remedy)]
@@ -146,12 +146,12 @@ async def _compared_size(connection: AbstractConnection) -> list[Difference]:
 
 
 async def _takes(connection: AbstractConnection, size: int) -> bool:
-    """Say whether a message may be so large.
+    """Return whether a message may have this size.
 
-    RabbitMQ (3.10 to 4.3) compares the size before it looks at rights, exchange and properties: any other refusal means
-    that the size is right. No message with an expiration below 0 is ever taken.
+    RabbitMQ (3.10 to 4.3) checks the size before permissions, exchange and properties: any other refusal means that the
+    size is allowed. A message with a negative expiration is never accepted.
     """
-    channel = await connection.channel()  # goes with the connection: a broker that takes nothing closes none
+    channel = await connection.channel()  # closed with the connection: a blocked broker answers no channel close
     exchange = await channel.get_exchange(EVENTS, ensure=False)
     try:
         await exchange.publish(Message(bytes(size), expiration=-1), "probe.size", mandatory=False)

@@ -1,4 +1,4 @@
-"""Dead letters by hand: find them, put them back, throw them away."""
+"""The operator's actions on dead letters: find, replay, discard."""
 
 import json
 import string
@@ -27,7 +27,7 @@ _CALLBACKS: dict[str, TypeAdapter[Any]] = {
 
 @dataclass(frozen=True)
 class Selection:
-    """Which dead letters: by id or its beginning, by reason, or all."""
+    """A selection of dead letters: by id or its beginning, by reason, or all."""
 
     ids: tuple[str, ...] = ()
     reason: str | None = None
@@ -35,7 +35,7 @@ class Selection:
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """What became of one dead letter."""
+    """The result for one dead letter."""
 
     id: str
     outcome: Literal["replayed", "discarded", "would be replayed", "would be discarded", "failed"]
@@ -43,15 +43,15 @@ class Result:
 
     @property
     def failed(self) -> bool:
-        """Whether it stays as it was."""
+        """Whether it stays unchanged."""
         return self.outcome == "failed"
 
 
 @dataclass(frozen=True)
 class DeadLetters:
-    """The dead letters' table, and the ways out of it.
+    """The dead letters' table, and the actions on it.
 
-    Every method raises BrokerUnavailable or DatabaseUnavailable; what was done before stays done.
+    Every method raises BrokerUnavailable or DatabaseUnavailable; earlier actions stay done.
     """
 
     database: Database
@@ -59,11 +59,11 @@ class DeadLetters:
     replayer: Replayer
 
     async def newest(self, *, reason: str | None, limit: int) -> list[DeadLetterRow]:
-        """Return dead letters, the last that died first."""
+        """Return dead letters, the newest first."""
         return await self.database.read(lambda tx: dead_letters.newest(tx, reason=reason, limit=limit))
 
     async def one(self, prefix: str) -> DeadLetterRow:
-        """Return the dead letter whose id begins so.
+        """Return the dead letter whose id begins like this.
 
         Raises:
             Rejected: none does, or several do.
@@ -72,9 +72,9 @@ class DeadLetters:
         return await self.database.read(lambda tx: tx.get_one(DeadLetterRow, row_id))
 
     async def replay(self, selection: Selection, *, dry_run: bool) -> AsyncIterator[Result]:
-        """Put messages back where they came from, in the order of their deaths; then note that on their rows.
+        """Publish messages again to their origin, oldest dead letter first; then record that in their rows.
 
-        A crash in between replays one twice, under the same id. Chosen by reason or all: those not replayed yet.
+        A crash in between replays one twice, under the same id. Selected by reason or all: those not replayed yet.
 
         Raises:
             ConfigurationError: the database has another PARTITIONS.
@@ -84,7 +84,7 @@ class DeadLetters:
             yield trouble or (Result(str(row_id), "would be replayed") if dry_run else await self._replay(row_id))
 
     async def discard(self, selection: Selection, *, dry_run: bool) -> AsyncIterator[Result]:
-        """Delete dead letters for good, those that were replayed too."""
+        """Delete dead letters permanently, even replayed ones."""
         async for row_id, trouble in self._chosen(selection, waiting=False):
             yield trouble or (Result(str(row_id), "would be discarded") if dry_run else await self._discard(row_id))
 
@@ -92,7 +92,8 @@ class DeadLetters:
         if not selection.ids:
             reason = selection.reason
             newest = await self.database.read(partial(dead_letters.newest, reason=reason, limit=1))
-            # What dies again meanwhile does not come up again: its death is later than all that there were.
+            # A message that becomes a dead letter again meanwhile is not selected again: its time is later than all
+            # these.
             until = newest[0].died_at if newest else now()
             those = partial(dead_letters.ids_with, reason=reason, waiting=waiting, until=until)
             page = await self.database.read(those)
@@ -120,7 +121,7 @@ class DeadLetters:
     async def _put_back(self, row: DeadLetterRow) -> None:
         original = dead_letters.original_of(row)
         if row.reason == DeadLetterReason.TOO_LARGE:
-            raise Undeliverable("its body was cut: have it sent again, smaller", code=DeadLetterReason.TOO_LARGE)
+            raise Undeliverable("its body was cut: send it again, smaller", code=DeadLetterReason.TOO_LARGE)
         if row.source not in _CALLBACKS or original.exchange:
             await self.replayer.put_back(original)
             return
@@ -134,14 +135,14 @@ class DeadLetters:
 
 
 async def find(database: Database, table: type[Any], prefix: str) -> UUID:
-    """Return the id of the one row whose id begins so.
+    """Return the id of the one row whose id begins like this.
 
     Raises:
         Rejected: none does, or several do.
     """
     digits = prefix.replace("-", "").lower()
     if not digits or len(digits) > len(UUID(int=0).hex) or not set(digits) <= set(string.hexdigits):
-        raise Rejected(f"{prefix!r} is no id and no beginning of one", code="unknown_id")
+        raise Rejected(f"{prefix!r} is not an id or the beginning of one", code="unknown_id")
     found = await database.read(lambda tx: dead_letters.ids_from(tx, table, digits))
     if not found:
         raise Rejected(f"nothing has the id {prefix}", code="unknown_id")
@@ -154,7 +155,7 @@ def _report(path: str, body: bytes) -> GatewayReport:
     """Read a callback as the ingress does today.
 
     Raises:
-        Undeliverable: it would be refused today as well.
+        Undeliverable: it would be refused today too.
     """
     try:
         report: GatewayReport = _CALLBACKS[path].validate_python(json.loads(body))
@@ -163,5 +164,5 @@ def _report(path: str, body: bytes) -> GatewayReport:
         detail = "; ".join(f"{'.'.join(map(str, fault['loc'])) or 'body'}: {fault['msg']}" for fault in faults)
         raise Undeliverable(detail, code="invalid_callback") from error
     except (ValueError, RecursionError) as error:
-        raise Undeliverable("the body is no JSON", code="invalid_callback") from error
+        raise Undeliverable("the body is not JSON", code="invalid_callback") from error
     return report

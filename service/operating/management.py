@@ -1,6 +1,6 @@
-"""What only RabbitMQ's management API tells: bindings, policies and queues that are left over.
+"""Checks that need RabbitMQ's management API: bindings, policies and superfluous queues.
 
-Whether exchanges and queues are there, and as they should be, `comparing` asks by AMQP.
+`comparing` checks by AMQP that exchanges and queues exist with the right properties.
 """
 
 import re
@@ -17,7 +17,7 @@ from service.operating.comparing import APPLY, Difference
 from whatsapp_qr_contracts.message import EVENTS
 
 _SECONDS = 10.0
-# What a policy must not decide on our queues: it would lose messages, or move them elsewhere.
+# Properties that no policy may set on our queues: it could lose messages, or move them elsewhere.
 _OURS_TO_DECIDE = frozenset(
     {
         "dead-letter-exchange",
@@ -39,17 +39,17 @@ Row = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Found:
-    """What one virtual host holds, as the API lists it."""
+    """The objects of one virtual host, as the API lists them."""
 
     queues: Sequence[Row] = field(default=())
     bindings: Sequence[Row] = field(default=())
 
 
 async def look(management_url: str, amqp_url: str) -> Found:
-    """Ask for everything in the virtual host that an AMQP URL names.
+    """List the objects of an AMQP URL's virtual host.
 
     Raises:
-        BrokerUnavailable: the API does not tell.
+        BrokerUnavailable: the API does not answer, or refuses.
     """
     vhost = quote(unquote(urlsplit(amqp_url).path)[1:] or "/", safe="")
     try:
@@ -58,14 +58,16 @@ async def look(management_url: str, amqp_url: str) -> Found:
             rows = [answer.raise_for_status().json() for answer in answers]
     except httpx.HTTPStatusError as error:
         reason = f"it answers {error.response.status_code}; its user needs the tag monitoring"
-        raise BrokerUnavailable(f"the management API (MANAGEMENT_URL) does not tell: {reason}") from error
+        raise BrokerUnavailable(f"the management API (MANAGEMENT_URL) cannot be used: {reason}") from error
     except (httpx.HTTPError, ValueError) as error:
-        raise BrokerUnavailable(f"the management API (MANAGEMENT_URL) does not tell: {type(error).__name__}") from error
+        raise BrokerUnavailable(
+            f"the management API (MANAGEMENT_URL) cannot be used: {type(error).__name__}"
+        ) from error
     return Found(*rows)
 
 
 def differences(found: Found, partitions: int) -> list[Difference]:
-    """Return what is not as it should be, beside what `comparing` finds by AMQP."""
+    """Return the differences that `comparing` cannot find by AMQP."""
     wanted = list(topology.queues(partitions))
     return [*_in_policies(found, wanted), *_in_bindings(found, wanted), *_left_over(found, wanted)]
 
@@ -100,12 +102,12 @@ def _in_bindings(found: Found, wanted: Sequence[topology.Queue]) -> Iterator[Dif
     for source, key, destination, kind in sorted(bound - ours):
         if source in _OUR_EXCHANGES - {EVENTS} or (kind == "queue" and destination in names):
             what = f"{kind} {destination} is bound to {source} under {key!r}, and should not be"
-            yield Difference(what, "it gets messages that are not meant for it: unbind it, and ask who bound it")
+            yield Difference(what, "it gets messages that are not meant for it: unbind it, and find out its origin")
 
 
 def _left_over(found: Found, wanted: Sequence[topology.Queue]) -> Iterator[Difference]:
     names = {queue.name for queue in wanted}
     for row in found.queues:
         if row["name"] not in names and _PARTITION.fullmatch(row["name"]):
-            remedy = "it may hold messages that nobody reads: if PARTITIONS is right, empty it by hand and delete it"
+            remedy = "it may hold messages without a consumer: if PARTITIONS is right, empty it by hand and delete it"
             yield Difference(f"queue {row['name']} is beyond PARTITIONS", remedy)

@@ -1,4 +1,4 @@
-"""Single messages by hand: cancel one that waits, try a failed one again. Both are commands of the public interface."""
+"""The operator's actions on single messages: cancel or retry. Both are commands of the public interface."""
 
 from dataclasses import dataclass
 from functools import partial
@@ -21,18 +21,18 @@ _LOOK_EVERY_SECONDS = 0.1
 
 @dataclass(frozen=True)
 class Messages:
-    """Carries out commands about messages, as any user of the service would."""
+    """Executes commands about messages, as any user of the service would."""
 
     database: Database
     publisher: Publisher
 
     async def carry_out(self, kind: type[MessageCommand], message_id: UUID) -> dict[str, Any] | None:
-        """Publish a command and return the event that ends it; None where it has not ended within 10 s.
+        """Publish a command and return the event that answers it; None if there is none within 10 s.
 
         Raises:
             Rejected: the message is not known, or its state does not allow it.
             ConfigurationError: the database has another PARTITIONS.
-            Unavailable: the database or the broker is away.
+            Unavailable: the database or the broker is unavailable.
         """
         await self.database.read(partial(deployment.check, partitions=self.publisher.partitions))
         message = await self.database.read(lambda tx: tx.get_one(MessageRow, message_id))

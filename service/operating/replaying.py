@@ -1,7 +1,7 @@
-"""Puts a message back where it came from, as it was. The only publishes beside those of `messaging.publishing`.
+"""Publishes a dead letter's original again. The only publishes besides those of `messaging.publishing`.
 
-Those write the service's own envelope; this one restores somebody else's: nothing is added, filled in or made up. Of
-its headers those of the contract come back: the broker interprets others, and would multiply the message.
+Those have the service's own envelope; these have the original's: nothing is added or filled in. Only its contract
+headers are restored: the broker interprets some others, and would multiply the message.
 """
 
 import struct
@@ -24,7 +24,7 @@ _SECONDS = 5.0
 
 
 class Replayer:
-    """Publishes originals, confirmed, over a connection of its own that is made at the first one.
+    """Publishes originals, confirmed, over its own connection, which is made at the first publish.
 
     Args:
         url: the broker.
@@ -50,7 +50,7 @@ class Replayer:
         """Publish a message under its own exchange, routing key, id, properties and headers.
 
         Raises:
-            Undeliverable: it cannot go back there; nothing was published.
+            Undeliverable: it cannot be published there; nothing was published.
             BrokerUnavailable: not confirmed; it may have arrived.
         """
         self._check(original)
@@ -67,7 +67,7 @@ class Replayer:
             raise Undeliverable(_no_queue(original), code=UNROUTABLE) from error
         except ChannelNotFoundEntity as error:
             raise Undeliverable(f"there is no exchange {original.exchange!r}", code=UNROUTABLE) from error
-        except ChannelAccessRefused as error:  # its exchange is none of ours: those behind it can go back all the same
+        except ChannelAccessRefused as error:  # its exchange is not ours: later originals can still be replayed
             detail = (
                 f"this user of RabbitMQ may not publish to {original.exchange!r}: see whatsapp-qr topology permissions"
             )
@@ -81,8 +81,8 @@ class Replayer:
 
     def _check(self, original: Original) -> None:
         if not original.exchange and not original.routing_key:
-            raise Undeliverable("where it came from is not known", code="unknown_origin")
-        # Such an exchange would confirm it and send it to the dead letters again.
+            raise Undeliverable("its origin is not known", code="unknown_origin")
+        # Such an exchange would confirm it and route it to the dead letters again.
         if not topology.is_bound(original.exchange, original.routing_key, self._partitions):
             raise Undeliverable(_no_queue(original), code=UNROUTABLE)
 
@@ -114,7 +114,7 @@ def _restored(original: Original) -> aio_pika.Message:
         headers=forwarded_headers({name: from_json(value) for name, value in original.headers.items()}),
         content_type=properties.get("contentType"),
         content_encoding=properties.get("contentEncoding"),
-        delivery_mode=aio_pika.DeliveryMode.PERSISTENT,  # whatever it had: it has cost somebody work by now
+        delivery_mode=aio_pika.DeliveryMode.PERSISTENT,  # regardless of the original: a replay must not be lost
         priority=properties.get("priority"),
         correlation_id=properties.get("correlationId"),
         reply_to=properties.get("replyTo"),
@@ -123,5 +123,5 @@ def _restored(original: Original) -> aio_pika.Message:
         timestamp=properties.get("timestamp"),
         type=properties.get("type"),
         app_id=properties.get("appId"),
-        # Without the user id: the broker takes no other than the user's who publishes.
+        # Without the user id: the broker accepts only the publishing user's.
     )

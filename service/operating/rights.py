@@ -1,8 +1,8 @@
-"""Who may do what on the broker: each process has a user with no more than it needs. From `messaging.topology`.
+"""Permissions on the broker: each process has a user with only the permissions it needs. From `messaging.topology`.
 
-RabbitMQ knows three rights on a name, be it an exchange's or a queue's: to configure it (declare, delete), to write to
-it (publish; bind a queue), to read from it (consume; bind to an exchange). Looking whether something exists needs none.
-Nobody has a right to the default exchange, which would reach any queue by its name.
+RabbitMQ has three permissions on the name of an exchange or a queue: configure (declare, delete), write (publish; bind
+a queue), read (consume; bind to an exchange). A check for existence needs none. No user has a permission on the default
+exchange, which would reach any queue by its name.
 """
 
 import base64
@@ -42,12 +42,12 @@ class Rights:
 
     @property
     def permission(self) -> dict[str, str]:
-        """Return the three expressions as RabbitMQ names them."""
+        """Return the three expressions under RabbitMQ's names."""
         return {"configure": self.configure, "write": self.write, "read": self.read}
 
 
 def users() -> Iterator[Rights]:
-    """Yield all users: those of the processes, those that act once, and one for each kind of client."""
+    """Yield all users: those of the processes, those of single commands, and one for each kind of client."""
     yield from _processes()
     yield from _others()
     yield from _clients()
@@ -56,36 +56,36 @@ def users() -> Iterator[Rights]:
 def _processes() -> Iterator[Rights]:
     yield Rights(
         "whatsapp-qr-ingress",
-        "publishes commands and what the gateway reports; hears events on a queue of its own",
+        "publishes commands and the gateway's reports; receives events on its own queue",
         configure=_any(_own(INGRESS_PREFIX)),
         write=_any(COMMANDS, GATEWAY, DEAD_LETTERS, _own(INGRESS_PREFIX)),
         read=_any(EVENTS, _own(INGRESS_PREFIX)),
     )
-    # What came without a partition is rerouted, and the reconciler asks for repairs like anybody else.
+    # Messages without a partition are rerouted, and the reconciler publishes repairs as commands.
     everything = _any(COMMANDS, GATEWAY, EVENTS, JOBS)
     yield Rights(
         "whatsapp-qr-session-consumer",
-        "reads its queues and the dead letters; publishes to every other exchange",
+        "consumes its queues and the dead letters; publishes to every other exchange",
         write=everything,
         read=_any(SESSIONS, DEAD_LETTERS),
     )
     yield Rights(
         "whatsapp-qr-conversation-consumer",
-        "reads its queues; publishes to every exchange but the dead letters",
+        "consumes its queues; publishes to every exchange except the dead letters",
         write=everything,
         read=_any(CONVERSATIONS),
     )
     yield Rights(
         "whatsapp-qr-outbound-consumer",
-        "reads its queues; publishes events, and probes of its queues",
+        "consumes its queues; publishes events, and probes of its queues",
         write=_any(EVENTS, JOBS),
         read=_any(SENDS),
     )
 
 
 def _others() -> Iterator[Rights]:
-    # Binding needs the right to write to the queue and to read from the exchange; a queue with a dead-letter exchange,
-    # and an exchange with an alternate one, that to read from the one and to write to the other.
+    # To bind needs write permission on the queue and read on the exchange. To declare a queue with a dead-letter
+    # exchange, or an exchange with an alternate one, needs read permission on the former and write on the latter.
     all_names = _any(*(exchange.name for exchange in EXCHANGES), *PARTITIONED, IncomingJob.name)
     yield Rights(
         "whatsapp-qr-topology",
@@ -96,16 +96,16 @@ def _others() -> Iterator[Rights]:
     )
     yield Rights(
         "whatsapp-qr-operator",
-        "whatsapp-qr dead-letters and messages: puts messages back where they came from",
+        "whatsapp-qr dead-letters and messages: replays messages to their origin",
         write=_any(COMMANDS, GATEWAY, JOBS),
     )
-    yield Rights("whatsapp-qr-keda", "looks at the lengths of queues by the management API", tags=("monitoring",))
+    yield Rights("whatsapp-qr-keda", "reads the lengths of queues by the management API", tags=("monitoring",))
 
 
 def _clients() -> Iterator[Rights]:
     yield Rights(
         "ai-worker",
-        "takes customers' messages and answers them",
+        "consumes customers' messages and answers them",
         write=_any(COMMANDS),
         read=_any(IncomingJob.name),
     )
@@ -113,11 +113,11 @@ def _clients() -> Iterator[Rights]:
 
 
 def event_subscriber(name: str) -> Rights:
-    """Return the rights of a service that follows events on queues of its own, whose names begin with its name."""
+    """Return the permissions of a service that follows events on its own queues, whose names begin with its name."""
     own = _own(f"{name}.")
     return Rights(
         name,
-        f"follows events on queues of its own, {name}.…",
+        f"follows events on its own queues, {name}.…",
         configure=_any(own),
         write=_any(own),
         read=_any(EVENTS, own),
@@ -126,7 +126,7 @@ def event_subscriber(name: str) -> Rights:
 
 @dataclass(frozen=True)
 class _Pattern:
-    """What is a regular expression already."""
+    """A ready regular expression."""
 
     expression: str
 
@@ -136,7 +136,7 @@ def _own(prefix: str) -> _Pattern:
 
 
 def _any(*names: str | PartitionedQueue | _Pattern) -> str:
-    """Return an expression for exactly these names, whatever the number of partitions."""
+    """Return an expression for exactly these names, for any number of partitions."""
     expressions = []
     for name in names:
         match name:
@@ -155,9 +155,9 @@ def _literal(name: str) -> str:
 
 
 def definitions(passwords: Mapping[str, str], *, vhost: str = "/") -> dict[str, Any]:
-    """Return the users and their rights as RabbitMQ imports them; a user without a password cannot log in.
+    """Return the users and their permissions in RabbitMQ's import format; a user without a password cannot log in.
 
-    Exchanges and queues are not part of it: an import never changes or removes one, and says nothing of that.
+    Exchanges and queues are not included: an import never changes or removes existing ones, and does not report that.
     """
     everybody = list(users())
     return {

@@ -1,4 +1,4 @@
-"""How dead letters are printed: for people as text, for machines as JSON, without secrets and control characters."""
+"""Formats dead letters: as text for people, as JSON for machines, without secrets and control characters."""
 
 import base64
 import json
@@ -15,7 +15,7 @@ _IMAGE = "data:image"
 
 
 def summary(row: DeadLetterRow) -> dict[str, Any]:
-    """Return what a list says of a dead letter: nothing that a customer or a caller wrote."""
+    """Return a dead letter's fields for a list: none of them written by a customer or a caller."""
     return {
         "id": str(row.id),
         "diedAt": row.died_at.isoformat(),
@@ -50,7 +50,7 @@ def table(rows: Iterable[DeadLetterRow]) -> list[str]:
 
 
 def everything(row: DeadLetterRow, *, secrets: bool) -> dict[str, Any]:
-    """Return all of a dead letter: `body` where it is text, else `bodyBase64`; QR codes only where asked for."""
+    """Return all of a dead letter: `body` if it is text, otherwise `bodyBase64`; QR codes only if requested."""
     text = _text(row.body, secrets=secrets)
     body = {"bodyBase64": base64.b64encode(row.body).decode()} if text is None else {"body": text}
     return {
@@ -78,21 +78,21 @@ def described(row: DeadLetterRow, *, secrets: bool) -> list[str]:
 
 
 def printable(text: str, *, keep: str = "") -> str:
-    """Return a text that does nothing to a terminal but appear there."""
+    """Return a text that can be printed to a terminal without side effects."""
     return "".join(c if c.isprintable() or c in keep else f"\\x{ord(c):02x}" for c in text)
 
 
 def _text(body: bytes, *, secrets: bool) -> str | None:
-    """Return a body as text, None where it is none; whoever has a QR code can link the account, so it is masked."""
+    """Return a body as text, None if it is not text. QR codes are masked: with one, anyone can link the account."""
     try:
-        # Pairs, because a name may come twice.
+        # Pairs, because a name may occur twice.
         content = None if secrets else json.loads(body, object_pairs_hook=tuple)
         if _is_secret(content):
             return json.dumps(_masked(content), ensure_ascii=False)
     except (ValueError, RecursionError):
         text = _plain(body.decode(errors="replace"))
         if _QR_CODE in text or _IMAGE in text:
-            return f"{MASK} (it holds a QR code: --secrets shows it)"
+            return f"{MASK} (it contains a QR code: --secrets shows it)"
     try:
         return body.decode()
     except UnicodeDecodeError:

@@ -1,6 +1,6 @@
-"""The subcommand `topology` of `whatsapp-qr`: what must exist on the broker, and who may use it. It only translates.
+"""The subcommand `topology` of `whatsapp-qr`: the broker's objects and permissions. It only translates.
 
-Exit status: 0 done, nothing differs; 1 something differs, or the broker is away; 2 wrong usage.
+Exit status: 0 done, no differences; 1 differences, or the broker is unavailable; 2 wrong usage.
 """
 
 import json
@@ -18,30 +18,28 @@ if TYPE_CHECKING:
 
 Passwords = Annotated[
     Path | None,
-    typer.Option(
-        exists=True, file_okay=False, help="Folder with a file per user, its password: their hashes are put in"
-    ),
+    typer.Option(exists=True, file_okay=False, help="Folder with one password file per user: the hashes are included"),
 ]
 Wait = Annotated[
     float,
-    typer.Option(min=0, help="Seconds: where RabbitMQ or its user is not there yet, try again for so long"),
+    typer.Option(min=0, help="Seconds to retry while RabbitMQ or its user is not available yet"),
 ]
 
 
 def topology(read_settings: ReadSettings) -> typer.Typer:
     """Return the subcommand."""
-    app = typer.Typer(help="What must exist on the broker, and who may use it.", no_args_is_help=True)
+    app = typer.Typer(help="The broker's exchanges, queues, bindings and permissions.", no_args_is_help=True)
 
     @app.command()
     def apply(*, wait: Wait = 0.0) -> None:
-        """Declare all exchanges, queues and bindings. Doing it again changes nothing; nothing is ever deleted."""
+        """Declare all exchanges, queues and bindings. It is idempotent, and deletes nothing."""
         settings = read_settings()
         run(_declare(settings, wait))
         print_lines([f"everything is declared, for PARTITIONS={settings.partitions}"])
 
     @app.command()
     def check() -> None:
-        """Say what is not as it should be; with MANAGEMENT_URL bindings and left-overs too. Changes nothing."""
+        """Report differences; with MANAGEMENT_URL, bindings and superfluous queues too. Changes nothing."""
         settings = read_settings()
         found, well = run(_looked_at(settings))
         print_lines([f"{one.what}\n  {one.remedy}" for one in found])
@@ -51,7 +49,7 @@ def topology(read_settings: ReadSettings) -> typer.Typer:
 
     @app.command()
     def permissions(*, as_json: Json = False) -> None:
-        """Print the broker's users and what each may configure, write to and read from."""
+        """Print the broker's users and the names that each may configure, write to and read from."""
         from service.operating import rights
 
         for one in rights.users():
@@ -61,7 +59,7 @@ def topology(read_settings: ReadSettings) -> typer.Typer:
 
     @app.command()
     def definitions(*, passwords: Passwords = None, vhost: str = "/") -> None:
-        """Print users and permissions as `rabbitmqctl import_definitions` takes them."""
+        """Print users and permissions in the format of `rabbitmqctl import_definitions`."""
         from service.operating import rights
 
         print_lines([json.dumps(rights.definitions(_read(passwords), vhost=vhost), indent=2)])
@@ -76,15 +74,15 @@ async def _declare(settings: "Settings", wait: float) -> None:
 
 
 async def _looked_at(settings: "Settings") -> "tuple[list[Difference], str]":
-    """Return what differs, and what is known where nothing does."""
+    """Return the differences, and a description of the state if there are none."""
     from service.operating.comparing import compare, compare_size
     from service.operating.management import differences, look
 
     compared = await compare(settings.amqp_url, settings.partitions)
     found = [*compared.differences, *await compare_size(settings.amqp_url)]
-    well = "as they should be" if compared.complete else "there; how they are made needs a user who may declare them"
+    well = "as they should be" if compared.complete else "there; only a user that may declare can compare properties"
     if settings.management_url is None:
-        return found, f"{well}; bindings and left-overs were not compared: set MANAGEMENT_URL"
+        return found, f"{well}; bindings and superfluous queues were not compared: set MANAGEMENT_URL"
     listed = await look(settings.management_url, settings.amqp_url)
     return [*found, *differences(listed, settings.partitions)], f"{well}, with all their bindings"
 

@@ -1,1 +1,1 @@
-"""What the service remembers: SQLite on one machine, PostgreSQL in production, the same code for both."""
+"""The database access: SQLite on one machine, PostgreSQL in production, the same code for both."""

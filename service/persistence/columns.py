@@ -10,7 +10,7 @@ from sqlalchemy.types import TypeDecorator
 
 
 class UtcDateTime(TypeDecorator[datetime]):
-    """A point in time, always with its zone in Python; SQLite stores none, so it is UTC there."""
+    """A point in time, always with its time zone in Python; SQLite stores no zone, so the value is UTC there."""
 
     impl = DateTime(timezone=True)
     cache_ok = True
@@ -23,7 +23,7 @@ class UtcDateTime(TypeDecorator[datetime]):
         return value.replace(tzinfo=None) if dialect.name == "sqlite" else value
 
     def process_result_value(self, value: datetime | None, dialect: Dialect) -> datetime | None:  # noqa: ARG002
-        """Give the zone back."""
+        """Restore the time zone."""
         return value.replace(tzinfo=UTC) if value is not None and value.tzinfo is None else value
 
 
@@ -38,16 +38,16 @@ class EnumText(TypeDecorator[Any]):
         self.kind = kind
 
     def process_bind_param(self, value: Any, dialect: Dialect) -> str | None:  # noqa: ARG002
-        """Give its text."""
+        """Return the member's text."""
         return None if value is None else str(value)
 
     def process_result_value(self, value: str | None, dialect: Dialect) -> Any:  # noqa: ARG002
-        """Give the member back."""
+        """Return the member of a text."""
         return None if value is None else self.kind(value)
 
 
 class DatabaseClock(FunctionElement[datetime]):
-    """The database's present time, written by the statement that changes a row."""
+    """The database's present time, evaluated in the statement that changes a row."""
 
     type = UtcDateTime()
     inherit_cache = True
@@ -60,4 +60,4 @@ def _postgres_clock(*_: Any, **__: Any) -> str:
 
 @compiles(DatabaseClock, "sqlite")
 def _sqlite_clock(*_: Any, **__: Any) -> str:
-    return "strftime('%Y-%m-%d %H:%M:%f000', 'now')"  # as SQLAlchemy writes times: microseconds, in UTC
+    return "strftime('%Y-%m-%d %H:%M:%f000', 'now')"  # SQLAlchemy's format of times: microseconds, UTC

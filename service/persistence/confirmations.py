@@ -1,6 +1,6 @@
-"""Remembers which outputs the broker has confirmed, and writes it down, many in one transaction.
+"""Collects the outputs that the broker has confirmed, and stores the confirmations, many in one transaction.
 
-It may lag: after a crash in between an output is published once more, under the same id.
+They are stored with a delay: after a crash in between, an output is published once more, under the same id.
 """
 
 import asyncio
@@ -26,18 +26,18 @@ log = structlog.get_logger()
 _LAG_SECONDS = 0.2
 _MOST = 10_000
 _AT_ONCE = 100
-"""Rows that one transaction locks, at most: a handler that needs one of them waits for its end."""
+"""Rows that one transaction locks, at most: a handler that needs one of them waits until it ends."""
 _NO_JOB = -1
 
 
 @dataclass(frozen=True, slots=True)
 class Confirmation:
-    """What is known to be confirmed of a row: the event of a version, or the job of a message.
+    """A confirmed output of a row: the event of a version, or the job of a message.
 
     Args:
         key: the row's primary key.
         version: of the event.
-        place: for a job, where the message stood in its lane, 0 outside of one: tried again, it needs another job.
+        place: for a job, the message's lane number, 0 outside of a lane: a retried message needs another job.
     """
 
     table: type[SQLModel]
@@ -47,7 +47,7 @@ class Confirmation:
 
 
 def _statement(table: type[SQLModel]) -> Update:
-    """Return the statement that notes what is confirmed of many rows of a table; no time of a change moves by that."""
+    """Return the statement that stores confirmations for many rows of a table; it leaves `changed_at` as it is."""
     columns, primary = table.__table__.c, table.__table__.primary_key  # type: ignore[attr-defined]
     told, version = columns.told_version, bindparam("reached", type_=Integer)
     values: dict[str, Any] = {"told_version": case((told < version, version), else_=told)}
@@ -65,7 +65,7 @@ _STATEMENTS = {table: _statement(table) for table in (SessionRow, ConversationRo
 
 
 def merged(marks: Iterable[Confirmation]) -> list[Confirmation]:
-    """Return one mark for each row, sorted by its key: the order in which rows are locked."""
+    """Return one confirmation for each row, sorted by its key: the order in which rows are locked."""
     rows: dict[Any, Confirmation] = {}
     for mark in marks:
         known = rows.get((mark.table, mark.key), mark)
@@ -87,7 +87,7 @@ async def _write(tx: AsyncSession, *, rows: Sequence[Confirmation]) -> None:
 
 
 class Confirmations(Loop):
-    """Collects what is confirmed and writes it down shortly after."""
+    """Collects confirmations and stores them shortly after."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
@@ -95,9 +95,9 @@ class Confirmations(Loop):
         self._some = asyncio.Event()
 
     def note(self, confirmation: Confirmation) -> None:
-        """Note that an output is confirmed."""
+        """Record that an output is confirmed."""
         if len(self._confirmed) >= _MOST:
-            self._confirmed.clear()  # they cannot be written: what is forgotten is published once more
+            self._confirmed.clear()  # they cannot be stored: their outputs are published once more
         self._confirmed.add(confirmation)
         self._some.set()
 
@@ -109,16 +109,16 @@ class Confirmations(Loop):
             try:
                 await self.flush()
                 failures = 0
-            except Exception as error:  # whatever it is, it is tried again
+            except Exception as error:  # any failure is retried
                 failures += 1
                 foreseen = isinstance(error, DatabaseUnavailable)
                 log.warning("confirmations_not_written", reason=str(error), exc_info=None if foreseen else error)
 
     async def flush(self) -> None:
-        """Write what is collected now, without the delay.
+        """Store the collected confirmations now, without the delay.
 
         Raises:
-            DatabaseUnavailable: it is written later.
+            DatabaseUnavailable: they are stored later.
         """
         self._some.clear()
         waiting = list(self._confirmed)
@@ -132,8 +132,8 @@ class Confirmations(Loop):
             raise
 
     async def settle(self, seconds: float) -> None:
-        """Write what is left, if the database lets us soon."""
+        """Store the remaining confirmations, if the database is available soon."""
         try:
             await within(seconds, self.flush())
-        except Exception as error:  # noqa: BLE001  # whatever it is, what is not written is told once more
+        except Exception as error:  # noqa: BLE001  # outputs whose confirmations are not stored are published once more
             log.warning("confirmations_not_written", reason=str(error))

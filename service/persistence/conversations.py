@@ -1,4 +1,4 @@
-"""Conversations and the messages that enter them; receipts for the messages that left."""
+"""Conversations and their messages; receipts for messages that were sent."""
 
 from datetime import datetime, timedelta
 from typing import Any
@@ -20,7 +20,7 @@ _S = DeliveryStatus
 
 
 def new_conversation(session: SessionRecord, external_user_id: str, *, correlation_id: str) -> ConversationRecord:
-    """Return the conversation with a customer who has none yet."""
+    """Return the first conversation of a chatbot with a customer."""
     return ConversationRecord(
         id=identities.conversation_id(session.chatbot_id, external_user_id),
         chatbot_id=session.chatbot_id,
@@ -33,9 +33,9 @@ def new_conversation(session: SessionRecord, external_user_id: str, *, correlati
 
 
 def enter(conversation: ConversationRecord) -> datetime:
-    """Return the time of the message that enters a conversation now.
+    """Return the time of a message that is added to a conversation now.
 
-    A clock may be behind; this rises all the same, and with it the order of the conversation's messages.
+    It increases even if the clock is behind, so it gives the order of the conversation's messages.
     """
     at = max(conversation.last_message_at + timedelta(microseconds=1), now())
     conversation.last_message_at = at
@@ -43,7 +43,7 @@ def enter(conversation: ConversationRecord) -> datetime:
 
 
 def incoming_ids(session: SessionRecord, report: GatewayMessage) -> tuple[UUID, UUID]:
-    """Return the id of a reported message: the usual one, and the one that it has where that is another message's."""
+    """Return the ids of a reported message: the usual one, and the one to use if another message has the usual one."""
     first = identities.incoming_message_id(session.id, report.message_id)
     contact = identities.customer_address(report.sender), _participant(report) or ""
     content = *contact, report.type or "", report.message
@@ -51,7 +51,7 @@ def incoming_ids(session: SessionRecord, report: GatewayMessage) -> tuple[UUID, 
 
 
 def same_incoming(known: MessageRecord, report: GatewayMessage) -> bool:
-    """Say whether a report repeats a stored message that has the same WhatsApp id."""
+    """Return whether a report repeats a stored message that has the same WhatsApp id."""
     return (
         known.content == report.message
         and (known.type == report.type or None in {known.type, report.type})
@@ -75,7 +75,7 @@ def new_incoming(
     correlation_id: str,
     message_id: UUID,
 ) -> MessageRecord:
-    """Return a customer's message that was not known; its conversation is locked, or new."""
+    """Return a new message of a customer; its conversation is locked, or new."""
     conversation.sequence_end += 1
     return _new(
         session,
@@ -103,7 +103,7 @@ def new_outgoing(
     caller_id: str,
     expires_at: datetime,
 ) -> MessageRecord:
-    """Return a message to send that was not known, at the end of its session's lane; both rows are locked, or new."""
+    """Return a new message to send, at the end of its session's lane; session and conversation are locked, or new."""
     session.lane_end += 1
     message_id = identities.outgoing_message_id(command.chatbot_id, caller_id)
     return _new(
@@ -114,7 +114,7 @@ def new_outgoing(
         content=command.message,
         delivery_status=_S.PENDING,
         whatsapp_message_id=identities.whatsapp_message_id(message_id),
-        told_version=1,  # that it waits is told to nobody
+        told_version=1,  # no event for PENDING
         correlation_id=correlation_id or str(message_id),
         caller_metadata=command.metadata,
         lane_number=session.lane_end,
@@ -136,7 +136,7 @@ def _new(session: SessionRecord, conversation: ConversationRecord, **fields: Any
 
 
 def same_content(message: MessageRecord, command: SendMessage) -> bool:
-    """Say whether a stored message is the one that a command asks for."""
+    """Return whether a stored message is the one that a command asks for."""
     return (
         message.role is Role.ASSISTANT
         and message.external_user_id == command.to
@@ -146,7 +146,7 @@ def same_content(message: MessageRecord, command: SendMessage) -> bool:
 
 
 async def take_receipts(tx: AsyncSession, message: MessageRecord) -> None:
-    """Raise a message's status as far as those receipts say that came before its WhatsApp id was known."""
+    """Raise a message's status according to the receipts that arrived before its WhatsApp id was known."""
     key = (
         col(ReceiptRow.session_id) == message.session_id,
         col(ReceiptRow.whatsapp_message_id) == message.whatsapp_message_id,
@@ -164,7 +164,7 @@ def raise_status(
     code: str | None = None,
     detail: str | None = None,
 ) -> bool:
-    """Move a message to a reported status where that is a step forward; say whether it was."""
+    """Move a message to a reported status if that is a step forward; return whether it was."""
     status = raised(message.delivery_status, reported)
     if status is None:
         return False

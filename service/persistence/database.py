@@ -1,4 +1,4 @@
-"""One transaction at a time: engines, the database's clock, and the translation of driver errors."""
+"""Transactions: engines, the database's clock, and the translation of driver errors."""
 
 import asyncio
 import sqlite3
@@ -30,16 +30,16 @@ T = TypeVar("T")
 Work = Callable[[AsyncSession], Awaitable[T]]
 
 _POOL_SIZE = 10
-_KEPT_FREE = 2  # connections to PostgreSQL, for what is urgent
+_KEPT_FREE = 2  # connections to PostgreSQL, for urgent work
 _SQLITE_READERS = 4
 _CLOSE_SECONDS = 6.0
-# The driver waits for ever for the end of a statement that it gave up, where the link is silent: what is open for
-# longer is cut off, and the connection with it.
+# On a dead connection the driver waits for ever for the end of a statement that was abandoned: a transaction that takes
+# longer is cancelled, and its connection is closed.
 _TRANSACTION_SECONDS = 12.0
 
-# SQLSTATE classes and codes that pass by themselves or once an operator has acted: connection, resources, operator
-# intervention, system, rollback (deadlock, serialization), password; lock not available, read-only standby, idle for
-# too long in a transaction, no such database; table, column or right that a migration has not brought yet.
+# SQLSTATE classes and codes of transient errors, which end without action or by an operator's: connection, resources,
+# operator intervention, system, rollback (deadlock, serialization), password; lock not available, read-only standby,
+# idle for too long in a transaction, no such database; a table, column or permission that a pending migration adds.
 _PASSING_CLASSES = frozenset({"08", "53", "57", "58", "40", "28"})
 _PASSING_CODES = frozenset({"55P03", "25006", "25P03", "3D000", "42P01", "42703", "42501"})
 
@@ -47,7 +47,7 @@ _SECONDS = {kind: TRANSACTION_SECONDS.labels(kind) for kind in ("read", "write")
 
 
 class Database:
-    """A database with transactions that are either committed or have not happened.
+    """A database with transactions that are committed completely or not at all.
 
     Args:
         pool: connections to PostgreSQL, at most; SQLite has its own few.
@@ -56,34 +56,34 @@ class Database:
     def __init__(self, url: str, pool: int = _POOL_SIZE) -> None:
         is_sqlite = url.startswith("sqlite")
         if is_sqlite:
-            # One writer per process: SQLite has one anyway, and waiting in line here is fairer than its busy loop.
+            # One writer per process: SQLite allows only one, and a queue here is fairer than its busy loop.
             self._writer = sqlite_engine(url, WRITE, pool_size=1)
             self._reader = sqlite_engine(url, READ, pool_size=_SQLITE_READERS)
             self._turns = {self._writer: asyncio.Semaphore(1), self._reader: asyncio.Semaphore(_SQLITE_READERS - 1)}
         else:
-            # Each statement has a snapshot of its own anyway: to begin and to end a transaction of reads says nothing.
+            # Each statement has its own snapshot anyway, so BEGIN and COMMIT around reads would have no effect.
             self._writer = postgres_engine(url, pool)
             self._reader = self._writer.execution_options(isolation_level="AUTOCOMMIT")
             self._turns = dict.fromkeys((self._writer, self._reader), asyncio.Semaphore(max(1, pool - _KEPT_FREE)))
         self._reading: set[asyncio.Task[Any]] = set()
-        self._longest = None if is_sqlite else _TRANSACTION_SECONDS  # SQLite's driver must never be cut off
+        self._longest = None if is_sqlite else _TRANSACTION_SECONDS  # SQLite's driver must never be cancelled
 
     async def transact(self, work: Work[T], *, urgent: bool = False) -> T:
         """Run `work` in one transaction and commit it.
 
         Args:
-            work: what is done in it.
-            urgent: do not wait behind those who work through a backlog: they are many, and a beat must not be late.
+            work: the operations of the transaction.
+            urgent: do not wait behind the transactions of a backlog: they are many, and a heartbeat must not be late.
 
         Raises:
-            DatabaseUnavailable: nothing was committed as far as is known; running it again must do no harm.
+            DatabaseUnavailable: as far as is known, nothing was committed; running it again must do no harm.
         """
         async with self._turn(self._writer, urgent=urgent):
-            # A driver call that is cancelled may keep SQLite's lock on the whole file.
+            # A cancelled driver call may keep SQLite's lock on the whole file.
             return await let_end(asyncio.create_task(self._observed("write", self._writer, work)))
 
     def _turn(self, engine: AsyncEngine, *, urgent: bool) -> AbstractAsyncContextManager[None]:
-        # In the pool's own line hundreds of lanes would run into its time limit, as if the database were away.
+        # In the pool's own queue, hundreds of lanes would reach its time limit, as if the database were unavailable.
         return nullcontext() if urgent else self._turns[engine]
 
     async def read(self, work: Work[T], *, seconds: float | None = None) -> T:
@@ -102,7 +102,7 @@ class Database:
             raise
         if done:
             return reading.result()
-        # Its end is not waited for: on a silent link it takes as long as a transaction may.
+        # Do not wait for its end: on a dead connection that takes as long as a transaction may.
         reading.cancel()
         raise DatabaseUnavailable(f"the database did not answer within {seconds} s")
 
@@ -136,7 +136,7 @@ class Database:
         await self.read(select_one, seconds=2)
 
     async def close(self) -> None:
-        """Close all connections; where the database is silent they are left to the end of the process."""
+        """Close all connections; if the database does not answer, they stay open until the process ends."""
         try:
             async with asyncio.timeout(_CLOSE_SECONDS):
                 await self._writer.dispose()
@@ -146,14 +146,14 @@ class Database:
 
 
 def on_sqlite(tx: AsyncSession) -> bool:
-    """Say whether a transaction runs on SQLite; else it is PostgreSQL."""
+    """Return whether a transaction runs on SQLite; otherwise it runs on PostgreSQL."""
     return tx.get_bind().dialect.name == "sqlite"
 
 
 def clock(tx: AsyncSession, offset: timedelta = timedelta()) -> ColumnElement[datetime]:
     """Return the present time, shifted by `offset`, as an expression.
 
-    It is the database's own time, so that processes with wrong clocks agree; SQLite means one machine and one clock.
+    It is the database's time, so that processes with wrong clocks agree; SQLite implies one machine and one clock.
     """
     if on_sqlite(tx):
         return literal(datetime.now(UTC) + offset, UtcDateTime())
@@ -161,28 +161,29 @@ def clock(tx: AsyncSession, offset: timedelta = timedelta()) -> ColumnElement[da
 
 
 async def present(tx: AsyncSession, offset: timedelta = timedelta()) -> datetime:
-    """Return the time that `clock` gives."""
+    """Return the time of `clock`."""
     return (await tx.execute(select(clock(tx, offset)))).scalar_one()
 
 
 def upsert(tx: AsyncSession, table: type[SQLModel]) -> postgresql.Insert:
-    """Return an INSERT that can have an ON CONFLICT; both dialects write it alike."""
+    """Return an INSERT that supports ON CONFLICT, which has the same syntax in both dialects."""
     return postgresql.insert(table) if not on_sqlite(tx) else cast("postgresql.Insert", sqlite.insert(table))
 
 
 async def insert_new(tx: AsyncSession, table: type[SQLModel], **values: Any) -> bool:
-    """Insert a row unless one with the same key exists; say whether it was inserted."""
-    given = {name: value for name, value in values.items() if value is not None}  # the rest has its defaults
+    """Insert a row unless one with the same key exists; return whether it was inserted."""
+    # The other columns have their defaults.
+    given = {name: value for name, value in values.items() if value is not None}
     result = await tx.execute(upsert(tx, table).values(given).on_conflict_do_nothing())
     return bool(result.rowcount)  # type: ignore[attr-defined]
 
 
 async def end_hanging(tx: AsyncSession, seconds: float) -> int:
-    """End transactions that have waited for one of our processes to go on; return how many.
+    """End transactions that have waited too long for the next statement of one of our processes; return how many.
 
-    A process that hangs between the parts of one statement keeps its row locks, and before version 17 no time limit
-    of PostgreSQL covers that. Whoever loses a transaction so tries again.
-    SQLite cannot take the write lock from the process that has it.
+    A process that hangs between the parts of one statement keeps its row locks, and before version 17 no time limit of
+    PostgreSQL covers that. A process that loses a transaction this way retries it. On SQLite this does nothing: the
+    write lock cannot be taken from the process that has it.
     """
     if on_sqlite(tx):
         return 0
@@ -196,8 +197,8 @@ async def end_hanging(tx: AsyncSession, seconds: float) -> int:
 
 async def _cut_off(running: Coroutine[Any, Any, T], seconds: float) -> T:
     try:
-        # A process that stood still finds an error, a time limit and an end of the link at once: one cancellation
-        # may get lost in the driver then, and whoever waits for it would wait for ever.
+        # A process that was suspended may meet an error, a time limit and a lost connection at once. Then the driver
+        # may lose one cancellation, and a caller that awaited it directly would wait for ever.
         return await within(seconds, running)
     except TimeoutError as error:
         raise DatabaseUnavailable(f"the database is not available: it took longer than {seconds} s") from error
@@ -214,13 +215,13 @@ async def _run(engine: AsyncEngine, work: Work[T]) -> T:
 
 
 def _passing(error: Exception) -> str | None:
-    """Say what is the matter, where it passes; None where the error is the statement's own."""
+    """Return the description of a transient error; None if the error is the statement's own."""
     match error:
         case DBAPIError() if not _passes(error):
             return None
         case DBAPIError() if _lacks_tables(error):
             return "the database lacks tables or columns: run whatsapp-qr migrate"
-        case DBAPIError(orig=sqlite3.Error() as reason):  # it names no value: a full disk, a lock; others' texts may
+        case DBAPIError(orig=sqlite3.Error() as reason):  # SQLite's texts contain no values; those of others may
             return f"the database is not available: {reason}"
         case DBAPIError():
             return f"the database is not available: {type(error.orig).__name__}"
@@ -239,6 +240,6 @@ def _passes(error: DBAPIError) -> bool:
         return True
     state = getattr(error.orig, "sqlstate", None) or getattr(error.orig, "pgcode", None)
     if state is None:
-        # SQLite: locked, busy, disk full, I/O error; with asyncpg: a connection that is gone.
+        # SQLite: locked, busy, disk full, I/O error; with asyncpg: a lost connection.
         return type(error).__name__ in {"OperationalError", "InterfaceError"}
     return state[:2] in _PASSING_CLASSES or state in _PASSING_CODES

@@ -1,4 +1,4 @@
-"""The dead letters' table: one row for each message, however often it dies."""
+"""The dead letters' table: one row for each message, regardless of how often it becomes a dead letter."""
 
 from dataclasses import dataclass, replace
 from datetime import datetime
@@ -24,17 +24,17 @@ _CHARACTERS = 255
 _ID_DIGITS = 32
 PAGE = 500
 Place = tuple[datetime, UUID]
-"""When a dead letter died, and its id."""
+"""When a message became a dead letter, and its id."""
 
 
 @dataclass(frozen=True)
 class DeadLetters:
-    """Keeps dead letters, each in a transaction of its own."""
+    """Stores dead letters, each in its own transaction."""
 
     database: Database
 
     async def keep(self, dead: DeadLetter) -> None:
-        """Store one dead letter; what the database refuses of it is left out, the bytes never are.
+        """Store one dead letter. Headers or properties that the database refuses are omitted, the body never is.
 
         Raises:
             DatabaseUnavailable: try again later.
@@ -48,7 +48,7 @@ class DeadLetters:
 
 
 def _bare(dead: DeadLetter, error: Exception) -> DeadLetter:
-    """Return what any database takes of a dead letter; with the message's id, so that it stays the same one."""
+    """Return the part of a dead letter that any database accepts; it keeps the message's id, so its identity too."""
     original = dead.original
     return replace(
         dead,
@@ -63,13 +63,13 @@ def _bare(dead: DeadLetter, error: Exception) -> DeadLetter:
 
 
 async def store(tx: AsyncSession, dead: DeadLetter) -> None:
-    """Keep a dead letter: a new row, or one death more on the row of its message; a repetition changes nothing."""
+    """Store a dead letter: a new row, or one attempt more on the row of its message; a repetition changes nothing."""
     fields = _fields(dead)
     if await insert_new(tx, DeadLetterRow, id=dead.id, attempts=1, replayed_at=None, **fields):
         return
     query = select(DeadLetterRow).where(col(DeadLetterRow.id) == dead.id).with_for_update()
     row = (await tx.scalars(query)).one_or_none()
-    if row is None:  # discarded between the two
+    if row is None:  # discarded between the two statements
         await insert_new(tx, DeadLetterRow, id=dead.id, attempts=1, replayed_at=None, **fields)
         return
     if is_repetition(dead, last_death_id=row.burial, replayed=row.replayed_at is not None):
@@ -104,14 +104,14 @@ def _readable(text: str) -> str:
 
 
 def original_of(row: DeadLetterRow) -> Original:
-    """Return the message that a row keeps."""
+    """Return the original message of a row."""
     properties = dict(row.properties)
     exchange, routing_key = properties.pop("exchange", row.exchange), properties.pop("routingKey", row.routing_key)
     return Original(row.body, exchange, routing_key, properties, row.headers)
 
 
 async def newest(tx: AsyncSession, *, reason: str | None, limit: int) -> list[DeadLetterRow]:
-    """Return dead letters, the last that died first."""
+    """Return dead letters, the newest first."""
     query = select(DeadLetterRow).where(*_with(reason))
     return list(await tx.scalars(query.order_by(col(DeadLetterRow.died_at).desc(), col(DeadLetterRow.id)).limit(limit)))
 
@@ -119,9 +119,9 @@ async def newest(tx: AsyncSession, *, reason: str | None, limit: int) -> list[De
 async def ids_with(
     tx: AsyncSession, *, reason: str | None, waiting: bool, until: datetime, after: Place | None = None
 ) -> list[Place]:
-    """Return a page of those that died until a moment, in the order of their deaths: when each died, and its id.
+    """Return a page of the dead letters until a moment, oldest first: the time and the id of each.
 
-    `waiting`: of those alone that were not replayed.
+    `waiting`: only those that were not replayed.
     """
     died_at, row_id = col(DeadLetterRow.died_at), col(DeadLetterRow.id)
     query = select(died_at, row_id).where(*_with(reason), died_at <= until)
@@ -144,12 +144,12 @@ async def ids_from(tx: AsyncSession, table: type[Any], prefix: str) -> list[UUID
 
 
 async def mark_replayed(tx: AsyncSession, row: DeadLetterRow, at: datetime) -> None:
-    """Note that a message was put back, unless it has died again meanwhile."""
+    """Record that a message was replayed, unless it has become a dead letter again meanwhile."""
     unchanged = (col(DeadLetterRow.id) == row.id, col(DeadLetterRow.attempts) == row.attempts)
     await tx.execute(update(DeadLetterRow).where(*unchanged).values(replayed_at=at))
 
 
 async def discard(tx: AsyncSession, dead_letter_id: UUID) -> bool:
-    """Delete a dead letter for good; say whether there was one."""
+    """Delete a dead letter permanently; return whether it existed."""
     statement = delete(DeadLetterRow).where(col(DeadLetterRow.id) == dead_letter_id)
     return bool((await tx.execute(statement)).rowcount)  # type: ignore[attr-defined]

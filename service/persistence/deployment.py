@@ -1,4 +1,4 @@
-"""The number of partitions that all processes of a deployment agree on. The database keeps it."""
+"""The number of partitions that all processes of a deployment must have. It is stored in the database."""
 
 from datetime import timedelta
 
@@ -14,7 +14,7 @@ CONSUMERS_LIVE = "consumers_live"
 
 
 async def agree(tx: AsyncSession, partitions: int) -> None:
-    """Check that the database has this number of partitions; the first process writes it.
+    """Check that the database has this number of partitions; the first process stores it.
 
     The number cannot change before the transaction ends.
 
@@ -29,7 +29,7 @@ async def agree(tx: AsyncSession, partitions: int) -> None:
 
 
 async def check(tx: AsyncSession, partitions: int) -> None:
-    """Check the same and write nothing; where no number is known yet, any is right.
+    """Check the same without writing; if no number is stored yet, any is accepted.
 
     Raises:
         ConfigurationError: the database has another one.
@@ -38,10 +38,10 @@ async def check(tx: AsyncSession, partitions: int) -> None:
 
 
 async def repartition(tx: AsyncSession, partitions: int, *, live_seconds: float) -> None:
-    """Change the number, unless a consumer lives: one that was seen within so many seconds.
+    """Change the number, unless a consumer is live: one with a heartbeat within so many seconds.
 
     Raises:
-        ConfigurationError: one does.
+        ConfigurationError: a consumer is live.
     """
     await _lock(tx, partitions)
     at = await present(tx)
@@ -56,14 +56,14 @@ async def repartition(tx: AsyncSession, partitions: int, *, live_seconds: float)
 
 
 async def _lock(tx: AsyncSession, partitions: int) -> None:
-    """Lock the number; where there is none, write this one."""
+    """Lock the number; if there is none, store this one."""
     if await _number(tx) is None:
         await insert_new(tx, DeploymentRow, id=1, partitions=partitions)
         await _number(tx)
 
 
 async def _number(tx: AsyncSession, *, read: bool = False) -> int | None:
-    """Return the number, locked: with `read` others may read it, and none change it."""
+    """Return the number and lock it; with `read`, other transactions may read it, but not change it."""
     return (await tx.scalars(select(DeploymentRow.partitions).with_for_update(read=read))).one_or_none()
 
 
@@ -71,6 +71,6 @@ def _compare(partitions: int, found: int | None) -> None:
     if found is not None and found != partitions:
         raise ConfigurationError(
             f"PARTITIONS is {partitions} here, and {found} in the database: all processes need the same. Set"
-            f" PARTITIONS={found}, or change the number as docs/operations.md says (Changing PARTITIONS)",
+            f" PARTITIONS={found}, or change the number as described in docs/operations.md (Changing PARTITIONS)",
             code=PARTITIONS_DIFFER,
         )

@@ -1,4 +1,4 @@
-"""Engines: how a connection to each of the two databases is made and what it is told."""
+"""Engines: connections to each of the two databases and their settings."""
 
 import time
 from typing import Any
@@ -9,24 +9,24 @@ from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
 WRITE, READ = "BEGIN IMMEDIATE", "BEGIN"
 _BUSY_SECONDS = 5
-# SQLite asks for its write lock at growing intervals, and misses the short gaps between the transactions of a process
-# that writes all the time. So each BEGIN gives up after this time, and is repeated.
+# SQLite polls for its write lock at growing intervals, and misses the short gaps between the transactions of a process
+# that writes continuously. So each BEGIN gives up after this time, and is repeated.
 _PATIENCE_MILLISECONDS = 5
 APPLICATION = "whatsapp-qr"
 _CONNECT_SECONDS = 3
 _STATEMENT_SECONDS = 10
-# A process that hangs in the middle of a transaction loses it, and its locks, before another takes its partitions.
+# A process that hangs during a transaction loses it, and its locks, before another process takes its partitions.
 _IDLE_MILLISECONDS = 10_000
 
 
 def sqlite_engine(url: str, begin: str, *, pool_size: int) -> AsyncEngine:
-    """Return an engine for a SQLite file whose transactions begin with a statement of ours."""
+    """Return an engine for a SQLite file whose transactions begin with the given statement."""
     engine = create_async_engine(
         url,
         pool_size=pool_size,
         max_overflow=0,
         pool_timeout=30,
-        hide_parameters=True,  # an error is logged, and they are what customers wrote
+        hide_parameters=True,  # errors are logged, and the parameters contain customers' messages
         connect_args={"timeout": _BUSY_SECONDS},
     )
     begin_with(engine, begin)
@@ -34,10 +34,10 @@ def sqlite_engine(url: str, begin: str, *, pool_size: int) -> AsyncEngine:
 
 
 def begin_with(engine: AsyncEngine, statement: str) -> None:
-    """Let SQLite's transactions begin with a statement of ours: its driver begins late, and never before DDL.
+    """Begin SQLite's transactions with the given statement: the driver's own BEGIN comes late, and never before DDL.
 
-    The migration, which is alone, turns the write-ahead log on: processes that start together would be in each other's
-    way.
+    Also turn the write-ahead log on. The migration, which runs alone, does it first: processes that start together
+    would block each other.
     """
 
     @event.listens_for(engine.sync_engine, "connect")
@@ -70,7 +70,7 @@ def postgres_engine(url: str, pool: int) -> AsyncEngine:
         pool_size=pool,
         max_overflow=0,
         pool_timeout=10,
-        pool_use_lifo=True,  # the server has the plans of the last one's statements ready, and its cache is warm
+        pool_use_lifo=True,  # the most recently used connection has prepared statements and a warm cache
         hide_parameters=True,
         connect_args={
             "timeout": _CONNECT_SECONDS,
@@ -82,8 +82,8 @@ def postgres_engine(url: str, pool: int) -> AsyncEngine:
         },
     )
 
-    # The pool's own ping asks the server three times before each transaction. A connection that the server has closed
-    # is known to be; one that has fallen silent is found by the time limit of the first statement.
+    # The pool's own ping needs three round trips before each transaction. A connection that the server has closed is
+    # detected here; a dead connection is detected by the time limit of its first statement.
     @event.listens_for(engine.sync_engine, "checkout")
     def check(connection: Any, *_: object) -> None:
         if connection.driver_connection.is_closed():

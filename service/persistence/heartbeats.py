@@ -1,4 +1,4 @@
-"""Heartbeat rows: who is alive and what it is active on. They only balance; the broker decides who is active."""
+"""Heartbeat rows of live processes and their active partitions. They only balance; the broker decides."""
 
 from collections.abc import Collection
 from datetime import timedelta
@@ -13,23 +13,23 @@ from service.persistence import deployment
 from service.persistence.database import Database, end_hanging, insert_new, present
 from service.persistence.tables import ProcessRow
 
-# A period and a half, so that one late beat at most makes a process look dead, which costs a needless look.
+# One and a half periods: one late beat at most makes a process look dead, which costs an unnecessary look.
 _LIVE_PERIODS = 1.5
 _KEPT_PERIODS = 10
 _CUT_OFF = " (cut off)"
 HANGING_SECONDS = 15.0
-"""Age of a transaction whose process hangs: longer than any statement may take."""
+"""Age in seconds of a transaction whose process hangs: longer than any statement may take."""
 
 log = structlog.get_logger()
 
 
 def kept_seconds(period: float) -> float:
-    """Return for how long a process may still be there that has not deleted its row."""
+    """Return for how many seconds a process that has not deleted its row may still run."""
     return period * _KEPT_PERIODS
 
 
 class Heartbeats:
-    """The rows of the processes that consume one queue, seen from one of them.
+    """The rows of the processes that consume one queue, as one of them uses them.
 
     Args:
         process_id: of this process.
@@ -47,10 +47,10 @@ class Heartbeats:
         self._kept = timedelta(seconds=kept_seconds(period))
 
     async def beat(self, active: Collection[int]) -> list[Peer]:
-        """Tell that this process lives and what it is active on; return the other live ones.
+        """Record that this process is live and its active partitions; return the other live processes.
 
         Raises:
-            DatabaseUnavailable: it may have been told.
+            DatabaseUnavailable: it may have been recorded.
             ConfigurationError: the database has another number of partitions; this process must not consume.
         """
 
@@ -61,7 +61,7 @@ class Heartbeats:
                 log.warning("hanging_transactions_ended", count=ended)
             await tx.execute(delete(ProcessRow).where(col(ProcessRow.id) == self._id))
             await insert_new(tx, ProcessRow, id=self._id, kind=self._kind, partitions=sorted(active), seen_at=at)
-            # Rows of the dead go; one that another process deletes at this moment is not waited for.
+            # Delete rows of ended processes; do not wait for a row that another process deletes at this moment.
             dead = select(col(ProcessRow.id)).where(col(ProcessRow.seen_at) < at - self._kept)
             await tx.execute(delete(ProcessRow).where(col(ProcessRow.id).in_(dead.with_for_update(skip_locked=True))))
             others = select(ProcessRow).where(
@@ -74,12 +74,12 @@ class Heartbeats:
         return await self._database.transact(work, urgent=True)
 
     async def stand_by(self) -> None:
-        """Tell that this process lives and takes nothing: the others share without it, and PARTITIONS must not change.
+        """Record that this process is live without partitions: others share without it; PARTITIONS must not change.
 
-        Also tells whether the database can be written.
+        This also checks that the database can be written.
 
         Raises:
-            DatabaseUnavailable: it cannot.
+            DatabaseUnavailable: it cannot be written.
             ConfigurationError: the database has another number of partitions; this process must not consume.
         """
 
@@ -92,10 +92,10 @@ class Heartbeats:
         await self._database.transact(work, urgent=True)
 
     async def remove(self) -> None:
-        """Delete the row of this process: it ends.
+        """Delete the row of this process: it is stopping.
 
         Raises:
-            DatabaseUnavailable: it may still be there.
+            DatabaseUnavailable: the row may still exist.
         """
 
         async def work(tx: AsyncSession) -> None:

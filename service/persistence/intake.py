@@ -34,13 +34,13 @@ from service.persistence.tables import (
 from whatsapp_qr_contracts.message import Role
 
 WhatsappId = tuple[str, str]
-"""A session's public id and an id at WhatsApp."""
+"""A session's public id and a WhatsApp message id."""
 CommandKey = tuple[UUID, str]
 
 
 @dataclass(slots=True)
 class Needs:
-    """What the messages of a batch name."""
+    """The keys that the messages of a batch refer to."""
 
     conversations: set[UUID] = field(default_factory=set)
     messages: set[UUID] = field(default_factory=set)
@@ -51,7 +51,7 @@ class Needs:
 
 
 class Intake:
-    """Rows of one transaction. New ones are put in here too, so that a batch finds what it has just made."""
+    """Rows of one transaction. New ones are added here too, so that later messages of the batch find them."""
 
     def __init__(self, tx: AsyncSession) -> None:
         self._tx = tx
@@ -74,7 +74,7 @@ class Intake:
         """Rows that may exist already; they are written last."""
 
     def add(self, row: MessageRecord | ConversationRecord | CommandRow) -> None:
-        """Put a new row in; it is written with the transaction."""
+        """Add a new row; it is written with the transaction."""
         match row:
             case MessageRecord():
                 self._messages.add(row)
@@ -89,7 +89,7 @@ class Intake:
                 self.commands[key] = self._kept[key] = row
 
     async def lock_sessions(self, session_ids: Collection[str], chatbot_ids: Collection[UUID]) -> None:
-        """Lock and read the sessions of a batch, the first that it needs."""
+        """Lock and read the sessions of a batch, the first rows that it needs."""
         query = _sessions(sqlite=on_sqlite(self._tx))
         given = {"sessions": list(session_ids), "chatbots": list(chatbot_ids)}
         for row in (await (await self._tx.connection()).execute(query, given)).mappings():
@@ -100,7 +100,7 @@ class Intake:
                 self.removed.add(session.chatbot_id)
 
     async def load(self, needs: Needs) -> None:
-        """Lock and read what the batch names besides, as far as it exists."""
+        """Lock and read the other rows that the batch refers to, if they exist."""
         tx = self._tx
         of = [self.chatbots[chatbot].session_id for chatbot in needs.lanes_of if chatbot in self.chatbots]
         self.lanes = {row.session_id: row for row in await Records(LaneRecord, LaneRow).lock(tx, of)}
@@ -111,17 +111,17 @@ class Intake:
         self.conversations = {row.id: row for row in await self._conversations.lock(tx, needs.conversations)}
         ids = {*needs.messages, *await _ids_sent_as(tx, needs.sent_as)}
         self.messages = {row.id: row for row in await self._messages.lock(tx, ids)}
-        # A gateway that uses an id twice must not stop its receipts: they are the newest message's.
+        # A gateway may use an id twice: its receipts then apply to the newest message.
         for row in sorted(self.messages.values(), key=lambda row: row.lane_number or 0):
             if row.role is Role.ASSISTANT:
                 self.sent_as[row.session_id, row.whatsapp_message_id] = row
 
     def keep_receipt(self, receipt: ReceiptRow) -> None:
-        """Keep a receipt whose message is not known yet; the last of equal ones counts."""
+        """Store a receipt whose message is not known yet; the last of equal ones counts."""
         self._kept[receipt.session_id, receipt.whatsapp_message_id, receipt.status] = receipt
 
     async def write(self) -> None:
-        """Write what is new and what has changed."""
+        """Write new and changed rows."""
         for records in (self._sessions, self._conversations, self._messages):
             await records.write(self._tx)
         for row in self._kept.values():
@@ -156,7 +156,7 @@ async def _ids_sent_as(tx: AsyncSession, sent_as: Collection[WhatsappId]) -> lis
 
 @cache
 def _newest_sent_as(*, sqlite: bool) -> Select[Any]:
-    """Return the newest message of each id at WhatsApp: a gateway may give one to very many."""
+    """Return the newest message of each WhatsApp id: a gateway may give one id to very many messages."""
     message = table_of(MessageRow).c
     named_as, number = (message.session_id, message.whatsapp_message_id), message.lane_number
     text = ARRAY(message.session_id.type)

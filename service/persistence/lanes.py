@@ -1,7 +1,7 @@
-"""The lane of a session: its PENDING messages in order, and a row that says how far their sending is.
+"""The lane of a session: its PENDING messages in order, and a row with the progress of their sending.
 
-The outbound consumer locks the lane's row, then messages. So two processes never send from one lane at once, and
-whoever stores messages, which locks the session's row, is never waited for.
+The outbound consumer locks the lane's row, then messages. So two processes never send from one lane at once, and the
+outbound consumer never waits for a transaction that stores messages: that locks the session's row.
 """
 
 from collections.abc import Collection, Mapping, Sequence
@@ -44,42 +44,42 @@ _PENDING = DeliveryStatus.PENDING
 BATCH = 200
 _SOON = timedelta(milliseconds=1)
 _ANOTHER_NUMBER = "the session was linked to another number while the message waited"
-_MAY_HAVE_GONE = "; an earlier attempt, whose outcome is unknown, may have gone out"
+_MAY_HAVE_GONE = "; an earlier attempt, whose outcome is unknown, may have been sent"
 
 
 @dataclass(frozen=True, slots=True)
 class Claimed:
-    """A message that belongs to this process until its claim ends."""
+    """A message that only this process may send until the claim ends."""
 
     message: MessageRecord
     claim: UUID
     deferrals: int
-    """Times in a row that its session could not send at all, so far."""
+    """How many times in a row its session could not send at all."""
 
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What became of a claimed message: the WhatsApp id under which the gateway took it, or what follows a failure."""
+    """The result for a claimed message: its WhatsApp id if the gateway accepted it, or the verdict after a failure."""
 
     claimed: Claimed
     result: str | Retry | GiveUp
 
 
 async def wake(tx: AsyncSession, session_ids: Collection[str]) -> None:
-    """Let lanes be looked at now."""
+    """Make lanes due now."""
     these = col(LaneRow.session_id).in_(session_ids)
     await tx.execute(select(col(LaneRow.session_id)).where(these).order_by(col(LaneRow.session_id)).with_for_update())
     await tx.execute(update(LaneRow).where(these).values(wake_at=clock(tx)))
 
 
 async def make_void(tx: AsyncSession, session: SessionRecord) -> None:
-    """Let everything that waits in a lane fail; the session is locked by the caller."""
+    """Mark all waiting messages of a lane as void, so that they fail; the caller has locked the session."""
     lane = update(LaneRow).where(col(LaneRow.session_id) == session.session_id)
     await tx.execute(lane.values(void_to=session.lane_end, wake_at=clock(tx)))
 
 
 async def due(tx: AsyncSession, part: Part, besides: Collection[str] = ()) -> list[str]:
-    """Return lanes that are to be looked at now, those of this process alone, the longest waiting first."""
+    """Return the due lanes of this process's partitions, the longest waiting first."""
     given = {"partitions": part.partitions, "owned": sorted(part.owned), "besides": list(besides), "most": BATCH}
     found = await (await tx.connection()).execute(_due(sqlite=on_sqlite(tx)), given)
     return list(found.scalars())
@@ -97,18 +97,18 @@ def _due(*, sqlite: bool) -> Select[Any]:
 
 @dataclass(frozen=True, slots=True)
 class Round:
-    """What one transaction of the outbound consumer did."""
+    """The result of one transaction of the outbound consumer."""
 
     changed: list[MessageRecord]
     """Messages whose status has changed."""
     claimed: list[Claimed]
     """Messages to send now."""
     known: Collection[UUID]
-    """Those messages of jobs that exist."""
+    """The ids of those messages of jobs that exist."""
     due: Collection[str]
-    """Lanes that jobs have woken, and that are still to be looked at."""
+    """Lanes that jobs have woken and that are not handled yet."""
     next_at: datetime | None
-    """When the next lane of these wakes."""
+    """When the next lane of these is due."""
     at: datetime
     """The time of the transaction, by the database's clock."""
 
@@ -122,21 +122,21 @@ async def send_round(
     jobs: Collection[UUID] = (),
     room: int = 0,
 ) -> Round:
-    """Record what became of claimed messages, fail what has expired, and claim what is next in each lane.
+    """Record the answers for claimed messages, fail expired messages, and claim the next message of each lane.
 
-    From lanes that are not `due`, those of the answers, nothing is claimed: they are to be looked at again.
+    From the lanes of answers that are not in `due`, nothing is claimed: they become due again.
 
     Args:
         tx: the transaction.
-        answers: what became of claimed messages.
-        due: lanes to look at now.
-        policy: how patient sending is.
-        jobs: messages whose lanes are to be looked at: now, or at the time for which they wait.
-        room: how many of those may be claimed from now.
+        answers: the results for claimed messages.
+        due: lanes to handle now.
+        policy: limits and delays of sending.
+        jobs: messages whose lanes become due: now, or at the time for which they already wait.
+        room: how many of those lanes may be claimed from now.
     """
     sent = [(answer.claimed.message, answer.result) for answer in answers if isinstance(answer.result, str)]
     if renamed := {message.session_id for message, taken_as in sent if taken_as != message.whatsapp_message_id}:
-        # A receipt for an id that is not known is kept under this lock too: neither may miss the other.
+        # A receipt for an unknown id is stored under this lock too: so neither can miss the other.
         await Records(SessionRecord, SessionRow).lock(tx, renamed, by="session_id")
     answered, lanes_of = {answer.claimed.message.session_id for answer in answers}, await _lanes_of(tx, jobs)
     locked, at, stale = await _locked_lanes(tx, {*answered, *due, *lanes_of.values()})
@@ -175,9 +175,9 @@ def _session_of(*, sqlite: bool) -> Select[Any]:
 
 
 def _wake(lanes: Mapping[str, LaneRecord], session_ids: Collection[str], at: datetime) -> list[str]:
-    """Wake lanes that sleep; return those to look at now.
+    """Wake sleeping lanes; return those that are due now.
 
-    One that is awake already, because it waits for its pace or for the gateway, is looked at when its time comes.
+    A lane that is awake already, because it waits for its pace or for the gateway, is handled when its time comes.
     """
     for session_id in session_ids:
         lanes[session_id].wake_at = lanes[session_id].wake_at or at
@@ -187,7 +187,7 @@ def _wake(lanes: Mapping[str, LaneRecord], session_ids: Collection[str], at: dat
 async def _locked_lanes(
     tx: AsyncSession, session_ids: Collection[str]
 ) -> tuple[Records[LaneRecord], datetime, list[str]]:
-    """Return the lanes of sessions, locked, the time of the transaction, and in which of them something has expired."""
+    """Return the locked lanes of sessions, the transaction's time, and the lanes that contain an expired message."""
     lanes, at, stale = Records(LaneRecord, LaneRow), now(), []
     query = _lanes(sqlite=on_sqlite(tx))
     for row in (await (await tx.connection()).execute(query, {"given": list(session_ids)})).mappings():
@@ -199,7 +199,7 @@ async def _locked_lanes(
 @cache
 def _lanes(*, sqlite: bool) -> Select[Any]:
     lane, message = table_of(LaneRow).c, table_of(MessageRow).c
-    # The clock itself is another one for each row, so that no index helps.
+    # The clock itself differs for each row, so that no index could be used.
     moment = DatabaseClock() if sqlite else func.statement_timestamp()
     too_old = (text(EXPIRING), message.expires_at <= moment)
     stale = exists().where(message.session_id == lane.session_id, *too_old)
@@ -210,7 +210,7 @@ def _lanes(*, sqlite: bool) -> Select[Any]:
 async def _expired(
     tx: AsyncSession, stale: Collection[str], lanes: Mapping[str, LaneRecord], at: datetime
 ) -> set[UUID]:
-    """Return messages that waited too long, wherever they stand, but for those that may be on their way."""
+    """Return expired messages at any place of their lanes, except those that may be being sent."""
     if not stale:
         return set()
     query = select(col(MessageRow.id)).where(
@@ -220,7 +220,7 @@ async def _expired(
 
 
 async def _void(tx: AsyncSession, lanes: Mapping[str, LaneRecord], at: datetime) -> set[UUID]:
-    """Return messages that a change of number made void, but for those that may be on their way."""
+    """Return messages that a change of number made void, except those that may be being sent."""
     some = [name for name, lane in lanes.items() if lane.void_to]
     if not some:
         return set()
@@ -247,7 +247,7 @@ async def _record(
     messages: Mapping[UUID, MessageRecord],
     at: datetime,
 ) -> MessageRecord | None:
-    """Record an answer; return the message where its status has changed."""
+    """Record an answer; return the message if its status has changed."""
     claimed, message = answer.claimed, messages[answer.claimed.message.id]
     lane = lanes[message.session_id]
     held = lane.claim == claimed.claim
@@ -255,11 +255,11 @@ async def _record(
         lane.claim = lane.claimed_message = lane.claimed_until = lane.not_before = None
         lane.deferrals = 0
     if isinstance(answer.result, str):
-        # It is true whoever records it, so no claim is asked for.
+        # The message was sent regardless of the claim, so the claim is not checked.
         return await _record_sent(tx, claimed.message, message, answer.result)
     is_anew = message.whatsapp_message_id != claimed.message.whatsapp_message_id
     if not held or is_anew or message.delivery_status is not _PENDING:
-        return None  # the claim was lost meanwhile, and the newer state stands
+        return None  # the claim was lost meanwhile, and the newer state counts
     if isinstance(answer.result, GiveUp):
         message.attempts += answer.result.code == FailureCode.OUTCOME_UNKNOWN
         code, detail = answer.result.code, answer.result.detail
@@ -274,18 +274,18 @@ async def _record_sent(
     tx: AsyncSession, claimed: MessageRecord, message: MessageRecord, whatsapp_id: str
 ) -> MessageRecord | None:
     if message.whatsapp_message_id not in {claimed.whatsapp_message_id, whatsapp_id}:
-        return None  # it has another WhatsApp id by now: it is to go out anew
+        return None  # it has another WhatsApp id meanwhile: it is to be sent again
     before = message.version
-    if message.error_code != FailureCode.FAILED_BY_WHATSAPP:  # that receipt is newer than the answer
+    if message.error_code != FailureCode.FAILED_BY_WHATSAPP:  # the receipt is newer than the answer
         raise_status(message, DeliveryStatus.SENT, now())
     if whatsapp_id != message.whatsapp_message_id:
-        message.whatsapp_message_id = whatsapp_id  # a gateway with ids of its own: its receipts will carry this one
+        message.whatsapp_message_id = whatsapp_id  # the gateway assigns its own ids: its receipts will have this one
         await take_receipts(tx, message)
     return message if message.version > before else None
 
 
 def _expire(message: MessageRecord, lanes: Mapping[str, LaneRecord], at: datetime) -> bool:
-    # Looked at again under its lock: WhatsApp may have failed it, and its caller tried it again, meanwhile.
+    # Checked again under its lock: WhatsApp may have failed it, and its sender may have retried it, meanwhile.
     if message.expires_at is None or message.expires_at > at:
         return False
     return fail_waiting(message, lanes.get(message.session_id), at, FailureCode.EXPIRED, "it waited too long")
@@ -293,7 +293,7 @@ def _expire(message: MessageRecord, lanes: Mapping[str, LaneRecord], at: datetim
 
 def _fail_void(message: MessageRecord, lanes: Mapping[str, LaneRecord], at: datetime) -> bool:
     lane = lanes[message.session_id]
-    if not _is_void(message, lane):  # tried again meanwhile: it stands further behind
+    if not _is_void(message, lane):  # retried meanwhile: it has a later place
         return False
     return fail_waiting(message, lane, at, FailureCode.NUMBER_CHANGED, _ANOTHER_NUMBER)
 
@@ -305,9 +305,9 @@ def _is_void(message: MessageRecord, lane: LaneRecord) -> bool:
 async def _claim(
     tx: AsyncSession, lanes: Collection[LaneRecord], at: datetime, policy: SendPolicy, some_failed: Collection[str]
 ) -> list[Claimed]:
-    """Claim the first message of each lane that may send now; say of the others when they are to be looked at.
+    """Claim the first message of each lane that may send now; set for the others when they are due.
 
-    `some_failed` are lanes in which messages have just failed: more of them may have to, also where none can be sent.
+    `some_failed` are lanes in which messages have just failed: more of them may have to, even if none can be sent.
     """
     first = await _first_of_connected(tx, [lane.session_id for lane in lanes])
     claimed = []
@@ -329,11 +329,11 @@ async def _claim(
 
 @cache
 def first_pending() -> ScalarSelect[UUID]:
-    """Return the id of the first message that waits in the lane of a session of the statement around it.
+    """Return the id of the first waiting message in the lane of a session of the enclosing statement.
 
-    Lane after lane, by their index: a join may read all that waits, where PostgreSQL's statistics are older than that.
+    It reads lane by lane, by their index: a join may read all waiting messages if PostgreSQL's statistics are outdated.
     """
-    # The status is written out, not bound: only so is the partial index used.
+    # The status is a literal, not a bound parameter: otherwise the partial index is not used.
     waiting = aliased(MessageRow, name="waiting")
     query = select(col(waiting.id)).where(
         col(waiting.session_id) == col(SessionRow.session_id), text(f"waiting.{PENDING}")
@@ -364,55 +364,55 @@ def _ready_at(message: MessageRecord, lane: LaneRecord, at: datetime, policy: Se
     if _is_claimed(lane, at) and lane.claimed_until is not None:
         return lane.claimed_until
     if _is_void(message, lane) or (message.expires_at is not None and message.expires_at <= at):
-        return at + _SOON  # it is one of very many, and fails in the next round
+        return at + _SOON  # one of very many, it fails in the next round
     paced = at + timedelta(seconds=wait_for_token(lane.tokens, _since(lane, at), policy))
     return max(paced, lane.not_before or at)
 
 
 def fail_waiting(message: MessageRecord, lane: LaneRecord | None, at: datetime, code: str, detail: str) -> bool:
-    """Fail a message that waits; say whether that changed it."""
-    begun = lane is not None and lane.claimed_message == message.id  # it is left by a process that was killed
+    """Fail a waiting message; return whether that changed it."""
+    begun = lane is not None and lane.claimed_message == message.id  # its process was killed during the send
     detail += _MAY_HAVE_GONE if message.attempts or begun else ""
     return raise_status(message, DeliveryStatus.FAILED, at, code=code, detail=detail)
 
 
 def cancel(message: MessageRecord, lane: LaneRecord | None, at: datetime) -> None:
-    """Fail a message that waits; one that was cancelled before stays so. It and its lane are locked by the caller.
+    """Fail a waiting message; one that was cancelled before stays cancelled. The caller has locked it and its lane.
 
     Raises:
-        Rejected: it does not wait any more, or it is being sent at this moment.
+        Rejected: it is not waiting any more, or it is being sent at this moment.
     """
     if message.error_code == FailureCode.CANCELLED:
         return
     if message.delivery_status is not _PENDING:
-        detail = f"the message is {message.delivery_status}: only one that is PENDING"
+        detail = f"the message is {message.delivery_status}: only a PENDING message can be cancelled"
         raise Rejected(detail, code=RejectionCode.NOT_PENDING)
     if lane is not None and lane.claimed_message == message.id and _is_claimed(lane, at):
-        detail = "the message is being sent at this moment: ask again in some seconds"
+        detail = "the message is being sent at this moment: try again in some seconds"
         raise Rejected(detail, code=RejectionCode.BEING_SENT)
     fail_waiting(message, lane, at, FailureCode.CANCELLED, "it was cancelled")
 
 
 def enqueue_again(session: SessionRecord, message: MessageRecord, *, expires_at: datetime, retry: str) -> None:
-    """Put a message that failed at the end of its lane; `retry` is the id of the command that asks for it.
+    """Put a failed message at the end of its lane; `retry` is the id of the command that requests it.
 
-    It and its session are locked by the caller.
+    The caller has locked it and its session.
 
     Raises:
         Rejected: it has not failed.
     """
     if message.delivery_status is not DeliveryStatus.FAILED:
-        detail = f"the message is {message.delivery_status}: only one that is FAILED"
+        detail = f"the message is {message.delivery_status}: only a FAILED message can be retried"
         raise Rejected(detail, code=RejectionCode.NOT_FAILED)
     if message.error_code == FailureCode.FAILED_BY_WHATSAPP:
-        # It did not arrive, so nothing doubles; under the old id a gateway may answer without sending, and the old
-        # receipt, repeated, would fail it again.
+        # It did not arrive, so a new id cannot duplicate it. Under the old id a gateway may answer without sending, and
+        # the old receipt, repeated, would fail it again.
         message.whatsapp_message_id = whatsapp_message_id(uuid5(message.id, retry))
     session.lane_end += 1
     message.lane_number = session.lane_end
     message.delivery_status, message.handed_over = _PENDING, False
     message.version += 1
-    message.told_version = message.version  # that it waits again is told by the command's outcome
+    message.told_version = message.version  # the command's outcome reports that it waits again
     message.attempts = 0
     message.error_code = message.error_message = None
     message.failed_at = message.sent_at = None

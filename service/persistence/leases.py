@@ -11,7 +11,7 @@ from service.persistence.tables import LeaseRow
 
 
 async def take(tx: AsyncSession, *, job: str, holder: str, seconds: float) -> bool:
-    """Take a lease that is free or has run out, or renew one's own; say whether it is held now. One statement."""
+    """Take a free or expired lease, or renew one's own, in one statement; return whether this process has it now."""
     until = clock(tx, timedelta(seconds=seconds))
     statement = (
         upsert(tx, LeaseRow)
@@ -27,5 +27,5 @@ async def take(tx: AsyncSession, *, job: str, holder: str, seconds: float) -> bo
 
 
 async def release(tx: AsyncSession, *, job: str, holder: str) -> None:
-    """Give one's own lease back, so that nobody has to wait until it has run out."""
+    """Delete one's own lease, so that no process has to wait until it expires."""
     await tx.execute(delete(LeaseRow).where(col(LeaseRow.duty) == job, col(LeaseRow.holder) == holder))

@@ -1,4 +1,4 @@
-"""Loads values by key for many callers: whatever is asked for while one query runs is loaded by the next."""
+"""Loads values by key for many callers: keys requested while one query runs are loaded by the next."""
 
 import asyncio
 from collections.abc import Awaitable, Callable, Collection, Mapping
@@ -19,8 +19,8 @@ class Loader(Generic[K, V]):
     """A data loader.
 
     Args:
-        load: returns the values of keys; those that have none may be left out.
-        seconds: for which a caller waits, at most.
+        load: returns the values of keys; those without a value may be left out.
+        seconds: how long a caller waits, at most.
     """
 
     def __init__(self, database: Database, load: Load[K, V], seconds: float) -> None:
@@ -29,7 +29,7 @@ class Loader(Generic[K, V]):
         self._loading: asyncio.Task[None] | None = None
 
     async def __call__(self, key: K) -> V | None:
-        """Return the value of a key, as it is now; None where it has none.
+        """Return the present value of a key; None if it has none.
 
         Raises:
             DatabaseUnavailable: the database does not answer in time.
@@ -38,7 +38,7 @@ class Loader(Generic[K, V]):
             self._waiting[key] = asyncio.get_running_loop().create_future()
         value = self._waiting[key]
         if self._loading is None:
-            # Not as part of the trace of whoever happens to come first.
+            # Not as part of the trace of the first caller.
             self._loading = asyncio.create_task(self._load_all(), context=Context())
         done, _ = await asyncio.wait({value}, timeout=self._seconds)
         if not done:
@@ -56,10 +56,10 @@ class Loader(Generic[K, V]):
     async def _load_these(self, waiting: Mapping[K, asyncio.Future[V | None]]) -> None:
         try:
             found = await self._database.read(lambda tx: self._load(tx, waiting.keys()), seconds=self._seconds)
-        except Exception as error:  # noqa: BLE001  # it is told to all who wait for it
+        except Exception as error:  # noqa: BLE001  # it is raised at all callers that wait
             for value in waiting.values():
                 value.set_exception(error)
-                value.exception()  # whoever has given up meanwhile does not ask for it
+                value.exception()  # a caller may have given up: mark the error as retrieved
         else:
             for key, value in waiting.items():
                 value.set_result(found.get(key))

@@ -1,4 +1,4 @@
-"""What the database says about the service as a whole, for its metrics."""
+"""The state of the whole service in the database, for its metrics."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -17,19 +17,19 @@ _SECONDS = 2
 
 @dataclass(frozen=True, slots=True)
 class Observed:
-    """The service at one moment; ages in seconds, 0 where nothing waits."""
+    """The service at one moment; ages in seconds, 0 if nothing waits."""
 
     sessions: Mapping[SessionStatus, int]
     oldest_pending: float
-    """Of those that a consumer may send at present: their session is CONNECTED."""
+    """Of messages that a consumer may send at present: their session is CONNECTED."""
     oldest_pending_away: float
-    """Of those that wait for their session."""
+    """Of messages that wait for their session."""
     oldest_unhandled: float
     dead_letters: Mapping[str, int]
 
 
 async def observe(database: Database) -> Observed:
-    """Look at everything.
+    """Read all values.
 
     Raises:
         DatabaseUnavailable: no answer within 2 s.

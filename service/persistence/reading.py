@@ -1,4 +1,4 @@
-"""What the ingress reads. Pages go on after a cursor: the place of the last row that was shown."""
+"""Queries of the ingress. Pages continue after a cursor: the place of the last row of the previous page."""
 
 import base64
 import binascii
@@ -32,7 +32,7 @@ Place = tuple[datetime, UUID]
 async def current_session(
     tx: AsyncSession, *, chatbot_id: UUID | None = None, session_id: str | None = None, lock: bool = False
 ) -> SessionRow | None:
-    """Return a chatbot's session, or that of a public id, unless the chatbot was removed; locked if asked for."""
+    """Return a chatbot's session, or that of a public id, unless the chatbot was removed; locked if requested."""
     is_it = col(SessionRow.session_id) == session_id if chatbot_id is None else col(SessionRow.chatbot_id) == chatbot_id
     query = select(SessionRow).join(ChatbotRow, col(ChatbotRow.id) == col(SessionRow.chatbot_id))
     query = query.where(col(ChatbotRow.removed_at).is_(None), is_it)
@@ -45,7 +45,7 @@ Known = tuple[MessageRecord | None, SessionRecord | None]
 
 
 async def before_sends(tx: AsyncSession, keys: Collection[Send]) -> dict[Send, Known]:
-    """Return for each send the message where it is known, and the chatbot's session, unless that was removed."""
+    """Return for each send the message if it is known, and the chatbot's session, unless the chatbot was removed."""
     connection, sqlite = await tx.connection(), on_sqlite(tx)
     found = await connection.execute(_current_sessions(sqlite=sqlite), {"given": list({key[0] for key in keys})})
     sessions = {row["chatbot_id"]: SessionRecord(**row) for row in found.mappings()}
@@ -72,7 +72,7 @@ def _messages(*, sqlite: bool) -> Select[Any]:
 async def conversations_page(
     tx: AsyncSession, chatbot_id: UUID, *, limit: int, after: Place | None
 ) -> tuple[list[ConversationRow], Place | None]:
-    """Return conversations of a chatbot, newest first, and where the next page begins."""
+    """Return conversations of a chatbot, newest first, and the place of the next page."""
     at, row_id = col(ConversationRow.last_message_at), col(ConversationRow.id)
     query = select(ConversationRow).where(col(ConversationRow.chatbot_id) == chatbot_id)
     if after is not None:
@@ -85,7 +85,7 @@ async def conversations_page(
 async def messages_page(
     tx: AsyncSession, conversation_id: UUID, *, limit: int, after: Place | None
 ) -> tuple[list[MessageRow], Place | None]:
-    """Return messages of a conversation, oldest first, and where the next page begins."""
+    """Return messages of a conversation, oldest first, and the place of the next page."""
     at, row_id = col(MessageRow.created_at), col(MessageRow.id)
     query = select(MessageRow).where(col(MessageRow.conversation_id) == conversation_id)
     if after is not None:
@@ -96,17 +96,17 @@ async def messages_page(
 
 
 def cursor_of(place: Place | None) -> str | None:
-    """Return the text that stands for a place."""
+    """Return the cursor of a place."""
     if place is None:
         return None
     return base64.urlsafe_b64encode(json.dumps([place[0].isoformat(), str(place[1])]).encode()).decode()
 
 
 def place_of(cursor: str | None) -> Place | None:
-    """Return the place that a text stands for.
+    """Return the place of a cursor.
 
     Raises:
-        Rejected: no page ever gave this cursor.
+        Rejected: no page contained this cursor.
     """
     if cursor is None:
         return None

@@ -1,6 +1,6 @@
-"""Rows as plain values, a set of them at a time: one statement locks and reads them, one writes what has changed.
+"""Rows as plain values, many at a time: one statement locks and reads them, one writes the changed ones.
 
-What batches of messages need goes through here. The ORM, which follows each row by itself, takes several times as long.
+Batches of messages use this module. The ORM, which tracks each row separately, takes several times as long.
 """
 
 from collections import defaultdict
@@ -24,9 +24,10 @@ def table_of(row: type[SQLModel]) -> Table:
 
 
 def among(column: ColumnElement[Any], name: str, *, sqlite: bool) -> ColumnElement[bool]:
-    """Return the condition that a column has one of the values of a parameter, a list.
+    """Return the condition that a column has one of the values of a list parameter.
 
-    On PostgreSQL it is one array, so that the statement is the same, and prepared once, however many there are.
+    On PostgreSQL the parameter is one array, so that the statement is the same, and prepared once, for any number of
+    values.
     """
     if sqlite:
         return column.in_(bindparam(name, expanding=True))
@@ -49,13 +50,13 @@ class Records(Generic[R]):
 
     @property
     def all(self) -> list[R]:
-        """Those that were read."""
+        """The rows that were read."""
         return [record for record, _ in self._read]
 
     async def lock(self, tx: AsyncSession, values: Collection[Any], *, by: str | None = None) -> list[R]:
-        """Lock the rows that have one of these values in a column, else as primary key, and return them.
+        """Lock the rows that have one of these values in the column `by`, or as primary key, and return them.
 
-        They are locked in the order of their primary keys, so that nobody waits in a circle.
+        They are locked in the order of their primary keys, so that there are no deadlocks.
         """
         if not values:
             return []
@@ -64,17 +65,17 @@ class Records(Generic[R]):
         return [self.read(row) for row in found.mappings()]
 
     def read(self, row: Mapping[Any, Any]) -> R:
-        """Return a row that was read and locked by another statement."""
+        """Return a row that another statement has read and locked."""
         record = self._kind(**row)
         self._read.append((record, dict(record.__dict__)))
         return record
 
     def add(self, record: R) -> None:
-        """Put a new row in."""
+        """Add a new row."""
         self._new.append(record)
 
     async def write(self, tx: AsyncSession) -> None:
-        """Insert what is new, and update what has changed since it was read."""
+        """Insert the new rows, and update those that have changed since they were read."""
         connection = await tx.connection()
         if self._new:
             columns = _inserted(self._table)
@@ -105,7 +106,7 @@ def _updating(table: Table, key: str, clocks: tuple[str, ...]) -> Update:
 
 @cache
 def _inserted(table: Table) -> tuple[str, ...]:
-    """Return the columns that an insert gives; the database's clock writes the others."""
+    """Return the columns that an insert sets; the database's clock writes the others."""
     return tuple(
         column.name
         for column in table.c

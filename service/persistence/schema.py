@@ -1,4 +1,4 @@
-"""Whether the database has the schema that this version needs. A newer one does too: migrations only add (expand)."""
+"""Checks whether the database has the schema of this version, or a newer one: migrations only add (expand)."""
 
 import time
 from functools import cache
@@ -16,20 +16,20 @@ _LOOK_SECONDS = 2.0
 
 @cache
 def head() -> str:
-    """Return the revision that this version needs. The names of the files say it, without the weight of Alembic."""
+    """Return the revision of this version, from the names of the migration files, without loading Alembic."""
     versions = Path(__file__).parent / "migrations" / "versions"
     return max(file.name.partition("_")[0] for file in versions.glob("[0-9]*_*.py"))
 
 
 class Schema:
-    """The schema of a database; that it is as it should be is believed for half a minute."""
+    """The schema of a database; a good result is cached for half a minute."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
         self._good_until = float("-inf")
 
     async def fault(self) -> str:
-        """Return what is wrong with it and what to do, in a sentence; empty where nothing is."""
+        """Return the fault and its remedy, in a sentence; empty if there is none."""
         if time.monotonic() < self._good_until:
             return ""
         try:
@@ -37,7 +37,7 @@ class Schema:
         except DatabaseUnavailable as error:
             return error.detail
         if found < head():
-            return f"the database has the schema {found or 'of nobody'}, not {head()}: run whatsapp-qr migrate"
+            return f"the database has the schema {found or '(none)'}, not {head()}: run whatsapp-qr migrate"
         self._good_until = time.monotonic() + _GOOD_SECONDS
         return ""
 

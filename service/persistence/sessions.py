@@ -1,4 +1,4 @@
-"""Chatbots, their sessions and the commands about them."""
+"""Chatbots, their sessions and the commands for them."""
 
 from typing import TYPE_CHECKING, Any, cast
 from uuid import UUID
@@ -21,22 +21,22 @@ if TYPE_CHECKING:
 
 
 async def session_of(tx: AsyncSession, chatbot_id: UUID, *, lock: bool = False) -> SessionRow | None:
-    """Return a chatbot's session, where it has one; locked against other transactions if asked for."""
+    """Return a chatbot's session, if it has one; locked against other transactions if requested."""
     query = select(SessionRow).where(col(SessionRow.chatbot_id) == chatbot_id)
     return (await tx.scalars(query.with_for_update() if lock else query)).one_or_none()
 
 
 async def session_by_id(tx: AsyncSession, session_id: str, *, lock: bool = False) -> SessionRow | None:
-    """Return the session with a public id, where there is one; locked against other transactions if asked for."""
+    """Return the session with a public id, if it exists; locked against other transactions if requested."""
     query = select(SessionRow).where(col(SessionRow.session_id) == session_id)
     return (await tx.scalars(query.with_for_update() if lock else query)).one_or_none()
 
 
 async def locked_unchanged(tx: AsyncSession, seen: SessionRow) -> SessionRow:
-    """Return a session, locked, for a change that was decided on the state that was seen.
+    """Return a session, locked, for a change that was decided on the state that was read before.
 
     Raises:
-        DatabaseUnavailable: somebody changed it meanwhile; decide again.
+        DatabaseUnavailable: another process changed it meanwhile; decide again.
     """
     session = await session_by_id(tx, seen.session_id, lock=True)
     if session is None or session.version != seen.version:
@@ -45,7 +45,7 @@ async def locked_unchanged(tx: AsyncSession, seen: SessionRow) -> SessionRow:
 
 
 async def open_session(tx: AsyncSession, chatbot_id: UUID, session_id: str) -> SessionRow:
-    """Return the chatbot's session, locked; made under the given id, with its lane, where there was none."""
+    """Return the chatbot's session, locked; if there is none, create it with the given id, and its lane."""
     hashed = key_hash(chatbot_key(chatbot_id))
     new = SessionRow(chatbot_id=chatbot_id, session_id=session_id, status=SessionStatus.DISCONNECTED, key_hash=hashed)
     if await insert_new(tx, SessionRow, **new.model_dump()):
@@ -66,7 +66,7 @@ def move(
     qr_code: str | None = None,
     phone_number: str | None = None,
 ) -> None:
-    """Change a session; every change counts. A QR code lives as long as it can be scanned."""
+    """Change a session and raise its version. A QR code is stored only as long as it can be scanned."""
     at = now()
     session.status, session.status_reason, session.wanted = status, reason, wanted
     session.qr_code, session.qr_at = (qr_code, at) if qr_code else (None, None)
@@ -82,31 +82,31 @@ def move(
 
 
 async def chatbot_is_known(tx: AsyncSession, chatbot_id: UUID) -> bool:
-    """Say whether a chatbot is registered and not removed."""
+    """Return whether a chatbot is registered and not removed."""
     chatbot = await tx.get(ChatbotRow, chatbot_id)
     return chatbot is not None and chatbot.removed_at is None
 
 
 async def register_chatbot(tx: AsyncSession, chatbot_id: UUID) -> None:
-    """Make a chatbot known, also one that was removed."""
+    """Register a chatbot, even if it was removed before."""
     await insert_new(tx, ChatbotRow, id=chatbot_id, registered_at=now(), removed_at=None)
     (await tx.get_one(ChatbotRow, chatbot_id)).removed_at = None
 
 
 async def remove_chatbot(tx: AsyncSession, chatbot_id: UUID) -> None:
-    """Forget a chatbot; its rows stay."""
+    """Mark a chatbot as removed; its rows stay."""
     chatbot = await tx.get(ChatbotRow, chatbot_id)
     if chatbot is not None and chatbot.removed_at is None:
         chatbot.removed_at = now()
 
 
 async def command_row(tx: AsyncSession, new: CommandRow) -> CommandRow:
-    """Return the row under a command's id, made where there was none; another command may have made it."""
+    """Return the row with a command's id, created if there is none; it may belong to another command."""
     await insert_new(tx, CommandRow, **new.model_dump())
     return await tx.get_one(CommandRow, (new.chatbot_id, new.command_id))
 
 
 async def command_outcome(tx: AsyncSession, chatbot_id: UUID, command_id: str) -> dict[str, Any] | None:
-    """Return the event that answers a command, where it has ended."""
+    """Return the event that answers a command, if the command has ended."""
     row = await tx.get(CommandRow, (chatbot_id, command_id))
     return row.outcome if row is not None else None

@@ -1,6 +1,6 @@
-"""Sessions as they are compared with what the gateway says, read in pages: there may be very many.
+"""Stored sessions, for the comparison with the gateway's, read in pages: there may be very many.
 
-The conditions of the partial indexes are written out, not bound: only so are they used.
+The conditions of the partial indexes are literals, not bound parameters: otherwise the indexes are not used.
 """
 
 from collections.abc import Awaitable, Callable, Collection
@@ -26,7 +26,7 @@ Condition = ColumnElement[bool] | TextClause
 
 @dataclass(frozen=True, slots=True)
 class Surveyed:
-    """A session as it is compared with what the gateway says."""
+    """A stored session, for the comparison with the gateway's."""
 
     session_id: str
     chatbot_id: UUID
@@ -36,17 +36,17 @@ class Surveyed:
 
 @dataclass(slots=True)
 class Survey:
-    """What was found."""
+    """The sessions that were found."""
 
     sessions: list[Surveyed]
     in_vain: dict[str, UUID]
-    """By session: the first message of its lane, where sending it was tried and has not succeeded."""
+    """By session: the first message of its lane, if sending it was tried and has not succeeded."""
 
 
 async def survey(database: Database, names: Collection[str] | None) -> Survey:
-    """Return the sessions that are wanted or not DISCONNECTED, and those of these names, as far as they exist.
+    """Return the sessions that are wanted or not DISCONNECTED, and those of these names, if they exist.
 
-    Without any names: instead of those the sessions that have ended within the last day.
+    If `names` is None: instead of those, the sessions that have ended within the last day.
     """
     found = Survey([], {})
     await _read_all(database, found, _live)

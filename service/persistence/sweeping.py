@@ -1,6 +1,6 @@
-"""What has been forgotten, by the database's clock: lanes that sleep although something could be sent, old rows.
+"""Finds work that was not resumed, by the database's clock: lanes that sleep with messages to send, old rows.
 
-The conditions of the partial indexes are written out, not bound: only so are they used.
+The conditions of the partial indexes are literals, not bound parameters: otherwise the indexes are not used.
 """
 
 from collections.abc import Collection
@@ -22,12 +22,12 @@ _KEPT = timedelta(hours=24)
 
 
 def _moment(tx: AsyncSession, offset: timedelta = timedelta()) -> Any:
-    """Return the present time, shifted, as one value for a whole statement: an index can be searched only for that."""
+    """Return the present time, shifted, as one value for a whole statement: only such a value can use an index."""
     return select(clock(tx, offset)).scalar_subquery()
 
 
 async def wake_expired(tx: AsyncSession) -> int:
-    """Wake lanes, also those that cannot send, in which a message has waited too long; return how many."""
+    """Wake lanes that contain an expired message, even if they cannot send; return how many."""
     query = select(col(MessageRow.session_id)).where(text(EXPIRING), col(MessageRow.expires_at) <= _moment(tx))
     found = set(await tx.scalars(query.order_by(col(MessageRow.expires_at)).limit(BATCH)))
     await lanes.wake(tx, found)
@@ -35,7 +35,7 @@ async def wake_expired(tx: AsyncSession) -> int:
 
 
 async def wake_forgotten(tx: AsyncSession, age: timedelta) -> list[str]:
-    """Wake lanes that sleep although their first message could be sent, and has waited for long; return them."""
+    """Wake sleeping lanes whose first message could be sent and has waited too long; return them."""
     query = (
         select(col(SessionRow.session_id))
         .join(MessageRow, col(MessageRow.id) == lanes.first_pending())
@@ -70,7 +70,7 @@ async def tried_in_vain(tx: AsyncSession, session_ids: Collection[str]) -> dict[
 
 
 async def forget_old(tx: AsyncSession) -> int:
-    """Delete commands that were answered and receipts, once they were kept long enough; return how many."""
+    """Delete answered commands and receipts that have been kept long enough; return how many."""
     deleted = 0
     table: Any
     for table, is_done in ((CommandRow, col(CommandRow.told_version) >= col(CommandRow.version)), (ReceiptRow, true())):

@@ -1,4 +1,4 @@
-"""The tables. Every row also carries what is still to do with it, so that nothing depends on memory."""
+"""The tables. Every row also stores the work that remains for it, so that a crash loses nothing."""
 
 from datetime import UTC, datetime
 from typing import Any, ClassVar
@@ -13,7 +13,7 @@ from whatsapp_qr_contracts.message import DeliveryStatus, Role, SessionStatus
 
 
 def now() -> datetime:
-    """Return this machine's time, for columns that people read; no decision depends on it."""
+    """Return this machine's time, for columns that only people read; no decision depends on it."""
     return datetime.now(UTC)
 
 
@@ -27,7 +27,7 @@ def _changed() -> Any:
 
 
 def _hash() -> Any:
-    """Return the column of the CRC-32 of a row's partition key: SQL can compute the partition from it."""
+    """Return the column for the CRC-32 of a row's partition key: SQL can compute the partition from it."""
     return Field(default=0, sa_type=BigInteger, sa_column_kwargs={"server_default": "0"})
 
 
@@ -35,7 +35,7 @@ UNPUBLISHED = "told_version < version"
 TO_HAND_OVER = "NOT handed_over AND role = 'USER'"
 TO_ENQUEUE = "NOT handed_over AND role = 'ASSISTANT'"
 PENDING = "delivery_status = 'PENDING'"
-# Without "IS NOT NULL" PostgreSQL may take it for a claim, and sort each lane.
+# Without "IS NOT NULL", PostgreSQL may use the index for a claim, and sort each lane.
 EXPIRING = f"{PENDING} AND expires_at IS NOT NULL"
 AWAKE = "wake_at IS NOT NULL"
 LIVE = "wanted OR status <> 'DISCONNECTED'"
@@ -43,11 +43,11 @@ ENDED = "NOT wanted AND status = 'DISCONNECTED'"
 
 
 def _partial(name: str, *columns: str, where: str, unique: bool = False) -> Index:
-    """Return an index of some rows alone. Only a statement that has the same condition, written out, uses it."""
+    """Return a partial index. Only a statement that has the same condition, as a literal, uses it."""
     return Index(name, *columns, unique=unique, sqlite_where=text(where), postgresql_where=text(where))
 
 
-# What the database's clock has written is read when it is needed, not after each write.
+# Values that the database's clock has written are read when they are needed, not after each write.
 _UNREAD: dict[str, Any] = {"eager_defaults": False}
 
 
@@ -62,7 +62,7 @@ class ChatbotRow(SQLModel, table=True):
 
 
 class SessionRecord(SQLModel):
-    """The link of one chatbot; there is at most one, and it keeps its session id for life."""
+    """The link of one chatbot; there is at most one, and its session id never changes."""
 
     id: UUID = Field(default_factory=uuid7, primary_key=True)
     chatbot_id: UUID = Field(foreign_key="chatbots.id", unique=True)
@@ -70,7 +70,7 @@ class SessionRecord(SQLModel):
     status: SessionStatus = Field(sa_type=EnumText(SessionStatus))
     status_reason: str | None = None
     wanted: bool = False
-    """What the user wants: set by initialize; cleared by disconnect, logout and replacement."""
+    """Whether the user wants the link: set by initialize; cleared by disconnect, logout and replacement."""
     qr_code: str | None = Field(default=None, sa_type=Text)
     qr_at: datetime | None = _when(default=None)
     phone_number: str | None = None
@@ -91,7 +91,7 @@ class SessionRecord(SQLModel):
 
 
 class SessionRow(SessionRecord, table=True):
-    """A session that the ORM follows."""
+    """A session tracked by the ORM."""
 
     __tablename__ = "sessions"
     __table_args__ = (
@@ -105,14 +105,14 @@ class SessionRow(SessionRecord, table=True):
 class CommandRecord(SQLModel):
     """A command about a session, a chatbot or a message: with an outcome it is never executed again. Kept for 24 h.
 
-    A `message.send` has a row only where it was rejected: else its message's row says all.
+    A `message.send` has a row only if it was rejected: otherwise its message's row has all information.
     """
 
     chatbot_id: UUID = Field(primary_key=True)
     command_id: str = Field(primary_key=True, max_length=255)
     name: str
     digest: str | None = Field(default=None, max_length=64)
-    """Of its body: another one under the same id is refused. None where it was written before there were digests."""
+    """Of its body: another command under the same id is rejected. None if the row is from before digests existed."""
     outcome: dict[str, Any] | None = Field(default=None, sa_type=JSON)
     """The event that answers it: name, message_id and body."""
     version: int = 0
@@ -124,7 +124,7 @@ class CommandRecord(SQLModel):
 
 
 class CommandRow(CommandRecord, table=True):
-    """A command that the ORM follows."""
+    """A command tracked by the ORM."""
 
     __tablename__ = "commands"
     __table_args__ = (_partial("commands_untold", "created_at", where=UNPUBLISHED),)
@@ -142,11 +142,11 @@ class ConversationRecord(SQLModel):
     sequence_end: int = 0
     """The number of the customer's last message."""
     version: int = 1
-    """Its start is all that is told of it."""
+    """Its start is its only event."""
     told_version: int = 0
     """1 once conversation.started is known to be confirmed."""
     correlation_id: str = ""
-    """The id of the command or report that began it."""
+    """The id of the command or report that started it."""
     key_hash: int = _hash()
     changed_at: datetime = _changed()
     """When the row was last written, by the database's clock."""
@@ -154,7 +154,7 @@ class ConversationRecord(SQLModel):
 
 
 class ConversationRow(ConversationRecord, table=True):
-    """A conversation that the ORM follows."""
+    """A conversation tracked by the ORM."""
 
     __tablename__ = "conversations"
     __table_args__ = (
@@ -179,16 +179,16 @@ class MessageRecord(SQLModel):
     version: int = 1
     """Rises with every change of its delivery status."""
     told_version: int = 0
-    """The last version whose event is known to be confirmed; where the first has none, it counts as told."""
+    """The last version whose event is known to be confirmed; a first version without an event counts as confirmed."""
     handed_over: bool = False
     """Whether its job is known to be confirmed: for the AI workers, or for the outbound consumer."""
     key_hash: int = _hash()
     correlation_id: str
-    """The id of the command or report that made it."""
+    """The id of the command or report that created it."""
     traceparent: str | None = Field(default=None, max_length=55)
-    """The trace that it belongs to (W3C Trace Context): whoever works on it later goes on with that."""
+    """The trace that it belongs to (W3C Trace Context): later work on it continues that trace."""
     caller_metadata: dict[str, Any] = Field(default_factory=dict, sa_type=JSON)
-    """What the caller gave with it; never changed."""
+    """The sender's metadata; never changed."""
     external_user_id: str = Field(max_length=255)
     """The customer's address, as in the conversation."""
 
@@ -199,7 +199,7 @@ class MessageRecord(SQLModel):
     push_name: str | None = None
     type: str | None = None
     participant: str | None = None
-    """In a group: the address of the member who wrote it."""
+    """In a group: the address of the member that wrote it."""
 
     lane_number: int | None = None
     """A message to send: its place in the session's lane."""
@@ -211,7 +211,7 @@ class MessageRecord(SQLModel):
     error_message: str | None = Field(default=None, sa_type=Text)
 
     changed_at: datetime = _changed()
-    """When the row was last written, by the database's clock: unfinished work that is old has been forgotten."""
+    """When the row was last written, by the database's clock: unfinished work that is old was not resumed."""
     created_at: datetime = _when(default_factory=now)
     sent_at: datetime | None = _when(default=None)
     delivered_at: datetime | None = _when(default=None)
@@ -220,7 +220,7 @@ class MessageRecord(SQLModel):
 
 
 class MessageRow(MessageRecord, table=True):
-    """A message that the ORM follows."""
+    """A message tracked by the ORM."""
 
     __tablename__ = "messages"
     __table_args__ = (
@@ -236,34 +236,34 @@ class MessageRow(MessageRecord, table=True):
 
 
 class LaneRecord(SQLModel):
-    """How far the sending of a session's messages is. Written by the outbound consumer.
+    """The progress of the sending of a session's messages. Written by the outbound consumer.
 
-    Others only set `wake_at` and `void_to`.
+    Other consumers only set `wake_at` and `void_to`.
     """
 
     session_id: str = Field(primary_key=True, sa_type=Text)
     key_hash: int = _hash()
     wake_at: datetime | None = _when(default=None)
-    """When it is to be looked at; None: nothing waits in it, or its session is not connected."""
+    """When it is due; None: no message waits in it, or its session is not connected."""
     not_before: datetime | None = _when(default=None)
-    """Before this nothing is tried: the last attempt failed."""
+    """No attempt before this time: the last one failed."""
     claimed_until: datetime | None = _when(default=None)
-    """Until when one process alone may send its first message."""
+    """Until when only one process may send its first message."""
     claim: UUID | None = None
     """The present claim; a result is recorded only under it."""
     claimed_message: UUID | None = None
-    """The message that it is for."""
+    """The message that the claim is for."""
     deferrals: int = 0
-    """Times in a row that the session could not send at all."""
+    """How many times in a row the session could not send at all."""
     tokens: float | None = None
-    """Messages that may go out at once, as of `tokens_at`; None: as many as SEND_BURST allows."""
+    """Messages that may be sent at once, as of `tokens_at`; None: as many as SEND_BURST allows."""
     tokens_at: datetime | None = _when(default=None)
     void_to: int = Field(default=0, sa_column_kwargs={"server_default": "0"})
     """Messages up to this lane number are void: the session was linked to another number after them."""
 
 
 class LaneRow(LaneRecord, table=True):
-    """A lane that the ORM follows."""
+    """A lane tracked by the ORM."""
 
     __tablename__ = "lanes"
     __table_args__ = (_partial("lanes_awake", "wake_at", where=AWAKE),)
@@ -291,11 +291,11 @@ class LeaseRow(SQLModel, table=True):
     holder: str = Field(max_length=64)
     """The process that has it."""
     until: datetime = _when()
-    """Until when, by the database's clock."""
+    """When it expires, by the database's clock."""
 
 
 class ProcessRow(SQLModel, table=True):
-    """The heartbeat of a consumer process. It only balances the partitions; the broker decides who is active."""
+    """The heartbeat of a consumer process. It only balances partitions; the broker chooses the active process."""
 
     __tablename__ = "processes"
 
@@ -303,13 +303,13 @@ class ProcessRow(SQLModel, table=True):
     kind: str = Field(max_length=64)
     """The queue that it consumes."""
     partitions: list[int] = Field(default_factory=list, sa_type=JSON)
-    """Those that it is active on."""
+    """The partitions on which it is active."""
     seen_at: datetime = _when(index=True)
     """By the database's clock."""
 
 
 class DeploymentRow(SQLModel, table=True):
-    """What all processes must agree on: one row."""
+    """Values that all processes must share: one row."""
 
     __tablename__ = "deployment"
 
@@ -319,7 +319,7 @@ class DeploymentRow(SQLModel, table=True):
 
 
 class DeadLetterRow(SQLModel, table=True):
-    """A message that could not be processed: as it was, and why."""
+    """A message that could not be processed: the original, and the reason."""
 
     __tablename__ = "dead_letters"
 
@@ -327,23 +327,23 @@ class DeadLetterRow(SQLModel, table=True):
     reason: str = Field(max_length=255, index=True)
     """The error's code."""
     detail: str = Field(default="", sa_type=Text)
-    """What was wrong, or the traceback."""
+    """The validation error, or the traceback."""
     source: str = Field(max_length=255)
-    """The queue that it was read from, the path of a callback, or the exchange that had no queue for it."""
+    """The queue from which it was read, the path of a callback, or the exchange that had no queue for it."""
     exchange: str = Field(default="", max_length=255)
     routing_key: str = Field(default="", max_length=255)
     message_id: str = Field(default="", max_length=255)
     correlation_id: str = Field(default="", max_length=255)
     type: str = Field(default="", max_length=255)
-    """From here up, texts are cut and cleaned for people; below, nothing is changed."""
+    """The texts above are cut and cleaned for people; the fields below are unchanged."""
     body: bytes = Field(sa_type=LargeBinary)
     properties: dict[str, Any] = Field(default_factory=dict, sa_type=JSON)
     """Exchange, routing key and AMQP properties, exactly."""
     headers: dict[str, Any] = Field(default_factory=dict, sa_type=JSON)
     """In the form of `messaging.lossless`."""
     attempts: int = 1
-    """How often it has died."""
+    """How often it has become a dead letter."""
     burial: str = Field(default="", max_length=64)
-    """Identifies its last death, so that one that is delivered again does not count twice."""
+    """Identifies the last time that it became one, so that a repeated delivery does not count twice."""
     died_at: datetime = _when()
     replayed_at: datetime | None = _when(default=None)

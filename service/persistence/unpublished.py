@@ -1,4 +1,4 @@
-"""Rows of which something has still to be told, a page at a time, for the process that owns their partitions."""
+"""Rows with unpublished outputs, a page at a time, for the process that owns their partitions."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -33,12 +33,12 @@ PAGE = 200
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """What a process may tell: the rows of its partitions that have not changed for a while.
+    """The rows that a process may publish: those of its partitions that have not changed for a while.
 
     Args:
-        owned: its own, and since when: what was taken over anew is looked through.
-        age: seconds for which a row has not changed; less, and whoever wrote it may be telling it.
-        busy: keys whose messages are being handled: their sessions are told at the end of that.
+        owned: its partitions, and since when: the rows of a newly owned one are read at once.
+        age: seconds for which a row has not changed; if less, the process that wrote it may be publishing it.
+        busy: keys whose messages are being handled: their sessions are published after that.
         page: rows at once, at most.
     """
 
@@ -51,14 +51,14 @@ class Part:
 
 @dataclass(frozen=True, slots=True)
 class Unpublished:
-    """Rows of one table of which something is untold.
+    """Rows of one table with unpublished outputs.
 
     Args:
         row: their class.
-        record: the class of what they are read as.
-        condition: which they are; written out, for the partial index.
-        changed: the column that says when a row was last written.
-        order: the columns by which they are told.
+        record: the class of the values that are returned.
+        condition: of these rows; a literal, for the partial index.
+        changed: the column with the time of the last write.
+        order: the columns by which they are published.
     """
 
     row: type[SQLModel]
@@ -68,7 +68,7 @@ class Unpublished:
     order: tuple[str, ...]
 
     async def page(self, tx: AsyncSession, part: Part) -> Sequence[Any]:
-        """Return the first rows that a process may tell."""
+        """Return the first rows that a process may publish."""
         given: dict[str, Any] = {"partitions": part.partitions, "owned": sorted(part.owned), "page": part.page}
         sqlite, age = on_sqlite(tx), timedelta(seconds=part.age)
         if part.age:

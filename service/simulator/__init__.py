@@ -2,6 +2,6 @@
 
 app        builds it: simulator_app()
 contract   the gateway's endpoints (/init, /send, …)        ─┐
-control    /simulator/…: play the phone, the customer, chaos ├─> phones, chats ─> store ─> callbacks ─> the ingress
+control    /simulator/…: control phones, customers, faults   ├─> phones, chats ─> store ─> callbacks ─> the ingress
 pairing    shows QR codes and renews them                   ─┘
 """

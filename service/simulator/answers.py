@@ -1,4 +1,4 @@
-"""Answers in the gateway's form, and answers that never come."""
+"""Answers in the gateway's form, and answers that are never sent."""
 
 import asyncio
 
@@ -26,7 +26,7 @@ async def explain(request: Request, error: Exception) -> JSONResponse:
         case ServiceError():
             return failure(500, error.detail)
         case RequestValidationError():
-            # For a send the caller has to know that trying again is of no use.
+            # The sender of a message has to know that another attempt is useless.
             return failure(400, _sentence(error), "refused" if request.url.path == "/send" else None)
         case HTTPException():
             return failure(error.status_code, f"{error.detail}: {request.method} {request.url.path}")
@@ -40,14 +40,14 @@ def _sentence(error: RequestValidationError) -> str:
 
 
 class LateAnswer(JSONResponse):
-    """An answer that is held back until the client has gone, for at most so many seconds."""
+    """An answer that is delayed until the client has disconnected, for at most so many seconds."""
 
     def __init__(self, content: object, *, seconds: float) -> None:
         super().__init__(content)
         self._seconds = seconds
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Wait, then answer whoever is still there."""
+        """Wait, then answer a client that is still connected."""
         try:
             async with asyncio.timeout(self._seconds):
                 await _client_gone(receive)
@@ -59,12 +59,12 @@ class NoAnswer(Response):
     """No answer at all: the TCP connection is reset."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Reset the connection; where the server does not let us, break off after the headers."""
+        """Reset the connection; if the server does not allow that, break off after the headers."""
         # ASGI cannot drop a connection. uvicorn's receive is a method of the object that holds the transport.
         transport = getattr(getattr(receive, "__self__", None), "transport", None)
         if transport is None:
             await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"1")]})
-            message = f"the simulator breaks the answer of {scope['path']} off on purpose"
+            message = f"the simulator interrupts the answer of {scope['path']} on purpose"
             raise ConnectionAbortedError(message)
         transport.abort()
         await _client_gone(receive)

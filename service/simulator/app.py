@@ -21,7 +21,7 @@ from service.simulator.simulator import SimulatorOptions, running_simulator
 
 
 class Traced:
-    """ASGI middleware: what follows from a call is reported as part of the trace that the call came with."""
+    """ASGI middleware: reports caused by a call become part of the call's trace."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -34,7 +34,7 @@ class Traced:
 
 
 class OnlyHere:
-    """ASGI middleware: refuses what may come from a web page that is open on this machine, or through a proxy."""
+    """ASGI middleware: refuses requests that may come from a web page open on this machine, or through a proxy."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -45,15 +45,15 @@ class OnlyHere:
             headers = Headers(scope=scope)
             fault = fault_of(headers)
             if is_forwarded(headers, scope["http_version"]):
-                fault = "forwarded", "this was passed on by a proxy"
+                fault = "forwarded", "a proxy forwarded this"
             if fault:
                 code, detail = fault
-                await failure(403, f"{detail}; to let others in set SIMULATOR_HOST", code)(scope, receive, send)
+                await failure(403, f"{detail}; to accept other machines set SIMULATOR_HOST", code)(scope, receive, send)
                 return
         await self._app(scope, receive, send)
 
 
-def simulator_app(  # noqa: PLR0913  # all by name: one for each thing that a test turns
+def simulator_app(  # noqa: PLR0913  # all by name: one for each value that tests change
     *,
     callback_url: str,
     state_path: Path | None = None,
@@ -70,15 +70,15 @@ def simulator_app(  # noqa: PLR0913  # all by name: one for each thing that a te
 
     Args:
         callback_url: Base URL of the ingress; callbacks go to `/whatsapp-qr/webhook` and `/whatsapp-qr/incoming`.
-        state_path: SQLite file that keeps sessions, sent messages and waiting callbacks; None keeps them in memory.
-        public_url: Where people reach the simulator; only for the hint in the log how to scan.
+        state_path: SQLite file that stores sessions, sent messages and waiting callbacks; None keeps them in memory.
+        public_url: Base URL of the simulator for people; only for the logged hint how to scan.
         connecting_seconds: From /init to the first QR code.
         qr_seconds: How long a QR code is shown before the next one.
-        qr_limit: QR codes shown before a pairing is given up (`qr_expired`).
+        qr_limit: QR codes shown before a pairing ends (`qr_expired`).
         receipt_delay: Seconds from a send to `delivered`, and from there to `read`.
-        hold_seconds: How long the fault `timeout_after_accept` holds an answer back.
-        credentials: What every callback brings to be let in; None where nothing is asked for.
-        only_here: Refuse what may come from a web page or through a proxy: it listens for this machine alone.
+        hold_seconds: How long the fault `timeout_after_accept` delays an answer.
+        credentials: Credentials of every callback; None if none are required.
+        only_here: Refuse requests that may come from a web page or through a proxy: only this machine may call it.
     """
     options = SimulatorOptions(
         callback_url=callback_url,

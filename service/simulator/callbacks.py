@@ -1,4 +1,4 @@
-"""Callbacks to the ingress: in order for each session, tried until they are accepted."""
+"""Callbacks to the ingress: in order for each session, retried until they are accepted."""
 
 import asyncio
 import time
@@ -25,10 +25,10 @@ def pause_after(attempt: int) -> float:
 
 
 class CallbackLanes:
-    """Posts the stored callbacks, one lane for each session: the next one only after the one before was accepted.
+    """Posts the stored callbacks, for each session one after another: each only after the previous one was accepted.
 
-    A 4xx answer means that the callback will never be accepted: it is dropped with a warning. Everything else is
-    tried again.
+    A callback that gets a 4xx answer will never be accepted: it is dropped with a warning. After any other failure it
+    is retried.
     """
 
     def __init__(self, store: Store, client: httpx.AsyncClient, callback_url: str, credentials: Credentials) -> None:
@@ -40,16 +40,16 @@ class CallbackLanes:
         self._tasks: set[asyncio.Task[None]] = set()
 
     def start(self) -> None:
-        """Go on with what waited when the process ended."""
+        """Continue with the callbacks that waited when the process ended."""
         for session_id in self._store.waiting_callbacks():
             self.wake(session_id)
 
     async def stop(self) -> None:
-        """Stop posting; what was not accepted stays stored."""
+        """Stop posting; callbacks that were not accepted stay stored."""
         await end(self._tasks)
 
     def wake(self, session_id: str) -> None:
-        """Tell that a callback of the session was stored."""
+        """Wake a session's task, because a callback was stored."""
         lane = self._lanes.get(session_id)
         if lane is None:
             lane = self._lanes[session_id] = asyncio.Event()
@@ -60,7 +60,7 @@ class CallbackLanes:
 
     async def _run(self, session_id: str, lane: asyncio.Event) -> None:
         try:
-            # Seeing that nothing waits and leaving the table is one step without an await.
+            # There is no await between the check that none waits and the end of the task.
             while callback := self._store.next_callback(session_id):
                 lane.clear()
                 early = callback.due - time.time()
@@ -97,7 +97,7 @@ class CallbackLanes:
             await asyncio.sleep(pause_after(attempt))
 
     async def _post(self, callback: Callback) -> httpx.Response | str:
-        """Return the answer, or why there was none."""
+        """Return the answer, or the reason why there was none."""
         headers = {"content-type": "application/json"} | self._credentials.headers(callback)
         if callback.traceparent:
             headers["traceparent"] = callback.traceparent

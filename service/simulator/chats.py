@@ -18,7 +18,7 @@ def whatsapp_id() -> str:
 
 
 class Chats:
-    """Takes what the service sends and reports what customers write."""
+    """Accepts the service's messages and reports customers' messages."""
 
     def __init__(
         self, store: Store, reports: Reports, receipt_delay: float, clock: Callable[[], float] = time.time
@@ -29,11 +29,11 @@ class Chats:
         self._clock = clock
 
     def send(self, message: SentMessage, faults: Faults, failure: FailureKind | None = None) -> None:
-        """Deliver a message to the recipient's phone; one that was taken before is not delivered again.
+        """Deliver a message to the recipient's phone; one that was accepted before is not delivered again.
 
         Raises:
-            GatewayRefused: it was not taken, with the contract's code.
-            GatewayError: it was not taken, because that fault was asked for.
+            GatewayRefused: it was not accepted, with the contract's code.
+            GatewayError: it was not accepted, because of a requested fault.
         """
         session = self._store.session(message.session_id)
         if session is None:
@@ -49,7 +49,7 @@ class Chats:
                 self._reports.receipt(session.session_id, message.message_id, "read", 2 * self._receipt_delay)
 
     def sent(self, session_id: str | None = None, recipient: str | None = None) -> list[SentMessage]:
-        """Return what was taken, in order, of one session and to one recipient where they are given."""
+        """Return accepted messages, in order, of one session and to one recipient if they are given."""
         return self._store.sent(session_id, recipient)
 
     def receive(self, message: GatewayMessage, copies: int = 1) -> None:
@@ -82,14 +82,14 @@ def _check(session: Session, message: SentMessage, faults: Faults, failure: Fail
         raise GatewayRefused(detail, code="not_on_whatsapp")
     match failure:
         case FailureKind.REFUSE:
-            detail = "WhatsApp refused the message (a fault that was asked for)."
+            detail = "WhatsApp refused the message (a requested fault)."
             raise GatewayRefused(detail, code="refused")
         case FailureKind.RESTRICT:
-            detail = "WhatsApp has restricted this account (a fault that was asked for)."
+            detail = "WhatsApp has restricted this account (a requested fault)."
             raise GatewayRefused(detail, code="restricted")
         case FailureKind.NOT_CONNECTED:
-            detail = "The connection of the session is dead (a fault that was asked for)."
+            detail = "The connection of the session is dead (a requested fault)."
             raise GatewayRefused(detail, code="not_connected")
         case FailureKind.ERROR:
-            detail = "The gateway failed before sending (a fault that was asked for)."
+            detail = "The gateway failed before sending (a requested fault)."
             raise GatewayError(detail)

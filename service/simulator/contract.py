@@ -1,4 +1,4 @@
-"""The gateway's HTTP contract: what the service calls."""
+"""The gateway's HTTP contract: the endpoints that the service calls."""
 
 import asyncio
 import time
@@ -46,7 +46,7 @@ class Disconnect(WireModel):
 
 @routes.post("/init")
 async def init(body: Init, simulator: Running) -> dict[str, Any]:
-    """Start a session; one that runs already stays as it is."""
+    """Start a session; a running one stays unchanged."""
     if body.session_id in simulator.faults.loading:
         simulator.phones.replace(body.session_id)
     started = simulator.phones.start(body.session_id, str(body.chatbot_id), hangs=simulator.faults.no_qr_code)
@@ -57,7 +57,7 @@ async def init(body: Init, simulator: Running) -> dict[str, Any]:
 
 @routes.get("/qr-code/{session_id}", response_model=None)
 async def qr_code(session_id: str, simulator: Running) -> dict[str, Any] | JSONResponse:
-    """Return the QR code that waits to be scanned; 404 where there is none."""
+    """Return the QR code that waits to be scanned; 404 if there is none."""
     session = simulator.phones.get(session_id)
     if session.qr_code is None:
         return failure(404, f"There is no QR code: the session is {session.status}.")
@@ -66,7 +66,7 @@ async def qr_code(session_id: str, simulator: Running) -> dict[str, Any] | JSONR
 
 @routes.get("/status/{session_id}")
 async def status(session_id: str, simulator: Running) -> dict[str, Any]:
-    """Return where a session stands; 404 where it is unknown."""
+    """Return a session's status; 404 if it is unknown."""
     if session_id in simulator.faults.loading:
         raise unknown_session(session_id)
     session = simulator.phones.get(session_id)
@@ -82,7 +82,7 @@ async def sessions(simulator: Running) -> dict[str, Any]:
 
 @routes.post("/send")
 async def send(body: Send, simulator: Running) -> Response:
-    """Deliver a message, once for each `messageId`; with the faults that were asked for."""
+    """Deliver a message, once for each `messageId`; with the requested faults."""
     faults = simulator.faults
     await asyncio.sleep(faults.latency)
     fault = faults.strike()
@@ -107,14 +107,14 @@ async def send(body: Send, simulator: Running) -> Response:
 
 @routes.post("/disconnect")
 async def disconnect(body: Disconnect, simulator: Running) -> dict[str, Any]:
-    """End a session and log its phone out; 200 also where that is so already."""
+    """End a session and log its phone out; 200 even if that has happened already."""
     simulator.phones.disconnect(body.session_id)
     return {"success": True, "message": "Session is disconnected", "sessionId": body.session_id}
 
 
 @routes.get("/health")
 async def health() -> dict[str, str]:
-    """Tell that the gateway is up."""
+    """Report that the gateway runs."""
     return {"status": "ok", "timestamp": datetime.now(UTC).isoformat()}
 
 

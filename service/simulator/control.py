@@ -1,4 +1,4 @@
-"""Control endpoints under /simulator: people and tests play the phone, the customer and the bad day."""
+"""Control endpoints under /simulator: people and tests control phones, customers and faults."""
 
 import asyncio
 import time
@@ -20,7 +20,7 @@ from whatsapp_qr_contracts.message import Identifier, SessionStatus, Text, WireM
 
 routes = APIRouter(prefix="/simulator")
 
-Patience = Annotated[float, Query(ge=0, le=30, description="Seconds to wait for what is not there yet")]
+Patience = Annotated[float, Query(ge=0, le=30, description="Seconds to wait until the condition holds")]
 
 
 _SCANNED_OR_SHOWN = {SessionStatus.QR_READY, SessionStatus.CONNECTED}
@@ -37,45 +37,45 @@ class Scan(_Body):
 
 
 class CustomerMessage(_Body):
-    """What a customer writes."""
+    """A customer's message."""
 
     sender: Identifier = Field(alias="from")
     message: Text = ""
     push_name: Text | None = None
-    message_id: Identifier | None = Field(default=None, description="WhatsApp's id; a new one where left out")
+    message_id: Identifier | None = Field(default=None, description="WhatsApp's id; by default a new one")
     type: Text | None = None
     timestamp: UnixTime | None = Field(default=None, description="Unix time in seconds or milliseconds; default now")
-    repeat: int = Field(default=1, ge=1, le=1000, description="How often the very same callback is posted, at once")
+    repeat: int = Field(default=1, ge=1, le=1000, description="How often the same callback is posted, at once")
 
 
 class Forget(_Body):
-    """The session to lose; all of them where none is named."""
+    """The session to lose; all sessions if none is named."""
 
     session_id: Identifier | None = None
 
 
 @routes.post("/sessions/{session_id}/scan")
 async def scan(session_id: str, body: Scan, simulator: Running, wait: Patience = 0) -> dict[str, Any]:
-    """Scan the session's QR code; 409 where it shows none within `wait`."""
+    """Scan the session's QR code; 409 if it shows none within `wait`."""
     await _until(lambda: simulator.phones.get(session_id).status in _SCANNED_OR_SHOWN, wait)
     return {"success": True, "session": described(simulator.phones.scan(session_id, body.phone_number))}
 
 
 @routes.post("/sessions/{session_id}/unlink")
 async def unlink(session_id: str, simulator: Running) -> dict[str, Any]:
-    """Remove the linked device on the phone; 409 where none is linked."""
+    """Remove the linked device on the phone; 409 if none is linked."""
     return {"success": True, "session": described(simulator.phones.unlink(session_id))}
 
 
 @routes.post("/sessions/{session_id}/drop")
 async def drop(session_id: str, simulator: Running) -> dict[str, Any]:
-    """Lose the connection and keep the link; 409 where there is no connection."""
+    """Lose the connection and keep the link; 409 if there is no connection."""
     return {"success": True, "session": described(simulator.phones.drop(session_id))}
 
 
 @routes.post("/sessions/{session_id}/reconnect")
 async def reconnect(session_id: str, simulator: Running) -> dict[str, Any]:
-    """Bring a lost connection back without a QR code; 409 where no phone is linked."""
+    """Restore a lost connection without a QR code; 409 if no phone is linked."""
     return {"success": True, "session": described(simulator.phones.reconnect(session_id))}
 
 
@@ -83,9 +83,9 @@ async def reconnect(session_id: str, simulator: Running) -> dict[str, Any]:
 async def customer_writes(
     session_id: str, body: CustomerMessage, simulator: Running, wait: Patience = 0
 ) -> dict[str, Any]:
-    """Let a customer write to the linked account; 409 where it is not connected.
+    """Write as a customer to the linked account; 409 if it is not connected.
 
-    The answer lists what the customer was sent since then: what arrives first within `wait`.
+    The answer lists the messages that the customer was sent since then: the first ones within `wait`.
     """
     before = len(simulator.chats.sent(session_id, _recipient(body.sender)))
     message_id = body.message_id or whatsapp_id()
@@ -104,7 +104,7 @@ async def customer_writes(
 
 @routes.post("/forget")
 async def forget(body: Forget, simulator: Running) -> dict[str, Any]:
-    """Lose a session, or all, as a gateway does whose disk was wiped; nobody is told."""
+    """Lose a session, or all, like a gateway whose disk was wiped; nothing is reported."""
     every = [session.session_id for session in simulator.phones.all()]
     for session_id in every if body.session_id is None else [body.session_id]:
         simulator.phones.forget(session_id)
@@ -113,13 +113,13 @@ async def forget(body: Forget, simulator: Running) -> dict[str, Any]:
 
 @routes.get("/faults")
 async def faults(simulator: Running) -> Faults:
-    """Return the faults that are switched on."""
+    """Return the active faults."""
     return simulator.faults
 
 
 @routes.put("/faults")
 async def set_faults(body: Faults, simulator: Running) -> Faults:
-    """Replace all faults; what is left out goes well again."""
+    """Replace all faults; a fault that is left out ends."""
     simulator.faults = body
     simulator.reports.lost = body.lose_callbacks
     return body
@@ -127,7 +127,7 @@ async def set_faults(body: Faults, simulator: Running) -> Faults:
 
 @routes.get("/sent")
 async def sent(simulator: Running, sessionId: str | None = None, to: str | None = None) -> dict[str, Any]:  # noqa: N803
-    """Return what was sent, each message once, in the order in which it was taken."""
+    """Return the sent messages, each once, in the order in which they were accepted."""
     messages = simulator.chats.sent(sessionId, _recipient(to))
     listed = [
         {
@@ -158,4 +158,4 @@ def _recipient(text: str | None) -> str | None:
     try:
         return normalize_address(text) if text else None
     except ValueError:
-        return text  # nothing was sent there
+        return text  # nothing was sent to it

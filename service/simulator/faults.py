@@ -12,14 +12,14 @@ _dice = secrets.SystemRandom()
 
 
 class FailureKind(StrEnum):
-    """How a send fails."""
+    """The way in which a send fails."""
 
     REFUSE = "refuse"
     """400 with code `refused`; not sent."""
     RESTRICT = "restrict"
     """400 with code `restricted`, as for an account that WhatsApp has limited; not sent."""
     NOT_CONNECTED = "not_connected"
-    """400 with code `not_connected`, whatever /status says; not sent."""
+    """400 with code `not_connected`, regardless of /status; not sent."""
     ERROR = "error"
     """500; not sent."""
     TIMEOUT_AFTER_ACCEPT = "timeout_after_accept"
@@ -29,11 +29,11 @@ class FailureKind(StrEnum):
 
 
 class Faults(WireModel):
-    """What goes wrong in POST /send, POST /init and the callbacks; everything left out goes well."""
+    """Faults of POST /send, POST /init and the callbacks; by default there are none."""
 
     model_config = ConfigDict(extra="forbid")
 
-    latency: float = Field(default=0, ge=0, le=600, description="Seconds before a send is looked at")
+    latency: float = Field(default=0, ge=0, le=600, description="Seconds before a send is processed")
     init_latency: float = Field(
         default=0, ge=0, le=600, description="Seconds before /init answers; the session starts at once"
     )
@@ -43,9 +43,9 @@ class Faults(WireModel):
         default=0,
         ge=0,
         le=600,
-        description="Seconds before a send that was taken is answered; its receipts do not wait",
+        description="Seconds before an accepted send is answered; its receipts do not wait",
     )
-    own_ids: bool = Field(default=False, description="Messages go out under ids of its own, whatever they are given")
+    own_ids: bool = Field(default=False, description="Messages get ids of the gateway's own, not the given ones")
     receipts: bool = Field(default=True, description="Whether `delivered` and `read` are reported")
     not_on_whatsapp: frozenset[Address] = Field(default=frozenset(), description="Numbers that are not on WhatsApp")
 
@@ -55,8 +55,8 @@ class Faults(WireModel):
         "the first: `replaced`",
     )
     no_qr_code: bool = Field(default=False, description="Sessions that are started stay CONNECTING for ever")
-    lose_callbacks: bool = Field(default=False, description="What happens is not reported to anybody")
+    lose_callbacks: bool = Field(default=False, description="Nothing is reported by callbacks")
 
     def strike(self) -> FailureKind | None:
-        """Throw the dice for one send: how it fails, or None where it goes well."""
+        """Return at random how one send fails, or None if it succeeds."""
         return self.failure_kind if _dice.random() < self.failure_rate else None

@@ -1,7 +1,7 @@
-"""The simulated phones: how a session is paired, linked and lost. No I/O but the store.
+"""The simulated phones: how a session is paired, linked and lost. No I/O except the store.
 
 DISCONNECTED ─start─> CONNECTING ─advance─> QR_READY ─scan─> CONNECTED ─disconnect, unlink, drop─> DISCONNECTED
-                          └─ advance, where a phone is still linked ──────┘     (a drop keeps the link)
+                          └─ advance, if a phone is still linked ─────────┘     (a drop keeps the link)
 """
 
 import asyncio
@@ -21,11 +21,11 @@ class PairingPace:
     """How a pairing proceeds."""
 
     connecting_seconds: float
-    """From /init to the first QR code, or to the connection where a phone is still linked."""
+    """From /init to the first QR code, or to the connection if a phone is still linked."""
     qr_seconds: float
     """How long a QR code is shown."""
     qr_limit: int
-    """QR codes shown before the pairing is given up."""
+    """QR codes shown before the pairing ends."""
 
 
 def unknown_session(session_id: str) -> Rejected:
@@ -46,7 +46,7 @@ class Phones:
         self.changed = asyncio.Event()
 
     def resume(self) -> None:
-        """Go on after a restart: pairings under way show a new QR code at once, linked phones stay linked."""
+        """Continue after a restart: pairings in progress show a new QR code at once, linked phones stay linked."""
         self._store.pair_anew(self._clock())
 
     def get(self, session_id: str) -> Session:
@@ -65,7 +65,7 @@ class Phones:
         return self._store.sessions()
 
     def start(self, session_id: str, chatbot_id: str, *, hangs: bool = False) -> bool:
-        """Start a session; return False where it runs already, which changes nothing. One that hangs stays so."""
+        """Start a session; return False if it runs already, which changes nothing. A hanging one stays CONNECTING."""
         session = self._store.session(session_id) or Session(session_id=session_id, chatbot_id=chatbot_id)
         if session.status is not SessionStatus.DISCONNECTED:
             return False
@@ -75,12 +75,12 @@ class Phones:
         return True
 
     def next_advance(self) -> float | None:
-        """Return the seconds until a pairing has to go on (0 where it is late), or None where there is none."""
+        """Return the seconds until the next step of a pairing (0 if it is late), or None if there is none."""
         session = self._store.next_due()
         return max(0.0, session.due - self._clock()) if session and session.due is not None else None
 
     def advance(self) -> Session | None:
-        """Take the pairing that is due one step further; return its session, or None where none is due."""
+        """Take the pairing that is due one step further; return its session, or None if none is due."""
         session = self._store.next_due()
         if session is None or session.due is None or session.due > self._clock():
             return None
@@ -105,7 +105,7 @@ class Phones:
             return self._connected(session, phone_number)
 
     def disconnect(self, session_id: str) -> None:
-        """End a session and log its phone out, as the gateway's caller asked. An unknown or ended one stays so."""
+        """End a session and log its phone out, as the gateway's caller requested. An unknown or ended one stays so."""
         session = self._store.session(session_id)
         if session is None or (session.status is SessionStatus.DISCONNECTED and not session.phone_number):
             return
@@ -147,7 +147,7 @@ class Phones:
             return self._save(replace(session, status=SessionStatus.DISCONNECTED))
 
     def reconnect(self, session_id: str) -> Session:
-        """Bring a lost connection back, without a QR code; a session that is connected stays as it is.
+        """Restore a lost connection, without a QR code; a connected session stays unchanged.
 
         Raises:
             Rejected: the session is unknown, or no phone is linked (`not_linked`).
@@ -159,7 +159,7 @@ class Phones:
             return self._connected(session, session.phone_number)
 
     def forget(self, session_id: str) -> None:
-        """Lose the session as a gateway does whose disk was wiped: it is unknown, and nobody is told.
+        """Lose the session like a gateway whose disk was wiped: it is unknown, and nothing is reported.
 
         Raises:
             Rejected: the session is unknown.

@@ -1,4 +1,4 @@
-"""QR codes as the gateway shows them."""
+"""QR codes in the gateway's form."""
 
 import secrets
 
@@ -6,7 +6,7 @@ import segno
 
 
 def pairing_code() -> str:
-    """Return a new secret in the form in which WhatsApp Web shows it."""
+    """Return a new secret in WhatsApp Web's form."""
     return f"2@{secrets.token_urlsafe(24)},{secrets.token_urlsafe(16)}"
 
 

@@ -1,4 +1,4 @@
-"""Queues what the gateway reports, in the form of the public contract."""
+"""Queues the gateway's reports, in the form of the public contract."""
 
 import time
 from collections.abc import Callable
@@ -25,36 +25,36 @@ INCOMING = "/whatsapp-qr/incoming"
 
 
 class Reports:
-    """Stores callbacks; `wake(session_id)` is called for each. Call it inside the transaction that it reports."""
+    """Stores callbacks and calls `wake(session_id)` for each. Call it inside the transaction of the reported change."""
 
     def __init__(self, store: Store, wake: Callable[[str], None], clock: Callable[[], float] = time.time) -> None:
         self._store = store
         self._wake = wake
         self._clock = clock
         self.lost = False
-        """Whether what happens is reported to nobody."""
+        """Whether reports are dropped."""
 
     def qr(self, session_id: str, qr_code: str) -> None:
-        """A QR code waits to be scanned."""
+        """Report a QR code that waits to be scanned."""
         self._queue(GatewayQr(type="qr", session_id=session_id, data=QrData(qr_code=qr_code)))
 
     def connected(self, session_id: str, phone_number: str | None) -> None:
-        """The account is linked."""
+        """Report that the account is linked."""
         data = ConnectedData(phone_number=phone_number, connected_at=self._moment())
         self._queue(GatewayConnected(type="connected", session_id=session_id, data=data))
 
     def disconnected(self, session_id: str, reason: str | None = None) -> None:
-        """The link is gone."""
+        """Report that the link ended."""
         data = DisconnectedData(disconnected_at=self._moment(), reason=reason)
         self._queue(GatewayDisconnected(type="disconnected", session_id=session_id, data=data))
 
     def receipt(self, session_id: str, message_id: str, status: Literal["delivered", "read"], after: float) -> None:
-        """A sent message comes this far, `after` seconds from now."""
+        """Report a receipt of a sent message, `after` seconds from now."""
         data = ReceiptData(message_id=message_id, status=status, timestamp=int(self._clock() + after))
         self._queue(GatewayReceipt(type="receipt", session_id=session_id, data=data), after=after)
 
     def message(self, message: GatewayMessage, copies: int = 1) -> None:
-        """A customer wrote; the very same callback is posted `copies` times at once."""
+        """Report a customer's message; the same callback is posted `copies` times at once."""
         self._queue(message, path=INCOMING, copies=copies)
 
     def _queue(self, report: GatewayReport, *, path: str = WEBHOOK, copies: int = 1, after: float = 0) -> None:

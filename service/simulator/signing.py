@@ -1,4 +1,4 @@
-"""What a callback brings to be let in by the ingress."""
+"""The credentials of a callback for the ingress."""
 
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -10,7 +10,7 @@ from service.simulator.store import Callback
 
 @dataclass(frozen=True)
 class Credentials:
-    """What the ingress asks of the gateway, where it asks."""
+    """The credentials that the ingress requires, if it does."""
 
     token: str | None = field(default=None, repr=False)
     secret: str | None = field(default=None, repr=False)
@@ -20,7 +20,7 @@ class Credentials:
         headers = {"authorization": f"Bearer {self.token}"} if self.token else {}
         if self.secret:
             now = datetime.now(UTC)
-            # The position alone begins anew with the state; no two callbacks of one state have the same.
+            # The position restarts with a new state; together with the time it is unique.
             callback_id = f"msg_{callback.due:.6f}_{callback.position}"
             headers |= {
                 "webhook-id": callback_id,

@@ -26,7 +26,7 @@ _log = structlog.get_logger(__name__)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SimulatorOptions:
-    """How the simulator behaves; `simulator_app` explains each."""
+    """The simulator's options; `simulator_app` explains each."""
 
     callback_url: str
     credentials: Credentials
@@ -39,7 +39,7 @@ class SimulatorOptions:
 
 @dataclass(slots=True, kw_only=True)
 class Simulator:
-    """What the endpoints work with."""
+    """The objects that the endpoints use."""
 
     phones: Phones
     chats: Chats
@@ -50,7 +50,7 @@ class Simulator:
 
 @asynccontextmanager
 async def running_simulator(options: SimulatorOptions) -> AsyncIterator[Simulator]:
-    """Open the state, go on with what waited, and keep pairing and calling back until the end."""
+    """Open the state, resume waiting work, and run pairings and callbacks until the end."""
     store = Store(options.state_path)
     limits = httpx.Limits(max_connections=None, max_keepalive_connections=100)
     # trust_env: callbacks go to our own ingress, never through a proxy

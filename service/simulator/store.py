@@ -1,6 +1,6 @@
-"""What the simulator remembers: one SQLite database, in memory where no file is given.
+"""The simulator's state: one SQLite database, in memory if no file is given.
 
-Every change of a session and the callbacks that announce it are one transaction, so a restart loses neither.
+Every change of a session and the callbacks that report it are one transaction, so a restart loses neither.
 """
 
 import sqlite3
@@ -33,17 +33,17 @@ class Session:
     chatbot_id: str
     status: SessionStatus = SessionStatus.DISCONNECTED
     phone_number: str | None = None
-    """The linked account; kept while the connection is lost, gone after a logout."""
+    """The linked account; kept while the connection is lost, removed by a logout."""
     qr_code: str | None = None
     codes_shown: int = 0
     """QR codes shown since the pairing began."""
     due: float | None = None
-    """Unix time at which the pairing goes on: first QR code, next QR code, or connection."""
+    """Unix time of the pairing's next step: first QR code, next QR code, or connection."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SentMessage:
-    """A message that the simulated WhatsApp took."""
+    """A message that the simulated WhatsApp accepted."""
 
     session_id: str
     message_id: str
@@ -61,10 +61,10 @@ class Callback:
     body: bytes
     copies: int = 1
     due: float
-    """Unix time before which it is not posted; a session's callbacks are posted in the order of it."""
+    """Unix time before which it is not posted; a session's callbacks are posted in this order."""
     position: int = 0
     traceparent: str | None = None
-    """The trace of what it reports (W3C Trace Context)."""
+    """The trace of the reported change (W3C Trace Context)."""
 
 
 class Store:
@@ -79,7 +79,7 @@ class Store:
         self._database.execute("PRAGMA synchronous = NORMAL")  # a crash of the process loses nothing
         self._database.executescript(_SCHEMA)
         columns = {row["name"] for row in self._database.execute("PRAGMA table_info (callbacks)")}
-        if "traceparent" not in columns:  # a file from before there were traces
+        if "traceparent" not in columns:  # a file from before traces existed
             self._database.execute("ALTER TABLE callbacks ADD COLUMN traceparent TEXT")
 
     def close(self) -> None:
@@ -88,12 +88,12 @@ class Store:
 
     @contextmanager
     def transaction(self) -> Iterator[None]:
-        """Keep all changes made inside, or none of them."""
+        """Commit all changes made inside, or none of them."""
         with self._database:
             yield
 
     def session(self, session_id: str) -> Session | None:
-        """Return the session, or None where it is not known."""
+        """Return the session, or None if it is not known."""
         row = self._database.execute("SELECT * FROM sessions WHERE session_id = ?", (session_id,)).fetchone()
         return _session(row) if row else None
 
@@ -102,12 +102,12 @@ class Store:
         return [_session(row) for row in self._database.execute("SELECT * FROM sessions ORDER BY rowid")]
 
     def next_due(self) -> Session | None:
-        """Return the session whose pairing has to go on first, or None where none is being paired."""
+        """Return the session whose pairing has the earliest next step, or None if there is none."""
         row = self._database.execute("SELECT * FROM sessions WHERE due IS NOT NULL ORDER BY due LIMIT 1").fetchone()
         return _session(row) if row else None
 
     def save(self, session: Session) -> None:
-        """Insert the session or replace what is known of it."""
+        """Insert the session or replace its stored state."""
         self._database.execute(
             "INSERT INTO sessions VALUES (:session_id, :chatbot_id, :status, :phone_number, :qr_code, :codes_shown, "
             ":due) ON CONFLICT (session_id) DO UPDATE SET chatbot_id = :chatbot_id, status = :status, "
@@ -116,23 +116,23 @@ class Store:
         )
 
     def forget(self, session_id: str) -> None:
-        """Remove the session; messages that were sent and callbacks that wait are kept."""
+        """Remove the session; sent messages and waiting callbacks are kept."""
         self._database.execute("DELETE FROM sessions WHERE session_id = ?", (session_id,))
 
     def pair_anew(self, now: float) -> None:
-        """Make every pairing that was under way go on now."""
+        """Make the next step of every pairing due now."""
         with self._database:
             self._database.execute("UPDATE sessions SET due = ? WHERE due IS NOT NULL", (now,))
 
     def was_sent(self, session_id: str, message_id: str) -> bool:
-        """Tell whether a message with this id was taken before."""
+        """Return whether a message with this id was accepted before."""
         found = self._database.execute(
             "SELECT 1 FROM sent WHERE session_id = ? AND message_id = ?", (session_id, message_id)
         )
         return found.fetchone() is not None
 
     def add_sent(self, message: SentMessage) -> None:
-        """Remember a message that was taken."""
+        """Store an accepted message."""
         self._database.execute(
             "INSERT INTO sent (session_id, message_id, recipient, message, sent_at) "
             "VALUES (:session_id, :message_id, :recipient, :message, :sent_at)",
@@ -140,7 +140,7 @@ class Store:
         )
 
     def sent(self, session_id: str | None = None, recipient: str | None = None) -> list[SentMessage]:
-        """Return what was sent, in order, of one session and to one recipient where they are given."""
+        """Return sent messages, in order, of one session and to one recipient if they are given."""
         rows = self._database.execute(
             "SELECT session_id, message_id, recipient, message, sent_at FROM sent "
             "WHERE (:session_id IS NULL OR session_id = :session_id) "
@@ -158,14 +158,14 @@ class Store:
         )
 
     def next_callback(self, session_id: str) -> Callback | None:
-        """Return the session's callback that is to be posted first, or None where none waits."""
+        """Return the session's next callback to post, or None if none waits."""
         row = self._database.execute(
             "SELECT * FROM callbacks WHERE session_id = ? ORDER BY due, position LIMIT 1", (session_id,)
         ).fetchone()
         return Callback(**row) if row else None
 
     def remove_callback(self, callback: Callback) -> None:
-        """Forget a callback that has been accepted or given up."""
+        """Delete a callback that was accepted or dropped."""
         with self._database:
             self._database.execute("DELETE FROM callbacks WHERE position = ?", (callback.position,))
 

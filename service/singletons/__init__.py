@@ -1,8 +1,8 @@
 """Singleton jobs: each runs in one process at a time, which holds its lease. They repair what redelivery cannot.
 
 running      takes leases and runs the jobs
-sweeper      finishes what is unfinished in our own rows and nobody works on
-reconciler   compares the rows of the sessions with what the gateway says
+sweeper      resumes unfinished work in our own rows, deletes old rows
+reconciler   compares the session rows with the gateway's answers
 dead_letters moves dead letters into a table
-gauges       shows what the database says at /metrics
+gauges       reads values for /metrics from the database
 """

@@ -1,4 +1,4 @@
-"""Shows what the database says at /metrics: looked up when it is asked for, at most every 5 s."""
+"""Reads metrics from the database: on a request to /metrics, at most every 5 s."""
 
 import asyncio
 import math
@@ -17,7 +17,7 @@ FRESH_SECONDS = 5.0
 
 
 class Gauges:
-    """The gauges that are read from the database. While it is away they show nothing rather than what was."""
+    """The gauges that are read from the database. While it is unavailable they have no value, instead of an old one."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
@@ -25,7 +25,7 @@ class Gauges:
         self._looked_at = -math.inf
 
     async def refresh(self) -> None:
-        """Look again, unless that was done within the last 5 s; takes 2 s at most."""
+        """Read the values again, unless that was done within the last 5 s; takes 2 s at most."""
         async with self._one:
             if time.monotonic() - self._looked_at < FRESH_SECONDS:
                 return

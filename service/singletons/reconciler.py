@@ -1,7 +1,7 @@
-"""The reconciler: asks the gateway where its sessions stand and mends what a lost callback or a restart left wrong.
+"""The reconciler: compares sessions with the gateway, and repairs errors caused by a lost callback or a restart.
 
-It writes nothing. What it finds goes into the session's queue like a callback or a command, behind what waits there,
-and the session consumer settles it with the gateway.
+It writes nothing. It publishes its findings to the session's queue like a callback or a command, behind the waiting
+messages, and the session consumer confirms them with the gateway.
 """
 
 import asyncio
@@ -45,10 +45,10 @@ class Reconciler:
 
     Args:
         database: the sessions.
-        gateway: is asked.
-        publisher: puts what is found into the sessions' queue.
-        patience: how long a session may stay in a state that should pass.
-        pause: seconds between the two looks that must agree; what the gateway has just reported is under way for less.
+        gateway: is queried.
+        publisher: publishes the repairs to the sessions' queue.
+        patience: how long a session may stay in a temporary state.
+        pause: seconds between the two looks that must agree; longer than a callback needs to arrive.
     """
 
     def __init__(
@@ -70,16 +70,16 @@ class Reconciler:
         self._taken: dict[tuple[str, int, Step], float] = {}
 
     async def run(self) -> None:
-        """Compare the sessions once; what is wrong at both looks is mended.
+        """Compare the sessions once; faults that both looks find are repaired.
 
         Raises:
             GatewayError: the gateway does not answer, so nothing is decided.
-            Unavailable: the database or the broker is away.
+            Unavailable: the database or the broker is unavailable.
         """
         try:
             listed = await self._gateway.sessions()
         except GatewayError:
-            self._says.look({})  # while nothing is seen nothing lasts
+            self._says.look({})  # without answers, no state is observed to last
             raise
         seen = await self._survey(listed)
         reported = await self._first_look(seen, listed)
@@ -98,7 +98,7 @@ class Reconciler:
         return reported | await self._ask([one for one in seen if isinstance(reported[one.session_id], UnknownWord)])
 
     def _timed(self, seen: Sequence[Surveyed], reported: Mapping[str, Reported]) -> list[Surveyed]:
-        """Return the sessions with how long the gateway has been seen to say the same of their present version."""
+        """Return the sessions with the time since which the gateway's answer for their version has been the same."""
         answers = ((one, reported.get(one.session_id)) for one in seen)
         looks = {one.session_id: (one.version, type(answer)) for one, answer in answers if _may_pass(answer)}
         since = self._says.look(looks)
@@ -111,10 +111,10 @@ class Reconciler:
 
     def _step(self, one: Surveyed, reported: Mapping[str, Reported]) -> Step | None:
         answer = reported.get(one.session_id)
-        return None if answer is None else step(one.stored, answer, self._patience)  # None: it was not asked for
+        return None if answer is None else step(one.stored, answer, self._patience)  # None: it was not queried
 
     async def _ask(self, asked: Sequence[Surveyed]) -> dict[str, Reported]:
-        """Return what the gateway says about each session."""
+        """Return the gateway's answer for each session."""
         limit = asyncio.Semaphore(_AT_ONCE)
 
         async def ask(session_id: str) -> Reported:
@@ -139,15 +139,15 @@ class Reconciler:
     async def _mend(self, again: Sequence[Surveyed], reported: Mapping[str, Reported]) -> None:
         at = time.monotonic()
         repeat_after = 2 * self._patience.passing
-        # What was published before may still wait in the queue: it is not published at every run.
+        # A repair published earlier may still wait in the queue: it is not published again at every run.
         self._taken = {what: when for what, when in self._taken.items() if at - when < repeat_after}
-        # In any order: those that are refused again and again would else keep the last ones from their turn.
+        # In random order: otherwise repairs that are refused repeatedly could block the last ones for ever.
         for one in random.sample(again, len(again)):
             mends = self._step(one, reported)
             if mends is None or (one.session_id, one.version, mends) in self._taken:
                 continue
             if len(self._taken) >= _STEPS:
-                log.warning("sessions_mended_later", reason=f"more than {_STEPS} sessions are being mended")
+                log.warning("sessions_mended_later", reason=f"more than {_STEPS} sessions are being repaired")
                 return
             if await self._take(mends, one, reported[one.session_id]):
                 self._taken[one.session_id, one.version, mends] = at
@@ -182,7 +182,7 @@ def _message(mends: Step, one: Surveyed, reported: Reported) -> Message:
         case Step.WARN:
             connected = ConnectedData(phone_number=number, reason=ACTION_REQUIRED)
             return GatewayConnected(type="connected", session_id=session_id, data=connected)
-        case Step.END:  # the session consumer ends a connection that nobody wants
+        case Step.END:  # the session consumer ends a connection that is not wanted
             return GatewayConnected(type="connected", session_id=session_id)
         case Step.DISCONNECTED:
             reason = QR_EXPIRED if one.stored.status is SessionStatus.QR_READY else None

@@ -22,20 +22,20 @@ log = structlog.get_logger()
 
 LEASE_SECONDS = 30.0
 _RENEWALS = 3
-"""How often a lease is renewed before it would run out."""
+"""How often a lease is renewed before it would expire."""
 _RELEASE_SECONDS = 5.0
 
 
 @dataclass(frozen=True, slots=True)
 class SingletonJob:
-    """Something that one process at a time does again and again.
+    """A job that one process at a time runs repeatedly.
 
     Args:
-        name: names it in the lease table, the metrics and the logs.
+        name: identifies it in the lease table, the metrics and the logs.
         period: seconds from the end of a run to the beginning of the next.
-        run: does it once, or for as long as it is not cancelled: the lease is renewed meanwhile, and a run is
-            cancelled when the lease is lost or the process stops. Two runs at once must do no harm: a process that
-            the database does not reach may go on a little while another begins.
+        run: runs it once, or until it is cancelled: the lease is renewed meanwhile, and a run is cancelled if the lease
+            is lost or the process stops. Two runs at once must do no harm: a process that cannot reach the database may
+            continue for a short time while another one begins.
     """
 
     name: str
@@ -47,9 +47,9 @@ class SingletonJobs:
     """The singleton jobs of one process.
 
     Args:
-        database: the leases.
-        jobs: what is to be done.
-        seconds: how long a lease lasts; a killed holder is replaced after that, and a third of it at most.
+        database: stores the leases.
+        jobs: the jobs to run.
+        seconds: how long a lease lasts; a killed holder is replaced after at most that time and a third of it.
     """
 
     def __init__(self, database: Database, jobs: Sequence[SingletonJob], *, seconds: float = LEASE_SECONDS) -> None:
@@ -65,11 +65,11 @@ class SingletonJobs:
 
     @property
     def alive(self) -> bool:
-        """Whether the task of each job is there, with or without its lease."""
+        """Whether the task of each job runs, with or without its lease."""
         return bool(self._tasks) and not any(task.done() for task in self._tasks)
 
     async def stop(self) -> None:
-        """End every run and give the leases back, so that another process can go on at once."""
+        """End every run and release the leases, so that another process can continue at once."""
         await end(self._tasks)
         for job in self._jobs:
             await self._release(job)
@@ -94,20 +94,20 @@ class SingletonJobs:
         try:
             while True:
                 await asyncio.wait([doing], timeout=self._seconds / _RENEWALS)
-                if doing.done():  # it should not; whoever takes the lease next begins anew
+                if doing.done():  # unexpected; the next holder of the lease begins anew
                     log.error(
                         "singleton_job_ended",
                         singleton_job=job.name,
                         exc_info=None if doing.cancelled() else doing.exception(),
                     )
                     return
-                if time.monotonic() >= until:  # the machine stood still: another may have run the job since
+                if time.monotonic() >= until:  # the machine was suspended: another process may have run the job since
                     return
                 renewed_until = time.monotonic() + self._seconds
                 answer = await self._take(job)
                 if answer:
                     until = renewed_until
-                # None: the database does not say, and the lease may be ours until it has run out.
+                # None: the database does not answer, and the lease may be ours until it expires.
                 elif answer is False or time.monotonic() + self._seconds / _RENEWALS >= until:
                     return
         finally:
@@ -145,7 +145,7 @@ async def _do_again_and_again(job: SingletonJob) -> None:
 
 
 async def _do(job: SingletonJob, told: str) -> str:
-    """Run a job once; return what went wrong, which is logged unless it is the same as before."""
+    """Run a job once; return its error, which is logged unless it is the same as before."""
     try:
         await job.run()
     except (Exception, asyncio.CancelledError) as error:  # the job is run again after any error
@@ -163,7 +163,7 @@ async def _do(job: SingletonJob, told: str) -> str:
 
 
 def _told(error: BaseException) -> str:
-    """Return what may be logged of an error: the gateway's own words, and texts of others, may hold anything."""
+    """Return the loggable text of an error: texts of the gateway and of other libraries may contain anything."""
     if isinstance(error, GatewayError):
         return shown_code(error.code)
     return error.detail if isinstance(error, ServiceError) else ""

@@ -1,6 +1,6 @@
-"""The sweeper: wakes lanes that nobody means to look at although something could be done, and forgets what is old.
+"""The sweeper: wakes lanes that sleep although they have work, and deletes old rows.
 
-Outputs that were not confirmed are no matter of his: the relays of the consumers tell them from their rows.
+It does not publish unconfirmed outputs: the relays of the consumers publish them from their rows.
 """
 
 from dataclasses import dataclass
@@ -24,17 +24,17 @@ class Sweeper:
 
     Args:
         database: the rows.
-        age: how long a message that could be sent may wait in a lane that sleeps.
+        age: how long a message that could be sent may wait in a sleeping lane.
     """
 
     database: Database
     age: timedelta
 
     async def run(self) -> None:
-        """Look at everything once.
+        """Check all rows once.
 
         Raises:
-            DatabaseUnavailable: the next run goes on.
+            DatabaseUnavailable: the next run continues.
         """
         await self.database.transact(sweeping.wake_expired)
         for session_id in await self.database.transact(partial(sweeping.wake_forgotten, age=self.age)):

@@ -1,11 +1,11 @@
-"""Tells what stands still from what moves, by looking again."""
+"""Measures since when observations have not changed."""
 
 import time
 from collections.abc import Callable, Hashable, Mapping
 
 
 class Watch:
-    """Remembers since when each of many things has looked the same.
+    """Stores since when each of many names has had the same observation.
 
     Args:
         clock: seconds that only rise.
@@ -16,7 +16,7 @@ class Watch:
         self._since: dict[str, tuple[Hashable, float]] = {}
 
     def look(self, seen: Mapping[str, Hashable]) -> dict[str, float]:
-        """Return for how many seconds each has looked as it does now. What is not seen any more is forgotten."""
+        """Return for how many seconds each observation has been the same. Names that are missing now are removed."""
         at, before = self._clock(), self._since
         self._since = {}
         for name, looks in seen.items():

@@ -27,7 +27,7 @@ from whatsapp_qr_contracts.message import Message, SessionStatus
 
 CUSTOMER = "5491112345678"
 POLICY = SendPolicy()
-MAY_HAVE_GONE_OUT = "; an earlier attempt, whose outcome is unknown, may have gone out"
+MAY_HAVE_GONE_OUT = "; an earlier attempt, whose outcome is unknown, may have been sent"
 
 
 async def a_session(

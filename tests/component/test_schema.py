@@ -105,7 +105,7 @@ async def test_a_user_who_may_not_is_told_who_may(postgres_database: str) -> Non
     for statement in (f"CREATE ROLE {name} LOGIN", "REVOKE CREATE ON SCHEMA public FROM PUBLIC"):
         await owner.transact(lambda tx, statement=statement: tx.execute(text(statement)))
     url = postgres_database.replace("postgres@", f"{name}@")
-    with pytest.raises(ConfigurationError, match="Run it as the user who owns the tables; nothing was changed"):
+    with pytest.raises(ConfigurationError, match="Run it as the user that owns the tables; nothing was changed"):
         await asyncio.to_thread(migrations.upgrade_or_explain, url)
     await owner.transact(lambda tx: tx.execute(text(f"DROP ROLE {name}")))
     await owner.close()
@@ -120,7 +120,7 @@ async def test_a_table_in_use_is_not_waited_for(monkeypatch: pytest.MonkeyPatch,
         await tx.execute(text("SELECT * FROM sessions"))
         with monkeypatch.context() as patched:
             patched.setattr(migrations, "LOCK_SECONDS", 0.1)
-            with pytest.raises(ConfigurationError, match="nothing was changed: run it again, when less is going on"):
+            with pytest.raises(ConfigurationError, match="nothing was changed: run it again when there is less load"):
                 await asyncio.to_thread(migrations.upgrade_or_explain, migrated_postgres)
 
     await database.transact(while_in_use)
@@ -133,7 +133,9 @@ async def test_something_in_the_way_is_named(postgres_database: str) -> None:
     """A table that no migration made: nothing is changed, and the sentence says which one it is."""
     database = Database(postgres_database)
     await database.transact(lambda tx: tx.execute(text("CREATE TABLE receipts (in_the_way int)")))
-    with pytest.raises(ConfigurationError, match=r'"receipts" already exists.*no migration made.*nothing was changed'):
+    with pytest.raises(
+        ConfigurationError, match=r'"receipts" already exists.*no migration created.*nothing was changed'
+    ):
         await asyncio.to_thread(migrations.upgrade_or_explain, postgres_database)
     await database.close()
 

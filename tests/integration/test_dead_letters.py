@@ -254,10 +254,10 @@ async def test_what_is_still_unroutable_stays(system: System) -> None:
 @pytest.mark.parametrize(
     ("arguments", "settings", "status", "says"),
     [
-        (["replay"], {}, 2, "say which"),
-        (["discard", "--all", "--reason", "x"], {}, 2, "say which"),
+        (["replay"], {}, 2, "give one of"),
+        (["discard", "--all", "--reason", "x"], {}, 2, "give one of"),
         (["show", "00000000"], {}, 1, "nothing has the id 00000000"),
-        (["show", "no-id"], {}, 1, "is no id"),
+        (["show", "no-id"], {}, 1, "is not an id"),
         (["discard", "00000000"], {}, 1, ""),
         (["discard", "--all"], {}, 1, "Delete all"),
         (["list"], {"DATABASE_URL": "postgresql://x:y@127.0.0.1:1/z"}, 1, "Is DATABASE_URL right"),

@@ -171,7 +171,7 @@ async def test_an_operator_cancels_and_retries(system: System) -> None:
     done = await operate(system, "messages", "retry", message["id"][:13])
     assert (done.status, done.out) == (0, f"{message['id']} waits to be sent again\n")
     refused = await operate(system, "messages", "retry", message["id"])
-    assert (refused.status, "only one that is FAILED" in refused.error) == (1, True)
+    assert (refused.status, "only a FAILED message can be retried" in refused.error) == (1, True)
     unknown = await operate(system, "messages", "cancel", "00000000")
     assert (unknown.status, "nothing has the id" in unknown.error) == (1, True)
     await come_back(system, session_id)

@@ -60,7 +60,7 @@ def test_json_keeps_what_is_no_number() -> None:
 )
 def test_what_was_never_written_is_not_read(form: str, content: Any) -> None:
     """Whatever was forged, there is one error for it."""
-    with pytest.raises(ValueError, match=r"no value of the form \$"):
+    with pytest.raises(ValueError, match=r"not a value of the form \$"):
         from_json({"in a table": [{form: content}]})
 
 

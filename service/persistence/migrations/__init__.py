@@ -1,4 +1,4 @@
-"""The schema's history. `upgrade` brings a database to its end; doing it again changes nothing."""
+"""The migrations of the schema. `upgrade` brings a database to the newest; it is idempotent."""
 
 import re
 from pathlib import Path
@@ -14,14 +14,14 @@ from service.persistence.schema import head
 
 log = structlog.get_logger()
 
-# One migration at a time, whoever starts it: the key of PostgreSQL's advisory lock.
+# One migration at a time, regardless of the process: the key of PostgreSQL's advisory lock.
 LOCK_KEY = 0x57_41_51_52
 LOCK_SECONDS = 10
 _UNKNOWN = re.compile(r"identified by '([0-9]+)'")
-# What PostgreSQL says, by SQLSTATE, and what helps. A migration happens wholly or not at all.
+# Remedies by PostgreSQL's SQLSTATE. A migration is applied completely or not at all.
 _REMEDIES = {
-    "42501": "Run it as the user who owns the tables; nothing was changed",
-    "55P03": "Something uses a table for long; nothing was changed: run it again, when less is going on",
+    "42501": "Run it as the user that owns the tables; nothing was changed",
+    "55P03": "Another transaction uses a table for too long; nothing was changed: run it again when there is less load",
     "3D000": "Create it first, for example with createdb",
 }
 
@@ -36,19 +36,19 @@ def configuration(url: str) -> Config:
 
 
 def upgrade(url: str) -> None:
-    """Bring the database to the present schema; a SQLite file is made where there is none.
+    """Bring the database to the present schema; a missing SQLite file is created.
 
     Raises:
-        sqlalchemy.exc.SQLAlchemyError, OSError: the database is away or damaged.
+        sqlalchemy.exc.SQLAlchemyError, OSError: the database is unavailable or damaged.
     """
     command.upgrade(configuration(url), "head")
 
 
 def upgrade_or_explain(url: str) -> None:
-    """Do the same for somebody at a terminal. A database of a newer version is left as it is: this one runs with it.
+    """Do the same for a user at a terminal. A database of a newer version stays unchanged: this version runs with it.
 
     Raises:
-        ConfigurationError: the database cannot be used; the sentence names it, without the password, and a remedy.
+        ConfigurationError: the database cannot be used; the message names it, without the password, and a remedy.
     """
     where = url.rpartition("@")[2].rpartition("///")[2]
     try:
@@ -59,7 +59,7 @@ def upgrade_or_explain(url: str) -> None:
         if found[1] < head():
             raise ConfigurationError(
                 f"The database {where} (DATABASE_URL) has the schema {found[1]}, too old for this version. Bring it to"
-                " 0004 first, as docs/operations.md says (From before 0.1.0), or start afresh without it"
+                " 0004 first, as described in docs/operations.md (From before 0.1.0), or start without it"
             ) from error
         log.warning("schema_is_newer", found=found[1], known=head())
     except (SQLAlchemyError, OSError) as error:
@@ -75,5 +75,7 @@ def _remedy(url: str, error: SQLAlchemyError | OSError) -> str:
     if state in _REMEDIES:
         return _REMEDIES[state]
     if isinstance(error, ProgrammingError):
-        return "Something is there that no migration made, or is missing; nothing was changed. Compare it with a backup"
-    return "Is PostgreSQL running there, and does it let this user in?"
+        return (
+            "An object exists that no migration created, or one is missing; nothing was changed. Compare with a backup"
+        )
+    return "Is PostgreSQL running there, and may this user connect?"

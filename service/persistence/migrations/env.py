@@ -17,7 +17,7 @@ def _migrate(connection: Connection) -> None:
     is_sqlite = connection.dialect.name == "sqlite"
     if not is_sqlite:
         connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": LOCK_KEY})
-        # Whoever waits for a table makes all others wait behind it: give up, and try again when less is going on.
+        # A transaction that waits for a table lock makes all others wait behind it: fail after a while instead.
         connection.execute(text(f"SET LOCAL lock_timeout = '{LOCK_SECONDS}s'"))
     context.configure(connection=connection, target_metadata=SQLModel.metadata, render_as_batch=is_sqlite)
     with context.begin_transaction():
@@ -30,7 +30,7 @@ async def _run() -> None:
         Path(url.database).parent.mkdir(parents=True, exist_ok=True)
     engine = create_async_engine(url, hide_parameters=True)
     if engine.dialect.name == "sqlite":
-        begin_with(engine, WRITE)  # one migration at a time, and all of it or nothing
+        begin_with(engine, WRITE)  # one migration at a time, applied completely or not at all
     try:
         async with engine.begin() as connection:
             await connection.run_sync(_migrate)

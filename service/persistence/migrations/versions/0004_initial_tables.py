@@ -1,4 +1,4 @@
-"""All tables, as they were before lanes had rows and rows said what is untold."""
+"""All tables, as they were before lanes had rows and rows recorded their unpublished outputs."""
 
 from alembic import op
 

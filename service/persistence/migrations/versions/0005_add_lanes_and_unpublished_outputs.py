@@ -1,6 +1,6 @@
-"""Rows say what of them is untold, per destination; lanes have rows of their own.
+"""Rows record their unpublished outputs, per destination; lanes have their own rows.
 
-Made for a full stop: processes of the version before must not run while or after it.
+It needs a full stop: processes of the previous version must not run during or after it.
 """
 
 from uuid import uuid5
@@ -79,11 +79,11 @@ def _hash_keys() -> None:
 
 
 def _bring_over() -> None:
-    """Turn what was unfinished into what has still to be told: under the same ids as before."""
+    """Turn unfinished work into unpublished outputs: with the same ids as before."""
     op.execute("UPDATE messages SET told_version = 0 WHERE NOT announced")
     no = sa.false().compile(dialect=op.get_bind().dialect)
     op.execute(f"UPDATE messages SET handed_over = {no} WHERE NOT announced AND role = 'USER'")  # noqa: S608
-    # Every lane in which something waits is looked at; one whose message may be on its way, once that is over.
+    # Every lane with waiting messages becomes due; if its first message may be being sent, only after its claim ends.
     op.execute(
         "INSERT INTO lanes (session_id, key_hash, wake_at, claimed_until, claimed_message, claim, deferrals)"
         " SELECT s.session_id, s.key_hash, CASE WHEN m.id IS NOT NULL THEN COALESCE(m.claimed_until, CURRENT_TIMESTAMP)"
@@ -100,7 +100,7 @@ def _bring_over() -> None:
 
 
 def _bring_over_outcomes() -> None:
-    """Give the events that answered commands what they have now, and unannounced sessions the commands behind them."""
+    """Add the new fields to events that answered commands, and to unannounced sessions the ids of their commands."""
     connection = op.get_bind()
     commands = sa.table(
         "commands", sa.column("chatbot_id", sa.Uuid()), sa.column("command_id"), sa.column("outcome", sa.JSON())

@@ -1,4 +1,4 @@
-"""Messages that a change of number made void, the number of partitions, who wrote in a group, sessions by page."""
+"""Messages that a change of number made void, the number of partitions, the writer in a group, sessions by page."""
 
 import sqlalchemy as sa
 from alembic import op
