@@ -54,11 +54,13 @@ def _without_comments(file: Path) -> str:
 
 
 def _settings() -> str:
-    return _table(name for name in Settings.model_fields if name in set_by_deployments())
+    found = set_by_deployments()
+    return _table(name for name in Settings.model_fields if name in found)
 
 
 def _advanced() -> str:
-    return _table(name for name in Settings.model_fields if name not in set_by_deployments())
+    found = set_by_deployments()
+    return _table(name for name in Settings.model_fields if name not in found)
 
 
 def _table(names: Iterable[str]) -> str:
