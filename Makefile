@@ -97,7 +97,7 @@ generated: setup #+ Check that the generated files are up to date, valid, and br
 	$(BIN)/python deploy/monitoring/generate.py --check
 	$(BIN)/python schemas/validate.py
 
-diagram: #+ Draw the picture in the README anew (needs Graphviz)
+diagram: #+ Draw the picture of README.md and docs/architecture.md anew (needs Graphviz)
 	@command -v dot >/dev/null || { echo "Missing: Graphviz. Type: sudo apt-get install graphviz" >&2; exit 1; }
 	dot -Tsvg docs/architecture.dot -o docs/architecture.svg
 	echo "<!-- drawn from architecture.dot $$(sha256sum <docs/architecture.dot | cut -c 1-16) -->" >>docs/architecture.svg

@@ -1,4 +1,4 @@
-"""Writes the documents of this folder, the broker's users for deploy/, and parts of README.md.
+"""Writes the documents of this folder, the broker's users for deploy/, and parts of pages in docs/.
 
 python schemas/generate.py             write them
 python schemas/generate.py --check     say whether they are up to date, and whether they break what was released
@@ -18,7 +18,7 @@ import yaml
 from schemas import asyncapi, broker, gateway_api, released
 from schemas.messages import FOLDER as MESSAGES
 from schemas.messages import message_documents
-from schemas.readme import readme
+from schemas.pages import pages
 from service.apps import ingress_app
 from service.settings import Settings
 
@@ -65,7 +65,8 @@ def generated() -> dict[str, str]:
     documents = {name: _NOTE + _as_yaml(build()) for name, build in _DOCUMENTS.items()}
     messages = {name: released.as_json(document) for name, document in message_documents().items()}
     for_the_broker = {f"../deploy/{name}": text for name, text in broker.files().items()}
-    return documents | messages | for_the_broker | {"../README.md": readme()}
+    for_people = {f"../{path}": text for path, text in pages().items()}
+    return documents | messages | for_the_broker | for_people
 
 
 def difference(name: str, text: str) -> str:

@@ -1,4 +1,4 @@
-"""The guarantees page names only tests that there are."""
+"""The guarantees page has a section for each guarantee, and names only tests that there are."""
 
 import ast
 import re
@@ -9,7 +9,11 @@ import pytest
 from tests.servers import REPOSITORY
 
 PAGE = REPOSITORY / "docs" / "guarantees.md"
-ROWS = re.findall(r"(?m)^\| \*\*(G\d+)\*\* \| (.+) \| (.+) \| (.+) \|$", PAGE.read_text())
+SECTION = re.compile(
+    r"(?ms)^## (?P<name>G\d+): (?P<title>.+?)\n\n(?P<says>.+?)\n\n"
+    r"\*\*Limits\*\*\n\n(?P<limits>.+?)\n\n\*\*Proved by\*\*\n\n(?P<proof>.+?)\n\n(?=## )"
+)
+SECTIONS = [found.groups() for found in SECTION.finditer(PAGE.read_text())]
 PROOF = re.compile(r"\[`(test_\w+)`\]\(([^)#]+)\)")
 
 
@@ -19,17 +23,33 @@ def functions_of(file: Path) -> set[str]:
     return {node.name for node in ast.walk(ast.parse(file.read_text())) if isinstance(node, functions)}
 
 
+def anchor_of(title: str) -> str:
+    """Return the anchor that a heading has."""
+    return re.sub(r"[^\w -]", "", title).lower().replace(" ", "-")
+
+
 def test_every_guarantee_is_there() -> None:
-    """G1 to G16, in order."""
-    assert [name for name, *_ in ROWS] == [f"G{number}" for number in range(1, 17)]
+    """G1 to G16, in order, and no section has another form."""
+    names = [f"G{number}" for number in range(1, 17)]
+    assert [name for name, *_ in SECTIONS] == names
+    assert re.findall(r"(?m)^## (G\d+)\b", PAGE.read_text()) == names
 
 
-@pytest.mark.parametrize(("name", "says", "limits", "proof"), ROWS, ids=[name for name, *_ in ROWS])
-def test_each_has_limits_and_a_proof(name: str, says: str, limits: str, proof: str) -> None:  # noqa: ARG001
-    """One sentence at least of each, and nothing but links to tests as proof."""
-    assert says.strip()
-    assert limits.strip()
-    assert PROOF.sub("", proof).replace(",", "").strip() == ""
+def test_every_guarantee_is_listed() -> None:
+    """The list at the top has the titles of the sections, and leads to them."""
+    listed = re.findall(r"(?m)^- \[(G\d+)\]\(#([\w-]+)\): (.+)$", PAGE.read_text())
+    assert listed == [(name, anchor_of(f"{name}: {title}"), title) for name, title, *_ in SECTIONS]
+
+
+@pytest.mark.parametrize(
+    ("says", "limits", "proof"), [rest for _, _, *rest in SECTIONS], ids=[one[0] for one in SECTIONS]
+)
+def test_each_has_limits_and_a_proof(says: str, limits: str, proof: str) -> None:
+    """One sentence at least, one limit at least, each a bullet, and nothing but links to tests as proof."""
+    assert says.strip().endswith(".")
+    assert "\n\n" not in says
+    assert all(line.startswith(("- ", "  ")) for line in limits.splitlines())
+    assert all(PROOF.fullmatch(line.removeprefix("- ")) for line in proof.splitlines())
     assert PROOF.search(proof)
 
 
@@ -41,6 +61,7 @@ def test_what_proves_it_exists(test: str, path: str) -> None:
     assert test in functions_of(file)
 
 
-def test_the_fault_table_has_its_place() -> None:
-    """`make faults` finds where to put it."""
-    assert re.search(r"(?s)<!-- fault-table -->.*<!-- /fault-table -->", PAGE.read_text())
+@pytest.mark.parametrize("table", ["fault-table", "neighbour-table"])
+def test_the_tables_have_their_places(table: str) -> None:
+    """`make faults` and `make neighbours` find where to put them."""
+    assert re.search(rf"(?s)<!-- {table} -->.*<!-- /{table} -->", PAGE.read_text())

@@ -1,19 +1,41 @@
-"""What the README shows is what there is."""
+"""What the README and the other pages show is what there is."""
 
 import hashlib
 import re
+from pathlib import Path
 
 import pytest
-from prometheus_client import REGISTRY
 
-from service import metrics
 from service.messaging import topology
 from tests.servers import REPOSITORY
 from whatsapp_qr_contracts.jobs import IncomingJob
 
-assert metrics  # importing it registers what is collected below
 README = (REPOSITORY / "README.md").read_text()
 DIAGRAM = REPOSITORY / "docs" / "architecture.svg"
+FOLDERS = ("docs", "contracts", "deploy", "service", "tests/bench")
+PAGES = [
+    *(REPOSITORY / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")),
+    *(
+        path
+        for folder in FOLDERS
+        for path in sorted((REPOSITORY / folder).rglob("*.md"))
+        if "node_modules" not in str(path)
+    ),
+]
+TEXTS = {str(path.relative_to(REPOSITORY)): path.read_text(encoding="utf-8") for path in PAGES}
+LINKS = sorted(
+    {
+        (page, path, anchor)
+        for page, text in TEXTS.items()
+        for path, anchor in re.findall(r"\]\(((?!http)[^)#]*)#?([^)]*)\)", text)
+    }
+)
+MADE = re.compile(r"(?m)(?:^    (?:\S+=\S+ )*|`(?:\S+=\S+ )*)make ([a-z]+)")
+
+
+def target_of(page: str, path: str) -> Path:
+    """Return the file to which a link on a page leads."""
+    return (REPOSITORY / page).parent / path if path else REPOSITORY / page
 
 
 def test_the_picture_is_drawn_from_its_source() -> None:
@@ -29,17 +51,24 @@ def test_the_picture_shows_every_queue(queue: str) -> None:
     assert queue in re.sub("&#45;", "-", DIAGRAM.read_text())
 
 
-@pytest.mark.parametrize("path", sorted(set(re.findall(r"\]\(((?!http)[^)#]+)[^)]*\)", README))))
-def test_links_lead_to_files(path: str) -> None:
-    """Nothing that the README links to is missing."""
-    assert (REPOSITORY / path).exists()
+@pytest.mark.parametrize(("page", "path"), sorted({(page, path) for page, path, _ in LINKS}))
+def test_links_lead_to_files(page: str, path: str) -> None:
+    """Nothing that a page links to is missing."""
+    assert target_of(page, path).exists()
 
 
-@pytest.mark.parametrize(("path", "anchor"), sorted(set(re.findall(r"\]\(((?!http)[^)#]+)#([^)]+)\)", README))))
-def test_links_lead_to_titles(path: str, anchor: str) -> None:
+@pytest.mark.parametrize(("page", "path", "anchor"), [link for link in LINKS if link[2]])
+def test_links_lead_to_titles(page: str, path: str, anchor: str) -> None:
     """A title that is renamed takes its links along."""
-    titles = re.findall(r"^#+ (.+)$", (REPOSITORY / path).read_text(), re.MULTILINE)
+    titles = re.findall(r"^#+ (.+)$", target_of(page, path).read_text(), re.MULTILINE)
     assert anchor in {re.sub(r"[^\w -]", "", title).lower().replace(" ", "-") for title in titles}
+
+
+def test_every_page_is_listed() -> None:
+    """The index of docs/ leads to each page of it; the runbook has an index of its own."""
+    listed = set(re.findall(r"\]\((\w+\.md)\)", TEXTS["docs/README.md"]))
+    assert listed == {path.name for path in (REPOSITORY / "docs").glob("*.md")} - {"README.md"}
+    assert "(runbook/README.md)" in TEXTS["docs/README.md"]
 
 
 def test_what_is_not_there_yet_is_not_there() -> None:
@@ -51,20 +80,7 @@ def test_what_is_not_there_yet_is_not_there() -> None:
         assert name not in missing
 
 
-@pytest.mark.parametrize("target", sorted(set(re.findall(r"(?m)(?:^    (?:\S+=\S+ )*|`)make ([a-z]+)", README))))
+@pytest.mark.parametrize("target", sorted({target for text in TEXTS.values() for target in MADE.findall(text)}))
 def test_make_targets_exist(target: str) -> None:
     """Nobody is told to type what does not work."""
     assert re.search(rf"^{target}:", (REPOSITORY / "Makefile").read_text(), re.MULTILINE)
-
-
-@pytest.mark.parametrize(
-    "metric",
-    sorted(
-        family.name + ("_total" if family.type == "counter" else "")
-        for family in REGISTRY.collect()
-        if family.name.startswith("whatsapp_qr_")
-    ),
-)
-def test_every_metric_is_explained(metric: str) -> None:
-    """Under the name by which Prometheus knows it."""
-    assert f"`{metric}" in README

@@ -1,6 +1,7 @@
 """Settings come from environment variables; a wrong one is named in a sentence."""
 
 import base64
+import re
 
 import pytest
 
@@ -8,6 +9,15 @@ from service.apps import require_keys
 from service.cli import main, read_settings
 from service.errors import ConfigurationError
 from service.settings import Settings
+from tests.servers import REPOSITORY
+
+PAGE = (REPOSITORY / "docs" / "settings.md").read_text(encoding="utf-8")
+
+
+def on_the_page(table: str) -> list[str]:
+    """Return the settings that a generated table of the page lists."""
+    part = PAGE[PAGE.index(f"<!-- {table} -->") : PAGE.index(f"<!-- /{table} -->")]
+    return re.findall(r"(?m)^\| `(\w+)` \|", part)
 
 
 @pytest.fixture(autouse=True)
@@ -41,8 +51,33 @@ def test_an_empty_variable_counts_as_unset(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_every_setting_is_described() -> None:
-    """Error sentences and the README are made from the descriptions."""
+    """Error sentences and docs/settings.md are made from the descriptions."""
     assert [name for name, field in Settings.model_fields.items() if not field.description] == []
+
+
+def test_the_page_has_every_setting_once() -> None:
+    """In one of its two tables."""
+    listed = [*on_the_page("settings"), *on_the_page("advanced")]
+    assert sorted(listed) == sorted(name.upper() for name in Settings.model_fields)
+
+
+def test_what_no_deployment_sets_is_advanced() -> None:
+    """A setting is advanced unless a line of deploy/ has its name; pages, comments and alerts set nothing."""
+    found = [REPOSITORY / "deploy" / "Dockerfile"]
+    for folder in ("compose", "kubernetes", "local"):
+        found += (REPOSITORY / "deploy" / folder).rglob("*")
+    own = {REPOSITORY / "deploy" / "compose" / name for name in (".env", "secrets")}  # of this machine
+    files = [path for path in found if path.is_file() and path.suffix != ".md" and "monitoring" not in path.parts]
+    lines = [
+        line.partition("#")[0]
+        for path in files
+        if not own & {path, *path.parents}
+        for line in path.read_text(encoding="utf-8").splitlines()
+    ]
+    named = [
+        name.upper() for name in Settings.model_fields if any(re.search(rf"\b{name.upper()}\b", line) for line in lines)
+    ]
+    assert on_the_page("settings") == named
 
 
 @pytest.mark.parametrize(
