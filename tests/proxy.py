@@ -89,7 +89,7 @@ class Proxy:
         self._answers.clear()
 
     def slow(self, seconds: float) -> None:
-        """RetryWhileUnavailable every piece of data back for so long, in both directions."""
+        """Hold every piece of data back for so long, in both directions."""
         self._delay = seconds
 
     def heal(self) -> None:

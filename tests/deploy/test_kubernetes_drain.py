@@ -58,7 +58,7 @@ async def left_over(system: System, queue: topology.PartitionedQueue) -> int:
 
 
 async def test_a_session_consumer_finishes_its_command(clean_broker: str, sqlite_database: str, tmp_path: Path) -> None:
-    """Confirmation to stop while the gateway opens a session, it waits for the answer and announces it, once."""
+    """Told to stop while the gateway opens a session, it waits for the answer and announces it, once."""
     async with running(clean_broker, sqlite_database, tmp_path, careful=True, **PATIENT) as system:
         await system.faults(init_latency=LATENCY, no_qr_code=True)
         events = await system.hear()
@@ -82,7 +82,7 @@ async def at_the_gateway(system: System) -> list[object]:
 async def test_a_conversation_consumer_finishes_its_transaction(
     clean_broker: str, postgres_database: str, tmp_path: Path
 ) -> None:
-    """Confirmation to stop while its transaction waits for a lock, it commits, hands the message over, and takes no other."""
+    """Told to stop while its transaction waits for a lock, it commits, hands the message over, and takes no other."""
     async with running(clean_broker, postgres_database, tmp_path, careful=True) as system:
         _, session_id = await system.connect()
         jobs = await system.jobs()
@@ -105,7 +105,7 @@ async def test_a_conversation_consumer_finishes_its_transaction(
 
 
 async def test_an_outbound_consumer_finishes_its_send(clean_broker: str, sqlite_database: str, tmp_path: Path) -> None:
-    """Confirmation to stop while the gateway sends, it waits for the answer and records it: the message went out once."""
+    """Told to stop while the gateway sends, it waits for the answer and records it: the message went out once."""
     async with running(clean_broker, sqlite_database, tmp_path, careful=True, **PATIENT) as system:
         chatbot_id, session_id = await system.connect()
         await system.faults(answer_latency=LATENCY)
@@ -121,7 +121,7 @@ async def test_an_outbound_consumer_finishes_its_send(clean_broker: str, sqlite_
 
 
 async def test_an_ingress_answers_its_caller(clean_broker: str, sqlite_database: str, tmp_path: Path) -> None:
-    """Confirmation to stop while a call waits for an outcome that does not come, it gives that call its answer."""
+    """Told to stop while a call waits for an outcome that does not come, it gives that call its answer."""
     async with running(clean_broker, sqlite_database, tmp_path, careful=True) as system:
         (session_consumer,) = system.named("session-consumer")
         assert await session_consumer.stop() == 0

@@ -32,7 +32,7 @@ class Ledger:
 
     links: list[Link] = field(default_factory=list)
     poison: list[str] = field(default_factory=list)
-    """Confirmations of messages that can never be processed: each must become one dead letter."""
+    """Marks of messages that can never be processed: each must become one dead letter."""
     commands: dict[str, bool] = field(default_factory=dict)
     """Ids of commands that each end in one event, and whether that may be a rejection."""
     pairings: dict[str, str] = field(default_factory=dict)

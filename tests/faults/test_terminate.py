@@ -171,7 +171,7 @@ async def test_a_send_that_is_under_way_is_finished(clean_broker: str, sqlite_da
 
 
 async def test_a_reader_of_dead_letters_is_ended_whole(clean_broker: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Confirmation to end again and again while it keeps a dead letter, it leaves no subscription that acknowledges nothing."""
+    """Told to end again and again while it keeps a dead letter, it leaves no subscription that acknowledges nothing."""
     monkeypatch.setattr(tasks, "AGAIN_SECONDS", 0.02)
     begun, may_end = asyncio.Event(), asyncio.Event()
 

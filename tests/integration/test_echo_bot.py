@@ -245,7 +245,7 @@ async def test_the_bot_may_start_first(alone: System) -> None:
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 async def test_an_idle_bot_ends_cleanly(alone: System, number: signal.Signals) -> None:
-    """Confirmation to stop while it waits for work, it ends at once with status 0 and without a traceback."""
+    """Told to stop while it waits for work, it ends at once with status 0 and without a traceback."""
     await topology.declare(alone.amqp_url, 1)
     (bot,) = await alone.start("echo-bot")
     bot.send_signal(number)
@@ -254,7 +254,7 @@ async def test_an_idle_bot_ends_cleanly(alone: System, number: signal.Signals) -
 
 
 async def test_a_bot_without_a_broker_ends_cleanly(tmp_path: Path) -> None:
-    """Confirmation to stop while it looks for a broker, it ends with status 0 and without a traceback."""
+    """Told to stop while it looks for a broker, it ends with status 0 and without a traceback."""
     system = System("amqp://127.0.0.1:1/", "", tmp_path)
     bot = system._process("echo-bot")
     system.processes.append(bot)
@@ -266,7 +266,7 @@ async def test_a_bot_without_a_broker_ends_cleanly(tmp_path: Path) -> None:
 
 
 async def test_a_busy_bot_finishes_what_it_has_begun(alone: System) -> None:
-    """Confirmation to stop in the middle of many jobs: each is either answered and acknowledged, or was not touched."""
+    """Told to stop in the middle of many jobs: each is either answered and acknowledged, or was not touched."""
     await topology.declare(alone.amqp_url, 1)
     async with Amqp(alone.amqp_url) as amqp, Proxy(alone.amqp_url) as proxy:
         answers = await amqp.bound(COMMANDS, "message.send")
