@@ -3,13 +3,13 @@
 /**
  * A customer's message for the AI workers: one job on the queue `incoming-messages` for each message.
  *
- * Published after the message was stored, in order per conversation (header `conversation-sequence`), and kept until
- * a worker acknowledges it. It may come more than once, with the same `message_id`. Several workers on the queue have
- * no order among themselves. What a worker rejects without requeue goes to the dead letters.
+ * Published after the message was stored, in order per conversation (header `conversation-sequence`), and kept until a
+ * worker acknowledges it. It may be delivered more than once, with the same `message_id`. Several workers on the queue
+ * have no order among themselves. A job that a worker rejects without requeue becomes a dead letter.
  */
 export interface IncomingJob {
   /**
-   * All that one customer and one chatbot wrote to each other
+   * The conversation of one customer with one chatbot
    */
   conversationId: string;
   /**
@@ -17,25 +17,25 @@ export interface IncomingJob {
    */
   messageId: string;
   /**
-   * The text; empty where the customer sent none (an image, say)
+   * The text; empty if the message contains none (for example an image)
    */
   content: string;
   /**
-   * The chatbot it is about
+   * The chatbot
    */
   chatbotId: string;
   /**
-   * The customer's phone number, or JID where it has no number
+   * The customer's phone number, or JID if there is no number
    */
   externalUserId: string;
   /**
-   * How they talk; there may be others one day
+   * The channel between them; later versions may add more
    */
   channel: "WHATSAPP_QR";
   metadata: IncomingMetadata;
 }
 /**
- * Where the message came from
+ * The origin of the message
  */
 export interface IncomingMetadata {
   /**
