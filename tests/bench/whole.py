@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from tests.bench.calling import percentiles, post_all, post_at
 from tests.bench.deployment import AT_ONCE, Deployment, Make
 from tests.bench.measuring import Cost, cost
+from tests.system import eventually
 from whatsapp_qr_contracts.events import (
     MessageDelivered,
     MessageReceived,
@@ -20,6 +21,7 @@ from whatsapp_qr_contracts.jobs import IncomingJob
 
 _WARM_SECONDS = 2
 _SETTLE_SECONDS = 0.5
+_PATIENCE = 600.0
 
 
 @dataclass(frozen=True)
@@ -28,6 +30,8 @@ class Path:
 
     make: Make
     follows: tuple[str, ...]
+    handled: str = ""
+    """The message that a consumer handles for each, if no event follows from each."""
 
 
 def inbound(deployment: Deployment, sessions: Sequence[str] | None = None) -> Path:
@@ -43,6 +47,11 @@ def send(deployment: Deployment, chatbots: Sequence[str] | None = None) -> Path:
 def webhook(deployment: Deployment) -> Path:
     """The gateway shows a new QR code: a row, an event."""
     return Path(deployment.qr(), (SessionQrReady.name,))
+
+
+def webhook_flood(deployment: Deployment) -> Path:
+    """The same where the relay may fall behind: it leaves out the event of a code that a newer one has replaced."""
+    return Path(deployment.qr(), (), handled="gateway.qr")
 
 
 def receipt(deployment: Deployment) -> Path:
@@ -63,9 +72,12 @@ def found_again(deployment: Deployment) -> Path:
 async def run(deployment: Deployment, path: Path, count: int, *, at_once: int = AT_ONCE) -> Cost:
     """Return what each of so many messages costs on its whole path, all processes together."""
     expected = {name: deployment.reader.counts[name] + count for name in path.follows}
+    handled = await deployment.handled(path.handled) + count if path.handled else 0
     before, first = await deployment.transactions(), await deployment.meter.read()
     await post_all(deployment.system.api, path.make, count, at_once)
     await deployment.reader.until(expected)
+    if path.handled:
+        await eventually(lambda: deployment.handled(path.handled), lambda done: done >= handled, seconds=_PATIENCE)
     ended = time.monotonic()
     await asyncio.sleep(_SETTLE_SECONDS)  # what is confirmed is written down a little later
     last = await deployment.meter.read()
