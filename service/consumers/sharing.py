@@ -123,8 +123,8 @@ class Sharing(Loop):
         """Probe partitions that two processes claim; if this one gets nothing until the next beat, it is inactive."""
         for number in contested:
             partition = self._subscriptions.partitions[number]
-            if partition.heard_at < self._asked.get(number, 0.0):
-                partition.doubt()
+            if partition.delivered_at < self._asked.get(number, 0.0):
+                partition.assume_inactive()
             self._asked[number] = time.monotonic()
             await self._subscriptions.probe(number)
 

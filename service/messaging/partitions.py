@@ -52,7 +52,7 @@ class Partition:
         prefetch: int,
     ) -> None:
         self.name = queue.name
-        self.active_since = self.heard_at = 0.0
+        self.active_since = self.delivered_at = 0.0
         """Monotonic times: when this process became active, and when the last message was delivered."""
         self._url = url
         self._queue = queue
@@ -62,7 +62,7 @@ class Partition:
         self._gate = Gate()
         self._broker: RabbitBroker | None = None
         self._subscriber: Any = None
-        self._heard_on: Any = None
+        self._delivered_on: Any = None
         self._finishing = False
 
     async def start(self) -> None:
@@ -73,7 +73,7 @@ class Partition:
         """
         tolerate_foreign_properties()
         self._gate = Gate()
-        self._heard_on = None
+        self._delivered_on = None
         broker = new_broker(self._url)
         self._subscriber = broker.subscriber(
             self._queue,
@@ -96,10 +96,10 @@ class Partition:
         delivery = Delivery(raw, self._number, gate)
         if delivery.is_void:
             return
-        self.heard_at = time.monotonic()
-        if raw.channel is not self._heard_on:
-            self._heard_on = raw.channel  # a new one after each loss of the connection
-            self.active_since = self.heard_at
+        self.delivered_at = time.monotonic()
+        if raw.channel is not self._delivered_on:
+            self._delivered_on = raw.channel  # a new one after each loss of the connection
+            self.active_since = self.delivered_at
             self._changed.set()
         self._receive(delivery)
 
@@ -124,11 +124,11 @@ class Partition:
     def owned(self) -> bool:
         """Whether this process publishes the partition's outputs: it is active, or finishes messages in progress."""
         ours = self._broker is not None or self._finishing
-        return ours and self._heard_on is not None and not self._heard_on.is_closed
+        return ours and self._delivered_on is not None and not self._delivered_on.is_closed
 
-    def doubt(self) -> None:
+    def assume_inactive(self) -> None:
         """Assume that another process is active, until the next delivery."""
-        self._heard_on = None
+        self._delivered_on = None
 
     async def release(self, seconds: float) -> None:
         """Finish the messages in progress, for at most so many seconds, then close the channel; requeue the others."""

@@ -365,9 +365,9 @@ async def test_prefetch_is_bounded(clean_broker: str) -> None:
             await send(publisher, a_chatbot(), text)
         await amqp.until_waiting(QUEUE, 7)
         await until(lambda: handler.begun == ["0", "1", "2"])
-        channel = consumer.subscriptions.partitions[0]._heard_on
+        channel = consumer.subscriptions.partitions[0]._delivered_on
         proxy.cut()
-        await until(lambda: consumer.subscriptions.partitions[0]._heard_on is not channel)
+        await until(lambda: consumer.subscriptions.partitions[0]._delivered_on is not channel)
         await amqp.until_waiting(QUEUE, 7)
         assert handler.begun == ["0", "1", "2"]  # each waits behind its first run, which is not over
         release.set()

@@ -92,10 +92,10 @@ async def test_keys_run_side_by_side(clean_broker: str, partitions: int) -> None
         await until(lambda: handler.done == ["quick 1", "quick 2"])
         assert "slow 2" not in handler.begun
         await until(lambda: sum(one._gate.running for one in consumer.subscriptions.partitions) == 2)
-        channel = consumer.subscriptions.partitions[0]._heard_on
+        channel = consumer.subscriptions.partitions[0]._delivered_on
         await channel.basic_qos(prefetch_count=64)  # answered: the acknowledgements have come to the broker
         proxy.cut()
-        await until(lambda: consumer.subscriptions.partitions[0]._heard_on is not channel)
+        await until(lambda: consumer.subscriptions.partitions[0]._delivered_on is not channel)
         await amqp.until_waiting(QUEUE, 0)
         release.set()
         await until(lambda: once(handler.done[2:]) == ["slow 1", "slow 2"])
@@ -443,9 +443,9 @@ async def test_a_lost_connection_neither_loses_nor_disorders(
     ):
         await send(publisher, chatbot_id, *texts)
         await until(lambda: "3" in handler.begun)
-        channel = consumer.subscriptions.partitions[0]._heard_on
+        channel = consumer.subscriptions.partitions[0]._delivered_on
         getattr(proxy, loss)()
-        await until(lambda: consumer.subscriptions.partitions[0]._heard_on is not channel)
+        await until(lambda: consumer.subscriptions.partitions[0]._delivered_on is not channel)
         await send(publisher, chatbot_id, "last")
         release.set()
         await until(lambda: handler.done[-1:] == ["last"])

@@ -44,10 +44,10 @@ async def test_dead_link_is_noticed(clean_broker: str) -> None:
     ):
         await send(publisher, a_chatbot(), "1", "2")
         await until(lambda: handler.begun)
-        channel = consumer.subscriptions.partitions[0]._heard_on
+        channel = consumer.subscriptions.partitions[0]._delivered_on
         proxy.lose()
         proxy.heal()  # for new connections
-        await until(lambda: consumer.subscriptions.partitions[0]._heard_on is not channel)
+        await until(lambda: consumer.subscriptions.partitions[0]._delivered_on is not channel)
         assert handler.begun == ["1"]
         release.set()
         await until(lambda: handler.done == ["1", "1", "2"])

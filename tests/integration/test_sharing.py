@@ -263,7 +263,8 @@ async def test_false_belief_is_found_out(clean_broker: str) -> None:
         await until(even(first, second))
         number = first.subscriptions.active[0]
         wrong, right = second.subscriptions.partitions[number], first.subscriptions.partitions[number]
-        wrong._heard_on, wrong.heard_at = second.subscriptions.partitions[second.subscriptions.active[0]]._heard_on, 0
+        wrong._delivered_on = second.subscriptions.partitions[second.subscriptions.active[0]]._delivered_on
+        wrong.delivered_at = 0
         assert wrong.active
         await until(lambda: not wrong.active)
         assert right.active
