@@ -21,7 +21,7 @@ Found = dict[str, Any]
 
 _REPETITIONS = 3
 _HOPS = 10_000
-_COUNTS = {"inbound": 4000, "send": 3000, "webhook": 4000, "webhook flood": 4000, "receipt": 3000}
+_COUNTS = {"inbound": 4000, "send": 3000, "webhook": 4000, "receipt": 3000}
 _WARM = 1000
 _BACKLOG = 100_000
 _SLOW_GATEWAY = 0.2
@@ -209,11 +209,10 @@ async def replicas(folder: Path) -> Found:
     """One, two and four replicas of a consumer, each pinned to a core."""
     found: Found = {}
     async with deployed("postgres", folder) as deployment:
-        paths = {**await _warm(deployment), "webhook flood": whole.webhook_flood(deployment)}
+        paths = await _warm(deployment)
         for consumer, name in (
             ("conversation-consumer", "inbound"),
             ("outbound-consumer", "send"),
-            ("session-consumer", "webhook flood"),
         ):
             for count in (1, 2, 4):
                 await deployment.stop(consumer)
