@@ -14,8 +14,8 @@ _TRANSACTION_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5,
 _AGES = (1, 2, 5, 10, 30, 60, 120, 300, 900, 3600, 21_600, 86_400)  # AMQP's timestamps are in whole seconds
 
 REQUESTS = Counter(
+    "whatsapp_qr_requests",
     "HTTP requests that the ingress answered; route none: refused before a route was found.",
-    "HTTP requests that the ingress answered; route none: refused before one was found.",
     ["method", "route", "status"],
 )
 HANDLED = Counter(
