@@ -43,6 +43,7 @@ def test_the_environment_does_not_change_the_documents(monkeypatch: pytest.Monke
     assert generate.main(["--check"]) == 0
 
 
+@pytest.mark.slow
 def test_a_stale_document_is_named_with_its_difference(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

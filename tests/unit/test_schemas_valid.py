@@ -14,6 +14,8 @@ from jsonschema import Draft202012Validator
 from schemas import node, validate
 from service.simulator.app import simulator_app
 
+pytestmark = pytest.mark.slow
+
 FOLDER = validate.FOLDER
 MESSAGES = sorted((FOLDER / "messages").glob("*.json"))
 ROUTING = json.loads((FOLDER / "routing.json").read_text(encoding="utf-8"))
