@@ -36,8 +36,8 @@ $(READY): requirements-dev.lock pyproject.toml contracts/pyproject.toml
 	else \
 		set -e; \
 		$(BIN)/python -m pip --version >/dev/null 2>&1 || python3 -m venv --clear $(VENV); \
-		$(BIN)/python -m pip install --quiet --require-hashes -r requirements-dev.lock; \
-		$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation -e contracts -e .; \
+		$(BIN)/python -m pip install --quiet --quiet --require-hashes -r requirements-dev.lock; \
+		$(BIN)/python -m pip install --quiet --quiet --no-deps --no-build-isolation -e contracts -e .; \
 	fi
 	@echo "$(CURDIR)" >$@
 

@@ -138,8 +138,8 @@ def consumer_app(
         if background is not None:
             background.start()
         yield
-        ending = [sharing.stop(), consumer.stop()]
-        await asyncio.gather(*ending, *([] if background is None else [background.stop()]))
+        stops = [sharing.stop(), consumer.stop(), *([] if background is None else [background.stop()])]
+        await asyncio.gather(*stops)
         await announcer.stop()
         await parts.close()
 

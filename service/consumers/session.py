@@ -202,7 +202,7 @@ class SessionConsumer(Handler):
         try:
             await self.gateway.disconnect(session_id)
         except GatewayError as error:
-            log.warning("gateway_not_told_of_disconnect", code=shown_code(error.code))
+            log.warning("gateway_disconnect_failed", code=shown_code(error.code))
 
     async def register(self, command: RegisterChatbot, envelope: Envelope) -> None:
         """Register the chatbot."""

@@ -56,7 +56,7 @@ class Gate:
         """Let no delivery begin any more and wait, for at most so many seconds, until those in progress have ended."""
         self.closed = True
         if not await happens(self._idle, seconds):
-            log.warning("given_up_with_work_in_progress", running=self.running)
+            log.warning("released_with_work_in_progress", running=self.running)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

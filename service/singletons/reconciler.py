@@ -121,7 +121,7 @@ class Reconciler:
             async with limit:
                 reported = await self._about(session_id)
             if isinstance(reported, NoAnswer):
-                log.info("gateway_does_not_say", session_id=shown(session_id), code=shown_code(reported.error.code))
+                log.info("gateway_status_unknown", session_id=shown(session_id), code=shown_code(reported.error.code))
             return reported
 
         names = [one.session_id for one in asked]
@@ -147,7 +147,7 @@ class Reconciler:
             if mends is None or (one.session_id, one.version, mends) in self._taken:
                 continue
             if len(self._taken) >= _STEPS:
-                log.warning("sessions_mended_later", reason=f"more than {_STEPS} sessions are being repaired")
+                log.warning("sessions_repaired_later", reason=f"more than {_STEPS} sessions are being repaired")
                 return
             if await self._take(mends, one, reported[one.session_id]):
                 self._taken[one.session_id, one.version, mends] = at
@@ -163,7 +163,7 @@ class Reconciler:
         message_id = str(uuid7())
         await self._publisher.publish(message, message_id=message_id, correlation_id=message_id)
         metrics.REDRIVEN.labels(f"session_{mends}").inc()
-        log.warning("session_mended", session_id=shown(one.session_id), step=mends, was=one.stored.status)
+        log.warning("session_repaired", session_id=shown(one.session_id), step=mends, was=one.stored.status)
         return True
 
 
