@@ -7,7 +7,7 @@ from service.consumers.row_outputs import Output
 from service.persistence.confirmations import Confirmations
 from service.persistence.database import Database
 from service.persistence.tables import SessionRow
-from tests.component.rows import Confirmation, handle
+from tests.component.rows import Outputs, handle
 from whatsapp_qr_contracts.gateway import GatewayReceipt
 from whatsapp_qr_contracts.message import Message
 
@@ -16,7 +16,7 @@ class World:
     """One process with a conversation consumer, and an announcer that only keeps what it is given."""
 
     def __init__(self, database: Database) -> None:
-        self.database, self.outputs = database, Confirmation()
+        self.database, self.outputs = database, Outputs()
 
     async def handle(self, *messages: Message, message_id: str = "c") -> list[Output]:
         """Handle messages in one batch; return what is told of them."""

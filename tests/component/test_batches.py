@@ -24,7 +24,7 @@ from service.persistence.tables import CommandRow, ConversationRow, MessageRow, 
 from tests.component.conversing import World, a_receipt
 from tests.component.rows import (
     POLICY,
-    Confirmation,
+    Outputs,
     a_command,
     a_report,
     a_session,
@@ -44,7 +44,7 @@ class Process:
     """A process that takes batches."""
 
     def __init__(self, database: Database) -> None:
-        self.database, self.outputs, self.dead = database, Confirmation(), list[str]()
+        self.database, self.outputs, self.dead = database, Outputs(), list[str]()
         self._consumer = ConversationConsumer(database, self.outputs, timedelta(hours=1))  # type: ignore[arg-type]
 
     async def take(self, batch: Sequence[Received]) -> None:
@@ -171,7 +171,7 @@ async def test_a_batch_does_what_one_by_one_does(database: Database, seed: int) 
         await many.take(messages[:count])
         messages = messages[count:]
     assert await batched.state() == await one_by_one.state()
-    assert batched.told(many.told.outputs) == one_by_one.told(single.told.outputs)
+    assert batched.told(many.outputs.outputs) == one_by_one.told(single.outputs.outputs)
     assert many.dead == single.dead
 
 
@@ -293,7 +293,7 @@ async def test_processes_that_race_over_the_same_sessions_lose_and_double_nothin
         for number in range(rounds):
             batch = a_round(chatbots, f"{number}")
             await patiently(partial(process.take, batch[::-1] if backwards else batch))
-            for output in process.told.take():
+            for output in process.outputs.take():
                 marks.note(output.confirmation)
             await patiently(marks.flush)
 

@@ -117,7 +117,7 @@ async def test_nothing_is_refused(database: Database, store: DeadLetters, fields
 @pytest.mark.parametrize(
     "fields",
     [
-        {"death-id": "b\x00"},
+        {"death_id": "b\x00"},
         {"properties": {"priority": float("nan"), "correlationId": "c"}},
         {"properties": {"timestamp": object(), "correlationId": "c"}},
         {"message_id": "half \ud800"},

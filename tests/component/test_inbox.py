@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from service.domain.dead_letters import DeadLetter
 from service.errors import DatabaseUnavailable, Undeliverable
-from service.messaging import handling, holding, topology
+from service.messaging import handling, retrying, topology
 from service.messaging.consuming import Consumer
 from service.messaging.inbox import Delivery, Gate, Inbox
 from service.messaging.retrying import RetryWhileUnavailable
@@ -197,7 +197,7 @@ class World:
 
 @pytest.fixture(autouse=True)
 def no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in (handling, holding):
+    for module in (handling, retrying):
         monkeypatch.setattr(module, "backoff", lambda _failures: 0.001)
     monkeypatch.setattr(Subscriptions, "start", lambda *_, **__: None)
 

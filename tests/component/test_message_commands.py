@@ -52,8 +52,8 @@ class World:
         return ending.message
 
     @property
-    def told(self) -> list[tuple[str, str]]:
-        """What was told of the last command, in order, and what caused it."""
+    def published(self) -> list[tuple[str, str]]:
+        """What the last command published, in order, and what caused it."""
         return [(output.message.name, output.correlation_id) for output in self.outputs]
 
     @property
@@ -97,7 +97,7 @@ async def test_what_waits_can_be_cancelled(database: Database, world: World, sta
     session = await a_session(database, status=status)
     first, message, last = [await enqueue(database, session, message=text) for text in "123"]
     event = await world.handle(cancel(message))
-    assert world.outputs == [("message.failed", "command"), ("message.cancelled", "c")]
+    assert world.published == [("message.failed", "command"), ("message.cancelled", "c")]
     assert (event.message_id, event.delivery_status, event.version) == (message.id, D.FAILED, 2)
     row = await reread(database, message)
     assert (row.delivery_status, row.error_code, row.error_message) == (D.FAILED, "cancelled", "it was cancelled")
@@ -211,7 +211,7 @@ async def test_another_command_under_a_known_id_is_refused(database: Database, w
         assert (event.name, event.code, event.command, event.command_id) == (
             *("command.rejected", "id_reused", command.name, "c"),
         )
-        assert world.outputs == [("command.rejected", "c")]
+        assert world.published == [("command.rejected", "c")]
         refused = world.ending_id
         assert refused not in ids
         assert await world.handle(command) == event
@@ -242,7 +242,7 @@ async def test_what_failed_can_be_tried_again(database: Database, world: World, 
     waiting = await enqueue(database, session, message="waits")
     event = await world.handle(retry(message))
     assert (event.name, event.delivery_status, event.message_id) == ("message.queued", D.PENDING, message.id)
-    assert world.outputs == [("whatsapp-qr-send", "command"), ("message.queued", "c")]
+    assert world.published == [("whatsapp-qr-send", "command"), ("message.queued", "c")]
     assert world.outputs[0].message_id == output_id(message.id, "job 3")
     row = await reread(database, message)
     assert (row.delivery_status, row.attempts, row.error_code, row.error_message) == (D.PENDING, 0, None, None)
@@ -289,7 +289,7 @@ async def test_what_has_not_failed_is_not_tried_again(database: Database, world:
     await change(database, message, delivery_status=status)
     event = await world.handle(retry(message))
     assert (event.code, event.message_id) == ("not_failed", message.id)
-    assert world.outputs == [("command.rejected", "c")]
+    assert world.published == [("command.rejected", "c")]
     row = await reread(database, message)
     assert (row.delivery_status, row.lane_number) == (status, 1)
 
@@ -309,7 +309,7 @@ async def test_a_repeated_retry_sends_once(database: Database, world: World) -> 
     first = await world.handle(retry(message))
     for _ in range(2):
         assert await world.handle(retry(message)) == first
-        assert world.outputs == [("message.queued", "c")]
+        assert world.published == [("message.queued", "c")]
     await sent(database, session)
     assert await world.handle(retry(message)) == first
     row = await reread(database, message)
@@ -320,7 +320,7 @@ async def test_a_failure_is_told_before_it_is_tried_again(database: Database, wo
     """The event of a failure that is not known to be confirmed is not lost."""
     message = await failed(database, await a_session(database), told_version=1)
     await world.handle(retry(message))
-    assert [name for name, _ in world.outputs] == ["message.failed", "whatsapp-qr-send", "message.queued"]
+    assert [name for name, _ in world.published] == ["message.failed", "whatsapp-qr-send", "message.queued"]
 
 
 async def test_an_old_claim_records_nothing(database: Database, world: World) -> None:

@@ -316,8 +316,8 @@ async def test_a_crash_at_any_step_is_made_good(
     undisturbed = World(database)
     message = await prepare(undisturbed)
     await undisturbed.handle(message)
-    expected = undisturbed.told.names
-    assert set(undisturbed.told.ids) == {output.message_id for output in await rows_tell(database, message)}
+    expected = undisturbed.outputs.names
+    assert set(undisturbed.outputs.ids) == {output.message_id for output in await rows_tell(database, message)}
     for step in range(1, undisturbed.steps.taken + 1):
         world = World(database)
         message = await prepare(world)
@@ -327,7 +327,7 @@ async def test_a_crash_at_any_step_is_made_good(
         again = World(database)
         again.gateway.answers, again.gateway.refusal = world.gateway.answers, world.gateway.refusal
         await again.handle(message)
-        told = world.outputs.outputs + again.told.outputs + await rows_tell(database, message)
+        told = world.outputs.outputs + again.outputs.outputs + await rows_tell(database, message)
         once = {output.message_id: output for output in told}
         assert sorted(output.message.name for output in once.values()) == sorted(expected), step
         assert len({(output.message_id, output.message.wire()) for output in told}) == len(once), step
@@ -336,7 +336,7 @@ async def test_a_crash_at_any_step_is_made_good(
         silent = World(database)
         await silent.handle(message)
         answers = [output for output in once.values() if output.confirmation.table is CommandRow]
-        assert (silent.told.outputs, len(answers)) == (answers, isinstance(message, Command)), step
+        assert (silent.outputs.outputs, len(answers)) == (answers, isinstance(message, Command)), step
         assert "initialize" not in silent.gateway.asked, step
 
 

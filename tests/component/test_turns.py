@@ -105,8 +105,8 @@ async def test_probes_are_answered_beside_a_backlog(narrow: Database) -> None:
 async def test_beats_leases_and_marks_are_urgent(narrow: Database, *, one_writer: bool) -> None:
     """Late ones would look like a process that has died, or repeat what was confirmed."""
     message = await enqueue(narrow, await a_session(narrow))
-    marks = Confirmations(narrow)
-    marks.note(Confirmation(MessageRow, (message.id,), place=message.lane_number))
+    confirmations = Confirmations(narrow)
+    confirmations.note(Confirmation(MessageRow, (message.id,), place=message.lane_number))
     ran = asyncio.Event()
 
     async def run() -> None:
@@ -116,7 +116,7 @@ async def test_beats_leases_and_marks_are_urgent(narrow: Database, *, one_writer
     async with Backlog(narrow) as backlog:
         singletons.start()
         beats = asyncio.gather(
-            Heartbeats(narrow, "one", "queue", 5.0, partitions=4).beat([]), marks.flush(), ran.wait()
+            Heartbeats(narrow, "one", "queue", 5.0, partitions=4).beat([]), confirmations.flush(), ran.wait()
         )
         if one_writer:  # it has begun
             backlog.go_on.set()

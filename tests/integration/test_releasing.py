@@ -17,7 +17,7 @@ from prometheus_client import REGISTRY
 
 from service.domain.dead_letters import DeadLetter
 from service.errors import DatabaseUnavailable
-from service.messaging import connections, holding, subscriptions
+from service.messaging import connections, retrying, subscriptions
 from service.messaging.consuming import Consumer
 from service.messaging.publishing import Publisher
 from service.messaging.retrying import RetryWhileUnavailable, Stopping
@@ -146,7 +146,7 @@ async def test_what_is_under_way_ends_before_the_channel_closes(clean_broker: st
         release.set()
         await until(lambda: len(healthy.done) == 3)
         assert broken.done == ["slow 1"]
-        assert [text for text in healthy.done if text.startswith("retrying_while_unavailable")] == ["held 1", "held 2"]
+        assert [text for text in healthy.done if text.startswith("held")] == ["held 1", "held 2"]
         assert "slow 2" in healthy.done
         assert set(broken.begun) == {"slow 1", "held 1"}
 
@@ -191,7 +191,7 @@ async def test_it_stops_while_it_waits_for_its_parts(clean_broker: str, monkeypa
         # Whatever it could wait for lasts longer than this test does.
         monkeypatch.setattr(subscriptions, "_END_SECONDS", 2 * SECONDS)
         monkeypatch.setitem(RetryWhileUnavailable.__call__.__kwdefaults__, "longest", 2 * SECONDS)  # type: ignore[attr-defined]
-        monkeypatch.setattr(holding, "backoff", lambda _failures: 2 * SECONDS)
+        monkeypatch.setattr(retrying, "backoff", lambda _failures: 2 * SECONDS)
         asked = database.asked
         await until(lambda: database.asked > asked)
         async with asyncio.timeout(SECONDS):
@@ -218,13 +218,13 @@ async def test_fruitless_give_ups_become_rare(clean_broker: str) -> None:
 async def test_subscribed_soon_after_the_broker_is_there(clean_broker: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """A process that waits for its broker at the start looks again within 0.8 s, however long it has waited."""
     pauses: list[float] = []
-    pause = holding._pause
+    pause = retrying._pause
 
     async def recorded(seconds: float, leaving: asyncio.Event) -> None:
         pauses.append(seconds)
         await pause(seconds, leaving)
 
-    monkeypatch.setattr(holding, "_pause", recorded)
+    monkeypatch.setattr(retrying, "_pause", recorded)
     async with publishing(clean_broker, 4) as publisher, Proxy(clean_broker) as proxy:
         proxy.refuse()
         consumer = a_consumer(proxy.url, Handler(), publisher, RetryWhileUnavailable())

@@ -36,7 +36,7 @@ class Line(TypedDict):
     samples: int
     late: int
     """Those that had not arrived when the measurement was over."""
-    held: bool
+    in_time: bool
 
 
 def percentile(found: Sequence[float], share: float) -> float:
@@ -89,7 +89,7 @@ def lines(
                 limit=most,
                 samples=len(took),
                 late=sum(map(math.isinf, took)),
-                held=pair(took)[1] <= most,
+                in_time=pair(took)[1] <= most,
             )
         )
     return found

@@ -112,7 +112,7 @@ class Measurement:
         await self._load.arrived(self.samples, max(line["limit"] for line in found()) + _MARGIN)
         judged = found()
         self._record(MEASURED, judged)
-        bad = [line for line in judged if not line["retrying_while_unavailable"]]
+        bad = [line for line in judged if not line["in_time"]]
         if bad:
             pytest.fail(f"neighbours were disturbed:\n{table(bad)}", pytrace=False)
 

@@ -30,7 +30,7 @@ def _cells(line: Line) -> tuple[str, ...]:
         _pair(line["harmed"]),
         _ms(line["limit"]),
         f"{line['samples']}{late}",
-        "retrying_while_unavailable" if line["retrying_while_unavailable"] else "**too late**",
+        "kept" if line["in_time"] else "**too late**",
     )
 
 
