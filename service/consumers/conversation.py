@@ -79,8 +79,10 @@ class ConversationConsumer(Handler):
                 return message_commands.retry(rows, body, envelope, expires_at=rows.at + self.expiry)
             case GatewayMessage():
                 return self._receive(rows, body, envelope)
-            case _:
+            case GatewayReceipt():
                 return self._follow_receipt(rows, body)
+            case _:
+                raise NotImplementedError(type(body).__name__)
 
     def _send(self, rows: Intake, command: SendMessage, envelope: Envelope) -> list[Output]:
         """Store the message at the end of its session's lane."""

@@ -110,6 +110,8 @@ class Relay(Loop):
         """Publish committed outputs soon; if the destination is relayed, they are published from the rows."""
         self._notice_taken_over()
         if self._relayed or len(self._waiting) + len(outputs) > _MOST_DIRECT:
+            if not self._relayed:
+                log.warning("relaying", destination=self.name, reason="too many outputs wait")
             self._go_by_the_rows()
         else:
             self._waiting.extend(outputs)
@@ -239,7 +241,7 @@ class Relay(Loop):
         return True
 
     def _failed(self, reason: str) -> bool:
-        if not self._failures and not self._relayed:
+        if not self._failures and not self._in_trouble:
             log.warning("relaying", destination=self.name, reason=reason)
         self._in_trouble = True
         return False

@@ -3,7 +3,7 @@
 import random
 from dataclasses import dataclass
 
-from service.errors import GatewayError, GatewayOutcomeUnknown, GatewayRefused, GatewayUnreachable
+from service.errors import GatewayError, GatewayOutcomeUnknown, GatewayRefused
 
 _MAX_BACKOFF = 10.0
 # The gateway lost the session, or it is not connected there although our row is CONNECTED: that is temporary.
@@ -60,7 +60,7 @@ def after_failure(error: GatewayError, *, attempts: int, deferrals: int, policy:
     Args:
         error: the error of the attempt.
         attempts: attempts with unknown outcome, this one included.
-        deferrals: how many times in a row the session could not send at all, this time included.
+        deferrals: failures in a row that used no attempt, this one included.
         policy: limits and delays of sending.
     """
     match error:
@@ -70,12 +70,12 @@ def after_failure(error: GatewayError, *, attempts: int, deferrals: int, policy:
             return Retry(policy.backoff * 2 ** (attempts - 1), counts=True)
         case GatewayRefused() if error.code not in _SESSION_TROUBLE:
             return GiveUp(error.code, error.detail)
-        case GatewayUnreachable() | GatewayRefused() | GatewayError():
+        case _:  # the session or the gateway cannot be used now
             return Retry(backoff(deferrals), counts=False)
 
 
 def backoff(failures: int, *, first: float = 0.2, jitter: float | None = None) -> float:
-    """Return the seconds to wait after a number of failures in a row: 0.2 s doubled up to 10 s, half of it random.
+    """Return the seconds to wait after failures in a row: 50 to 100 % of 0.2 s, doubled each time, of 10 s at most.
 
     Args:
         failures: failures in a row, from 1.
@@ -90,7 +90,7 @@ def backoff(failures: int, *, first: float = 0.2, jitter: float | None = None) -
 def wait_for_token(tokens: float | None, elapsed: float, policy: SendPolicy) -> float:
     """Return the seconds until the next message of a session may be sent; 0 if it may be sent now.
 
-    A pause is lengthened by a random share of at most `jitter`, so that the traffic does not look automatic.
+    A pause is lengthened by a random share of at most `jitter`.
 
     Args:
         tokens: messages that could be sent at once `elapsed` seconds ago; None: none has been sent yet.
@@ -98,7 +98,7 @@ def wait_for_token(tokens: float | None, elapsed: float, policy: SendPolicy) -> 
         policy: `burst` messages may be sent at once, then `rate` per second.
     """
     least = max(0.0, (1 - _tokens(tokens, elapsed, policy)) / policy.rate)
-    return least * (1 + policy.jitter * random.random())  # noqa: S311  # disguises, protects nothing
+    return least * (1 + policy.jitter * random.random())  # noqa: S311  # varies the pace, protects nothing
 
 
 def taken(tokens: float | None, elapsed: float, policy: SendPolicy) -> float:

@@ -144,21 +144,21 @@ class BatchProcessor:
         return batch
 
     async def process(self, batch: Batch, *, slow: bool = False) -> list[Received]:
-        """Process a batch to its end; return the messages that the handler left, to be handled as slow ones."""
-        began, left, ended = time.perf_counter(), list[Received](), batch
+        """Process a batch to its end; return the deferred ones, to be handled as slow messages."""
+        began, deferred, ended = time.perf_counter(), list[Received](), batch
         try:
             if batch.strays:
                 strays = list(batch.strays)
                 await self._retry(partial(reroute, self._publisher, strays))
             if batch.readable:
                 not_done = await self._handle(batch.readable, slow=slow)
-                left = [received for received, error in not_done if error is None]
-                ended = batch.without(left)
+                deferred = [received for received, error in not_done if error is None]
+                ended = batch.without(deferred)
                 ended.dead += [(received.delivery, error) for received, error in not_done if error is not None]
             for delivery, error in ended.dead:
                 await self._dead_letter(delivery, error)
         except Stopping:
-            left, ended = [], batch
+            deferred, ended = [], batch
             for delivery in batch.deliveries:
                 delivery.gate.closed = True  # a later message must not overtake one that is left
         else:
@@ -167,7 +167,7 @@ class BatchProcessor:
         finally:
             for delivery in ended.deliveries:
                 delivery.gate.leave(delivery)
-        return left
+        return deferred
 
     async def _handle(self, batch: Sequence[Received], attempt: int = 1, *, slow: bool) -> NotDone:
         """Handle a batch. If it fails, split it until the failing message is found."""

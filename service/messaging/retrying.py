@@ -40,7 +40,7 @@ class RetryWhileUnavailable:
         self._told: set[str] = set()
 
     async def __call__(self, operation: Callable[[], Awaitable[T]], *, longest: float = _LONGEST_PAUSE) -> T:
-        """Run the operation until it does not raise Unavailable any more, with 0.2 to 10 s between the attempts.
+        """Run the operation until it does not raise Unavailable any more, with 0.1 to 10 s between the attempts.
 
         Each reason is logged once, regardless of the number of operations, and once more when no operation waits any
         more.

@@ -185,7 +185,7 @@ class Subscriptions:
         try:
             await partition.release(GRACE_SECONDS)
             self.changed.set()
-            log.info("handed_over", queue=partition.name)
+            log.info("partition_handed_over", queue=partition.name)
             await self._probe_if_possible(number)
             await self._retry.pause(_STAND_BY_SECONDS)
             await self._subscribe_to([number], _FIRST_LONGEST_PAUSE)
@@ -206,7 +206,7 @@ class Subscriptions:
         self._withdrawing = False
         if not self._retry.waiting:
             return
-        log.warning("releasing_partitions", queue=self.partitions[0].name, held=self._retry.waiting)
+        log.warning("releasing_partitions", queue=self.partitions[0].name, waiting=self._retry.waiting)
         self._be_more_patient()
         self._retry.leave()
         try:
