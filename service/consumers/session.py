@@ -103,8 +103,10 @@ class SessionConsumer(Handler):
                 await self.disconnect(body, envelope)
             case RegisterChatbot():
                 await self.register(body, envelope)
-            case _:
+            case GatewayReport():
                 await self.follow(body, envelope)
+            case _:
+                raise NotImplementedError(type(body).__name__)
 
     async def initialize(self, command: InitializeSession, envelope: Envelope) -> None:
         """Open the session at the gateway, unless it is connected there."""
