@@ -15,7 +15,7 @@ _DEAD_LETTER_HEADERS = {
     "reason": "Stable code; missing where the broker moved the message (routing key `delivery_limit` or its own)",
     "detail": "The reason in words",
     "source-path": "The path it was posted to, for the body of a gateway callback",
-    "death_id": "Identifies this death: a dead letter that is delivered twice counts once",
+    "death-id": "Identifies this death: a dead letter that is delivered twice counts once",
     "original": "JSON: what was known of the original's properties",
 }
 _DEAD_LETTER_EXAMPLE = {
@@ -25,7 +25,7 @@ _DEAD_LETTER_EXAMPLE = {
         "reason": "invalid_callback",
         "detail": "sessionId: Field required",
         "source-path": "/whatsapp-qr/webhook",
-        "death_id": "5f0c7ad2b1de5c3f9a3c6a8d2e4b7f10",
+        "death-id": "5f0c7ad2b1de5c3f9a3c6a8d2e4b7f10",
         "original": "{}",
     },
     "payload": {"type": "qr", "data": {}},

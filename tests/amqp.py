@@ -142,7 +142,7 @@ async def consuming(
     parts: dict[str, Any] = {
         "keep_dead_letter": keep_dead_letter,
         "publisher": publisher,
-        "hold": RetryWhileUnavailable(),
+        "retry": RetryWhileUnavailable(),
         "settle": settle,
     }
     consumer = Consumer(url, topology.CONVERSATIONS, handler, prefetch=prefetch, **parts)
