@@ -124,13 +124,13 @@ def session_consumer_app(settings: Settings) -> "Starlette":
     announcer = Announcer(parts.database, parts.publisher, parts.retry, OF_SESSIONS, lambda: parts.part(consumer))
     handler = SessionConsumer(parts.database, parts.gateway, announcer, strict=settings.chatbots == "strict")
     consumer = parts.consumer(topology.SESSIONS, handler, announcer)
-    singletons = SingletonJobs(parts.database, _jobs(parts), seconds=settings.lease)
+    singletons = SingletonJobs(parts.database, _singleton_jobs(parts), seconds=settings.lease)
     return consumer_app(
         parts, consumer, announcer, topology.SESSIONS, singletons, observe=Gauges(parts.database).refresh
     )
 
 
-def _jobs(parts: Parts) -> list["SingletonJob"]:
+def _singleton_jobs(parts: Parts) -> list["SingletonJob"]:
     """Return the jobs that one session consumer at a time runs for all processes."""
     from service.domain.reconciling import Patience
     from service.messaging.dead_letter_queue import DeadLetterQueue

@@ -46,11 +46,11 @@ def ingress() -> None:
     settings = read_settings("ingress")
     from service import apps
 
-    doors = {"HTTP_PORT": settings.http_port}
+    ports = {"HTTP_PORT": settings.http_port}
     if settings.internal_port is not None:
-        doors["INTERNAL_PORT"] = settings.internal_port
+        ports["INTERNAL_PORT"] = settings.internal_port
     asgi = apps.ingress_app(settings)
-    serve(asgi, settings.http_host, doors, grace=INGRESS_GRACE, end=asgi.state.streams.end)
+    serve(asgi, settings.http_host, ports, grace=INGRESS_GRACE, end=asgi.state.streams.end)
 
 
 @app.command()
@@ -154,14 +154,14 @@ def _masked(value: object) -> str:
 
 
 def serve(
-    asgi: Any, host: str, doors: "Mapping[str, int]", *, grace: int = GRACE, end: "Callable[[], None]" = lambda: None
+    asgi: Any, host: str, ports: "Mapping[str, int]", *, grace: int = GRACE, end: "Callable[[], None]" = lambda: None
 ) -> None:
     """Serve an application until a signal comes; then the process ends with status 0.
 
     Args:
         asgi: the application.
         host: the address to listen on.
-        doors: the ports to listen on, by the setting that chooses each.
+        ports: the ports to listen on, by the setting that chooses each.
         grace: seconds for requests in flight after the signal.
         end: is called after the signal, to end streams.
     """
@@ -192,7 +192,7 @@ def serve(
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: setattr(server, "should_exit", True))
     with contextlib.ExitStack() as held:
-        server.run(sockets=[held.enter_context(_listener(host, port, variable)) for variable, port in doors.items()])
+        server.run(sockets=[held.enter_context(_listener(host, port, variable)) for variable, port in ports.items()])
     exporting.stop()
     ending = getattr(asgi.state, "ending", None)
     if ending is not None and ending.reason:

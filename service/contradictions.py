@@ -42,8 +42,8 @@ def _unacknowledged_too_long(settings: Settings) -> Iterator[str]:
     # Each command or report of a session waits for the previous one. The longest ones ask the gateway (half of
     # GATEWAY_TIMEOUT), end a pairing (as much) and open a session (0.8), or ask three times with pauses of 4 s in all.
     each = max(1.8 * seconds, 1.5 * seconds + 4)
-    held = max(settings.release_after, LONGEST_PATIENCE)  # RELEASE_AFTER is doubled while a release does not help
-    most = int((BROKER_CONSUMER_TIMEOUT - held - GRACE_SECONDS) / each)
+    retried = max(settings.release_after, LONGEST_PATIENCE)  # RELEASE_AFTER is doubled while a release does not help
+    most = int((BROKER_CONSUMER_TIMEOUT - retried - GRACE_SECONDS) / each)
     if settings.prefetch > most:
         remedy = f"Set PREFETCH to at most {most}" if most > 0 else "Lower GATEWAY_TIMEOUT or RELEASE_AFTER"
         yield (

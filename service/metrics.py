@@ -31,13 +31,13 @@ DEAD_LETTERS = Counter(
 _DEAD_LETTER_REASONS = frozenset(DeadLetterReason)
 HANDLING_SECONDS = Histogram(
     "whatsapp_qr_handling_seconds",
-    "Time from a message's turn to its end or to the next pause of a retry, its repeated attempts included.",
+    "Time from the beginning of a message's handling to its end or to the next pause of a retry, with all attempts.",
     ["queue", "type"],
     buckets=_SECONDS,
 )
 MESSAGE_AGE = Histogram(
     "whatsapp_qr_message_age_seconds",
-    "Age of a message at its turn, by the timestamp of its publisher.",
+    "Age of a message when its handling begins, by the timestamp of its publisher.",
     ["queue"],
     buckets=_AGES,
 )

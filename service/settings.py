@@ -182,7 +182,7 @@ class Settings(BaseSettings):
     release_after: float = Field(
         default=60,
         gt=0,
-        description="Seconds that work is retried for the database or the broker before partitions are released",
+        description="Seconds of retries, while database or broker are unavailable, before partitions are released",
     )
     chatbots: Literal["open", "strict"] = Field(
         default="open",

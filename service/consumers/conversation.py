@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import partial
-from typing import Any, ClassVar
+from typing import Any, ClassVar, assert_never
 from uuid import UUID
 
 import structlog
@@ -82,7 +82,7 @@ class ConversationConsumer(Handler):
             case GatewayReceipt():
                 return self._follow_receipt(rows, body)
             case _:
-                raise NotImplementedError(type(body).__name__)
+                assert_never(body)
 
     def _send(self, rows: Intake, command: SendMessage, envelope: Envelope) -> list[Output]:
         """Store the message at the end of its session's lane."""

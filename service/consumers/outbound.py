@@ -161,8 +161,8 @@ class Sender(Loop):
         self._next_look = time.monotonic() + _LOOK_EVERY_SECONDS
         part = self._part()
         if part.owned:
-            besides = self._calls.keys() | self._due.keys()
-            found = await self.database.read(partial(lanes.due, part=part, besides=besides))
+            excluded = self._calls.keys() | self._due.keys()
+            found = await self.database.read(partial(lanes.due, part=part, excluded=excluded))
             self._due |= dict.fromkeys(found)
             if len(found) == lanes.BATCH:
                 self._next_look = time.monotonic()  # there are more

@@ -86,7 +86,7 @@ class Relay(Loop):
     ) -> None:
         self.name = name
         self._publisher, self._database, self._retry, self._confirmations = publisher, database, retry, confirmations
-        self._sources, self._part, self._gives_up = sources, part, skips_refused
+        self._sources, self._part, self._skips_refused = sources, part, skips_refused
         self._waiting: list[Output] = []
         self._refused: dict[str, _Refused] = {}
         self._places = asyncio.Semaphore(_UNDER_WAY)
@@ -233,7 +233,7 @@ class Relay(Loop):
                         headers=output.headers,
                     )
         except BrokerUnavailable as error:
-            if isinstance(error, PublishRefused) and self._gives_up:
+            if isinstance(error, PublishRefused) and self._skips_refused:
                 self._refuse(output, tries)
                 return True
             return self._failed(error.detail)

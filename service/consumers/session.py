@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import partial
-from typing import Any, ClassVar, cast
+from typing import Any, ClassVar, assert_never, cast
 
 import structlog
 from sqlalchemy.ext.asyncio import AsyncSession
@@ -106,7 +106,7 @@ class SessionConsumer(Handler):
             case GatewayReport():
                 await self.follow(body, envelope)
             case _:
-                raise NotImplementedError(type(body).__name__)
+                assert_never(body)
 
     async def initialize(self, command: InitializeSession, envelope: Envelope) -> None:
         """Open the session at the gateway, unless it is connected there."""

@@ -78,9 +78,9 @@ async def make_void(tx: AsyncSession, session: SessionRecord) -> None:
     await tx.execute(lane.values(void_to=session.lane_end, wake_at=clock(tx)))
 
 
-async def due(tx: AsyncSession, part: Part, besides: Collection[str] = ()) -> list[str]:
+async def due(tx: AsyncSession, part: Part, excluded: Collection[str] = ()) -> list[str]:
     """Return the due lanes of this process's partitions, the longest waiting first."""
-    given = {"partitions": part.partitions, "owned": sorted(part.owned), "besides": list(besides), "most": BATCH}
+    given = {"partitions": part.partitions, "owned": sorted(part.owned), "excluded": list(excluded), "most": BATCH}
     found = await (await tx.connection()).execute(_due(sqlite=on_sqlite(tx)), given)
     return list(found.scalars())
 
@@ -89,7 +89,7 @@ async def due(tx: AsyncSession, part: Part, besides: Collection[str] = ()) -> li
 def _due(*, sqlite: bool) -> Select[Any]:
     lane = table_of(LaneRow).c
     partition = lane.key_hash % bindparam("partitions", type_=BigInteger)
-    ours = among(partition, "owned", sqlite=sqlite), ~among(lane.session_id, "besides", sqlite=sqlite)
+    ours = among(partition, "owned", sqlite=sqlite), ~among(lane.session_id, "excluded", sqlite=sqlite)
     moment = DatabaseClock() if sqlite else func.statement_timestamp()
     query = select(lane.session_id).where(text(AWAKE), lane.wake_at <= moment, *ours).order_by(lane.wake_at)
     return query.limit(bindparam("most", type_=Integer))

@@ -572,9 +572,12 @@ async def many_sessions(tx: AsyncSession, count: int) -> None:
         " version, told_version, correlation_id, key_hash, changed_at, created_at) SELECT gen_random_uuid(), id,"
         " 'WHATSAPP_QR', '549', 'ACTIVE', now(), 0, 1, 1, '', 1, now(), now() FROM chatbots"
     )
-    asleep = "INSERT INTO lanes (session_id, key_hash, deferrals) SELECT session_id, 1, 0 FROM sessions"
+    lanes_of = "INSERT INTO lanes (session_id, key_hash, deferrals) SELECT {}, 1, 0 FROM {}"
+    asleep = lanes_of.format("session_id", "sessions")
+    # Most lanes of a platform have nothing to send; a table of a few lanes would be read as a whole.
+    idle = lanes_of.format("'idle_' || n", "generate_series(1, 20000) n")
     await tx.execute(text(chatbots), {"count": count})
-    for statement in (sessions, conversations, asleep):
+    for statement in (sessions, conversations, asleep, idle):
         await tx.execute(text(statement))
 
 
@@ -585,7 +588,9 @@ async def test_a_round_reads_the_first_message_of_its_lanes_alone(here: Database
     await here.transact(lambda tx: fill(tx, "SENT", 20))
     await here.transact(lambda tx: tx.execute(text("ANALYZE")))
     await here.transact(lambda tx: fill(tx, "PENDING", 20))
-    await here.transact(lambda tx: tx.execute(text("UPDATE lanes SET wake_at = now()")))
+    await here.transact(
+        lambda tx: tx.execute(text("UPDATE lanes SET wake_at = now() WHERE session_id NOT LIKE 'idle%'"))
+    )
     statements: list[tuple[str, Any]] = []
 
     def keep(_connection: Any, _cursor: Any, statement: str, parameters: Any, *_: Any) -> None:
@@ -596,8 +601,6 @@ async def test_a_round_reads_the_first_message_of_its_lanes_alone(here: Database
         driver = (await (await tx.connection()).get_raw_connection()).driver_connection
         assert driver is not None
         await driver.execute(f"SET LOCAL plan_cache_mode = {mode}")
-        if " FROM lanes" in statement:  # they are few enough to be read as a whole: the index must be usable
-            await driver.execute("SET LOCAL enable_seqscan = off")
         return "\n".join(row[0] for row in await driver.fetch(f"EXPLAIN ANALYZE {statement}", *parameters))
 
     event.listen(here._writer.sync_engine, "before_cursor_execute", keep)

@@ -12,6 +12,7 @@ import pytest
 from prometheus_client import REGISTRY
 from sqlalchemy import update
 from sqlmodel import col
+from structlog.testing import capture_logs
 
 from service import metrics
 from service.consumers import announcing, relay
@@ -280,8 +281,11 @@ async def test_more_than_memory_holds_is_told_from_the_rows(
     monkeypatch.setattr(relay, "_MOST_DIRECT", 2)
     session, before = await a_session(database), relayed()
     process.broker.slow = lambda message: message.name == JOBS
-    await process.handle(*(a_report(session, f"A{n}", message=f"{n}") for n in range(6)))
+    with capture_logs() as logs:
+        await process.handle(*(a_report(session, f"A{n}", message=f"{n}") for n in range(6)))
     assert relaying(JOBS)
+    told_why = [line["reason"] for line in logs if line["event"] == "relaying" and line["destination"] == JOBS]
+    assert told_why == ["too many outputs wait"]
     process.broker.go_on.set()
     await until(lambda: len(process.broker.jobs()) == 6)
     assert process.broker.jobs() == ["0", "1", "2", "3", "4", "5"]

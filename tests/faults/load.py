@@ -34,7 +34,7 @@ class Load:
     ) -> None:
         self.system = system
         self.ledger = ledger
-        self.door = AmqpPort(amqp_url)
+        self.port = AmqpPort(amqp_url)
         self.dice = dice
         self._messages = messages
         self.seconds = seconds
@@ -58,7 +58,7 @@ class Load:
 
     async def close(self) -> None:
         """Close what connects."""
-        await self.door.close()
+        await self.port.close()
 
     async def _breathe(self) -> None:
         await asyncio.sleep(max(_SHORTEST_PAUSE, self._pause * self.dice.uniform(0.5, 1.3)))
@@ -93,7 +93,7 @@ class Load:
     async def command(self, command: Command, command_id: str, *, knows_partitions: bool = True) -> None:
         """Give a command until it is accepted; who does not know the partitions leaves its own out."""
         partition = f".{partition_of(str(command.chatbot_id), PARTITIONS)}" if knows_partitions else ""
-        self.ledger.repeats[command.name] += await self.door.put(
+        self.ledger.repeats[command.name] += await self.port.put(
             command.wire(),
             exchange=COMMANDS,
             routing_key=f"{command.name}{partition}",

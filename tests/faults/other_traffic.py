@@ -139,7 +139,7 @@ class OtherTraffic:
 
     async def _bad_command(self, mark: str, number: int) -> int:
         bodies = (f'{{"{mark}"', json.dumps({"chatbotId": mark}), json.dumps({"chatbotId": str(uuid4()), "to": mark}))
-        return await self._load.door.put(
+        return await self._load.port.put(
             bodies[number % 3].encode(),
             exchange=COMMANDS,
             routing_key=f"message.send.{number % PARTITIONS}",
@@ -154,6 +154,6 @@ class OtherTraffic:
         return repeats
 
     async def _stray(self, mark: str, _number: int) -> int:
-        return await self._load.door.put(
+        return await self._load.port.put(
             mark.encode(), exchange=COMMANDS, routing_key="nobody.reads.this", message_id=mark, kind="nobody.reads"
         )

@@ -1,4 +1,4 @@
-"""Two doors of one ingress: INTERNAL_PORT takes the gateway's callbacks alone, HTTP_PORT everything else."""
+"""Two ports of one ingress: INTERNAL_PORT takes the gateway's callbacks alone, HTTP_PORT everything else."""
 
 import asyncio
 import json
@@ -44,9 +44,9 @@ class Ports:
 
 
 @pytest.fixture(scope="module")
-async def doors(shared_broker: Broker, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Ports]:
+async def ports(shared_broker: Broker, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Ports]:
     """The service's own process, listening twice."""
-    folder, port = tmp_path_factory.mktemp("doors"), free_ports(1)[0]
+    folder, port = tmp_path_factory.mktemp("ports"), free_ports(1)[0]
     url = await shared_broker.renew()
     await topology.declare(url, 4)
     database = f"sqlite+aiosqlite:///{folder / 'whatsapp-qr.db'}"
@@ -68,23 +68,23 @@ def not_here(answer: httpx.Response) -> bool:
 
 
 @pytest.mark.parametrize("path", CALLBACKS)
-async def test_callbacks_are_taken_inside(doors: Ports, path: str) -> None:
+async def test_callbacks_are_taken_inside(ports: Ports, path: str) -> None:
     """What is reported there gets to the broker; who cannot prove to be the gateway is refused there too."""
-    assert (await doors.internal("POST", path, json=CALLBACKS[path], headers=PROOF)).status_code == 200
-    del doors.system.http.headers["X-API-Key"]
-    refused = await doors.internal("POST", path, json=CALLBACKS[path])
-    doors.system.http.headers["X-API-Key"] = KEY
+    assert (await ports.internal("POST", path, json=CALLBACKS[path], headers=PROOF)).status_code == 200
+    del ports.system.http.headers["X-API-Key"]
+    refused = await ports.internal("POST", path, json=CALLBACKS[path])
+    ports.system.http.headers["X-API-Key"] = KEY
     assert (refused.status_code, refused.json()["code"]) == (401, "unauthorized")
 
 
 @pytest.mark.parametrize("path", CALLBACKS)
 @pytest.mark.parametrize("method", ["POST", "GET", "OPTIONS"])
-async def test_callbacks_do_not_exist_outside(doors: Ports, path: str, method: str) -> None:
+async def test_callbacks_do_not_exist_outside(ports: Ports, path: str, method: str) -> None:
     """With the right token neither, and also for who asks which methods there are."""
-    before = await doors.counted(route=path)
-    assert not_here(await doors.public(method, path, json=CALLBACKS[path], headers=PROOF))
-    assert await doors.counted(route=path) == before
-    assert '"callback_at_public_port"' in doors.ingress.log()
+    before = await ports.counted(route=path)
+    assert not_here(await ports.public(method, path, json=CALLBACKS[path], headers=PROOF))
+    assert await ports.counted(route=path) == before
+    assert '"callback_at_public_port"' in ports.ingress.log()
 
 
 @pytest.mark.parametrize("path", CALLBACKS)
@@ -99,55 +99,55 @@ async def test_callbacks_do_not_exist_outside(doors: Ports, path: str, method: s
     ],
     ids=["host", "name", "x-forwarded", "forwarded", "x-original-url"],
 )
-async def test_no_header_opens_the_inner_door(doors: Ports, path: str, disguise: dict[str, str]) -> None:
+async def test_no_header_opens_the_inner_door(ports: Ports, path: str, disguise: dict[str, str]) -> None:
     """Only the socket says at which port a request came in."""
-    headers = {name: value.format(port=doors.internal_port) for name, value in disguise.items()}
-    assert not_here(await doors.public("POST", path, json=CALLBACKS[path], headers=headers | PROOF))
+    headers = {name: value.format(port=ports.internal_port) for name, value in disguise.items()}
+    assert not_here(await ports.public("POST", path, json=CALLBACKS[path], headers=headers | PROOF))
 
 
 @pytest.mark.parametrize("spelling", ["{path}%0A", "{path}%0a", "/%77hatsapp-qr/{last}", "{path}?a=/livez", "{path}#x"])
 @pytest.mark.parametrize("path", CALLBACKS)
-async def test_no_spelling_opens_the_inner_door(doors: Ports, path: str, spelling: str) -> None:
+async def test_no_spelling_opens_the_inner_door(ports: Ports, path: str, spelling: str) -> None:
     """The router takes some of these for the callback: so must whoever watches the door."""
     url = spelling.format(path=path, last=path.rpartition("/")[2])
-    assert not_here(await doors.public("POST", url, json=CALLBACKS[path], headers=PROOF))
+    assert not_here(await ports.public("POST", url, json=CALLBACKS[path], headers=PROOF))
 
 
 @pytest.mark.parametrize("path", CALLBACKS)
-async def test_no_absolute_target_opens_the_inner_door(doors: Ports, path: str) -> None:
+async def test_no_absolute_target_opens_the_inner_door(ports: Ports, path: str) -> None:
     """A request may name the whole URL, as to a proxy; what it names is not where it came in."""
-    reader, writer = await asyncio.open_connection("127.0.0.1", doors.system.ingress_port)
-    target = f"http://127.0.0.1:{doors.internal_port}{path}"
+    reader, writer = await asyncio.open_connection("127.0.0.1", ports.system.ingress_port)
+    target = f"http://127.0.0.1:{ports.internal_port}{path}"
     writer.write(f"POST {target} HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: 0\r\n\r\n".encode())
     answer = await reader.read()
     writer.close()
     assert answer.startswith(b"HTTP/1.1 404 ")
 
 
-async def test_nothing_else_exists_inside(doors: Ports) -> None:
+async def test_nothing_else_exists_inside(ports: Ports) -> None:
     """No call, page, health or metric: whoever reaches only that port can only report."""
-    document = (await doors.public("GET", "/openapi.json")).json()
+    document = (await ports.public("GET", "/openapi.json")).json()
     everything = {(method, path) for path, methods in document["paths"].items() for method in methods}
     pages = {("get", path) for path in ("/docs", "/openapi.json", "/asyncapi", "/asyncapi.yaml", "/", "/nowhere")}
     inside = {("post", path) for path in CALLBACKS}
     assert inside < everything
     for method, path in (everything | pages) - inside:
-        assert not_here(await doors.internal(method.upper(), path, headers=PROOF)), path
+        assert not_here(await ports.internal(method.upper(), path, headers=PROOF)), path
     for path in ("/livez", "/docs", "/metrics"):
-        assert (await doors.public("GET", path)).status_code == 200
+        assert (await ports.public("GET", path)).status_code == 200
 
 
-async def test_limit_counting_and_dead_letters_are_those_of_one_ingress(doors: Ports) -> None:
+async def test_limit_counting_and_dead_letters_are_those_of_one_ingress(ports: Ports) -> None:
     """Too large: 413; not valid: 400 and kept; /metrics tells of both ports."""
     path = "/whatsapp-qr/webhook"
-    async with Amqp(doors.system.amqp_url) as amqp:
+    async with Amqp(ports.system.amqp_url) as amqp:
         before = await amqp.waiting("whatsapp-qr.dead-letters")
-        large = await doors.internal("POST", path, content=b"x" * 1_100_000, headers=PROOF)
-        wrong = await doors.internal("POST", path, json={"type": "qr"}, headers=PROOF)
+        large = await ports.internal("POST", path, content=b"x" * 1_100_000, headers=PROOF)
+        wrong = await ports.internal("POST", path, json={"type": "qr"}, headers=PROOF)
         assert (large.status_code, wrong.status_code) == (413, 400)
         await amqp.until_waiting("whatsapp-qr.dead-letters", before + 1)
-    assert await doors.counted(route=path, status="400") >= 1
-    assert await doors.counted(status="413") >= 1
+    assert await ports.counted(route=path, status="400") >= 1
+    assert await ports.counted(status="413") >= 1
 
 
 async def test_without_it_one_port_serves_all(shared_broker: Broker, sqlite_database: str, tmp_path: Path) -> None:
